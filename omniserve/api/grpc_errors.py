@@ -1,0 +1,105 @@
+"""Where gRPC calls end in errors: one interceptor turns exceptions into statuses."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from omniserve.errors import EngineUnavailable, InvalidRequest, OmniServeError, status_of
+from omniserve.logs import get_logger, log_event
+
+_logger = get_logger(__name__)
+
+RETRY_DELAY_S = 1
+OUR_METHODS = "/omniserve."
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Any]]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method of ours, so that servicers may simply raise."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(OUR_METHODS):
+            return handler
+        wrap = grpc.unary_unary_rpc_method_handler
+        behaviour = handler.unary_unary
+        if handler.response_streaming:
+            wrap, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        return wrap(
+            _reporting_errors(behaviour),
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Hands a parse error on as if it were the request: grpc itself would call it internal."""
+
+    def parse_or_error(message: bytes) -> Any:
+        try:
+            return parse(message)
+        except DecodeError as error:
+            return error
+
+    return parse_or_error
+
+
+def _reporting_errors(behaviour: Handler) -> Handler:
+    async def call(request: Any, context: Context) -> Any:
+        try:
+            if isinstance(request, DecodeError):
+                raise InvalidRequest("the message is not valid protobuf of this method")
+            return await behaviour(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(context, error)
+
+    return call
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    name, _ = status_of(error)
+    if isinstance(error, OmniServeError):
+        message = str(error)
+    else:
+        message = "internal error; see the server's log"
+        log_event(_logger, "grpc_call_failed", level=logging.ERROR, error=error)
+    status = status_pb2.Status(
+        code=grpc.StatusCode[name].value[0],
+        message=message,
+        details=[_packed(detail) for detail in _details(error)],
+    )
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+def _details(error: Exception) -> list[Message]:
+    param = error.param if isinstance(error, InvalidRequest) else None
+    info = error_details_pb2.ErrorInfo(
+        reason="".join(f"_{c}" if c.isupper() else c for c in type(error).__name__).upper()[1:],
+        domain="omniserve",
+        metadata={"param": param} if param else {},
+    )
+    if not isinstance(error, EngineUnavailable):
+        return [info]
+    delay = duration_pb2.Duration(seconds=RETRY_DELAY_S)
+    return [info, error_details_pb2.RetryInfo(retry_delay=delay)]
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

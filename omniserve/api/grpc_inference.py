@@ -1,0 +1,84 @@
+"""gRPC `omniserve.v1.Inference`."""
+
+import time
+
+from omniserve.api.grpc_codec import (
+    choice_message,
+    chunk_message,
+    generation_request,
+    model_message,
+    prompt_of,
+    tier_message,
+    usage_message,
+)
+from omniserve.api.grpc_errors import Context
+from omniserve.errors import InvalidRequest
+from omniserve.service import GenerationService
+from omniserve.v1 import omniserve_pb2 as pb
+from omniserve.v1 import omniserve_pb2_grpc
+
+TIER_METADATA_KEY = "x-omniserve-tier"
+
+
+class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
+    """Translates; errors are left to the interceptor."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        # Chunks are written, not yielded: a cancelled call then leaves the block here and now.
+        wanted = generation_request(request, _metadata_tier(context), time.monotonic())
+        async with await self._service.start(wanted) as stream:
+            async for chunk in stream:
+                await context.write(chunk_message(chunk, stream.request_id, stream.tokenizer))
+
+    async def Complete(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResult:
+        wanted = generation_request(request, _metadata_tier(context), time.monotonic())
+        async with await self._service.start(wanted) as stream:
+            result = await stream.result()
+        return pb.GenerateResult(
+            choices=[choice_message(choice, stream.tokenizer) for choice in result.choices],
+            usage=usage_message(result.usage),
+            request_id=stream.request_id,
+            model=stream.model,
+            tier=stream.tier,
+        )
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        token_ids = await self._service.tokenize(request.model, prompt_of(request))
+        max_model_len = self._service.model_info(request.model).max_model_len
+        return pb.TokenizeResponse(token_ids=token_ids, max_model_len=max_model_len)
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: Context
+    ) -> pb.DetokenizeResponse:
+        text = self._service.detokenize(
+            request.model,
+            tuple(request.token_ids),
+            keep_special_tokens=request.keep_special_tokens,
+        )
+        return pb.DetokenizeResponse(text=text)
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        config = self._service.config
+        return pb.ListModelsResponse(
+            models=[
+                model_message(
+                    self._service.model_info(model.name), config.default_tier(model.name).name
+                )
+                for model in config.models
+            ],
+            tiers=[tier_message(tier) for tier in config.tiers],
+        )
+
+
+def _metadata_tier(context: Context) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == TIER_METADATA_KEY:
+            if not isinstance(value, str):
+                raise InvalidRequest(f"{TIER_METADATA_KEY}: must be text", "tier")
+            return value
+    return None

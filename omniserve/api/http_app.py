@@ -1,0 +1,156 @@
+"""Routes of the HTTP server."""
+
+import asyncio
+import time
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from omniserve.api.http_errors import error_response
+from omniserve.api.http_generation import GenerationResponse
+from omniserve.api.openai_requests import ChatBody, CompletionBody, RequestHead
+from omniserve.api.openai_responses import ChatFormat, CompletionFormat, to_json
+from omniserve.errors import OmniServeError
+from omniserve.metrics import CONTENT_TYPE
+from omniserve.service import GenerationService
+
+MAX_BODY_BYTES = 8 << 20
+BODY_TIMEOUT_S = 60
+TIER_HEADER = "x-omniserve-tier"
+REQUEST_ID_HEADER = "x-request-id"
+
+
+def create_app(service: GenerationService) -> ASGIApp:
+    """The ASGI application for a service."""
+    endpoints = _Endpoints(service)
+    routes = Starlette(
+        routes=[
+            Route("/v1/models", endpoints.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", endpoints.model, methods=["GET"]),
+            Route("/v1/completions", endpoints.completions, methods=["POST"]),
+            Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
+            Route("/health", endpoints.health, methods=["GET"]),
+            Route("/metrics", endpoints.metrics, methods=["GET"]),
+        ],
+        exception_handlers={OmniServeError: error_response, HTTPException: error_response},
+    )
+    return _LastResort(routes)
+
+
+class _LastResort:
+    """Answers and logs what nobody expected, once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception as error:
+            response = await error_response(Request(scope), error)
+            if not has_started:
+                await response(scope, receive, send)
+
+
+class _Endpoints:
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+        self._created = int(time.time())
+
+    async def completions(self, request: Request) -> GenerationResponse:
+        arrival_s = time.monotonic()
+        body = CompletionBody.parse(await _read_body(request))
+        return GenerationResponse(
+            self._service,
+            body.to_request(_head(request, arrival_s)),
+            CompletionFormat,
+            is_stream=bool(body.stream),
+            includes_usage=body.includes_usage,
+        )
+
+    async def chat_completions(self, request: Request) -> GenerationResponse:
+        arrival_s = time.monotonic()
+        body = ChatBody.parse(await _read_body(request))
+        return GenerationResponse(
+            self._service,
+            body.to_request(_head(request, arrival_s)),
+            ChatFormat,
+            is_stream=bool(body.stream),
+            includes_usage=body.includes_usage,
+        )
+
+    async def models(self, request: Request) -> Response:
+        models = [self._model(model.name) for model in self._service.config.models]
+        return _json({"object": "list", "data": models})
+
+    async def model(self, request: Request) -> Response:
+        return _json(self._model(request.path_params["name"]))
+
+    def _model(self, name: str) -> dict[str, object]:
+        info = self._service.model_info(name)
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "omniserve",
+            "max_model_len": info.max_model_len,
+        }
+
+    async def health(self, request: Request) -> Response:
+        """200 only where a request would be accepted."""
+        is_serving = self._service.is_serving
+        status = HTTPStatus.OK if is_serving else HTTPStatus.SERVICE_UNAVAILABLE
+        return _json({"state": self._service.state}, status)
+
+    async def metrics(self, request: Request) -> Response:
+        headers = {"content-type": CONTENT_TYPE}
+        return Response(self._service.metrics.exposition(), headers=headers)
+
+
+def _json(body: object, status: int = 200) -> Response:
+    return Response(to_json(body), status, media_type="application/json")
+
+
+def _head(request: Request, arrival_s: float) -> RequestHead:
+    return RequestHead(
+        tier=request.headers.get(TIER_HEADER),
+        request_id=request.headers.get(REQUEST_ID_HEADER, ""),
+        arrival_s=arrival_s,
+    )
+
+
+async def _read_body(request: Request) -> bytes:
+    """The whole body, or an error as soon as it is known to be too large or too slow."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+        raise _too_large()
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large()
+    except TimeoutError:
+        message = f"the body did not arrive within {BODY_TIMEOUT_S} s"
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, message) from None
+    except ClientDisconnect:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "the connection was closed") from None
+    return bytes(body)
+
+
+def _too_large() -> HTTPException:
+    message = f"the body is too large; allowed: {MAX_BODY_BYTES} bytes"
+    return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)

@@ -1,0 +1,49 @@
+"""OpenAI-shaped errors for whatever goes wrong over HTTP."""
+
+import logging
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from omniserve.api.openai_responses import to_json
+from omniserve.errors import InvalidRequest, OmniServeError, UnknownModel, status_of
+from omniserve.logs import get_logger, log_event
+
+_logger = get_logger(__name__)
+
+RETRY_AFTER_S = 1
+
+
+def error_body(error: Exception) -> tuple[int, bytes]:
+    """HTTP status and JSON body of an exception; logs what nobody expected."""
+    if isinstance(error, HTTPException):
+        return error.status_code, _body(error.status_code, error.detail, None, None)
+    _, status = status_of(error)
+    if not isinstance(error, OmniServeError):
+        log_event(_logger, "http_request_failed", level=logging.ERROR, error=error)
+        return status, _body(status, "internal error; see the server's log", None, None)
+    param = error.param if isinstance(error, InvalidRequest) else None
+    code = "model_not_found" if isinstance(error, UnknownModel) else None
+    if isinstance(error, UnknownModel):
+        param = "model"
+    return status, _body(status, str(error), param, code)
+
+
+async def error_response(request: Request, error: Exception) -> Response:
+    """Starlette's hook for every exception that leaves an endpoint."""
+    status, body = error_body(error)
+    headers = dict(getattr(error, "headers", None) or {})
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    if status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
+        # The rest of the body is not going to be read.
+        headers["connection"] = "close"
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _body(status: int, message: str, param: str | None, code: str | None) -> bytes:
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return to_json({"error": error})

@@ -1,0 +1,214 @@
+"""The configuration: what a file may say, its defaults, and what must hold between its parts."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from omniserve.config_file import read_config_file
+from omniserve.config_messages import describe_problems
+from omniserve.config_values import (
+    Address,
+    Milliseconds,
+    Name,
+    Seconds,
+    Size,
+    refuse,
+    split_address,
+)
+from omniserve.errors import ConfigError
+from omniserve.requests import ServiceClassName
+from omniserve.settings import DeviceKind, DeviceSettings, DtypeName, EngineSettings, ModelSettings
+
+DEFAULT_PERCENTILE = 99.0
+RESERVED_TIER_NAMES = ("auto", "default", "priority", "flex")
+"""Values of OpenAI's `service_tier` that choose a tier by its role."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class ListenConfig(_Section):
+    """Addresses of the two servers."""
+
+    grpc: Address = "127.0.0.1:50051"
+    """host:port of the gRPC server; port 0 takes a free one."""
+    http: Address = "127.0.0.1:8000"
+    """host:port of the OpenAI HTTP server; port 0 takes a free one."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.grpc == self.http and split_address(self.http)[1] != 0:
+            raise refuse("must differ from listen.grpc", ("http",))
+        return self
+
+
+class DeviceConfig(_Section):
+    """The device that runs the models."""
+
+    kind: DeviceKind = "auto"
+    """auto takes an accelerator where there is one, else the CPU."""
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    """Compute threads of a CPU device; unset takes every core the process may use."""
+
+
+class ModelConfig(_Section):
+    """One model to serve."""
+
+    name: Name
+    """The name by which requests ask for the model."""
+    path: str
+    """Checkpoint directory in Hugging Face layout; a relative path starts at the config file."""
+    dtype: DtypeName = "bfloat16"
+    """Number format of weights and KV."""
+    device_kv_bytes: Size = 64 << 20
+    """Size of the model's KV pool on the device."""
+    max_model_len: int | None = Field(default=None, ge=2, le=1 << 30)
+    """Longest prompt plus output, in tokens; unset takes what the model and the KV pool allow."""
+    default_tier: Name | None = None
+    """Tier of a request that names none; unset takes the first tier."""
+    max_step_tokens: int = Field(default=512, ge=1, le=1 << 20)
+    """Most tokens computed in one step."""
+    best_effort_tokens_beside_ls: int = Field(default=64, ge=0, le=1 << 20)
+    """Most best-effort tokens in a step that also carries latency-sensitive tokens."""
+    max_running_requests: int = Field(default=64, ge=1, le=4096)
+    """Most requests that run at the same time."""
+    block_size: int = Field(default=32, ge=1, le=1024)
+    """Tokens in one KV block."""
+    prefix_caching: bool = True
+    """Whether KV of equal prompt beginnings is shared."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute_path(cls, value: str, info: ValidationInfo) -> str:
+        if not value or not value.isprintable():
+            raise refuse("must be the path of a directory")
+        directory: Path = (info.context or {}).get("directory", Path.cwd())
+        return str((directory / Path(value).expanduser()).resolve())
+
+
+class TierConfig(_Section):
+    """A named class of service."""
+
+    name: Name
+    """The name by which requests ask for the tier."""
+    service_class: ServiceClassName = Field(alias="class")
+    """latency_sensitive work goes first; best_effort takes what is left."""
+    ttft_ms: Milliseconds | None = Field(default=None, validate_default=True)
+    """Objective for the time to the first token (latency_sensitive only, required there)."""
+    tpot_ms: Milliseconds | None = Field(default=None, validate_default=True)
+    """Objective for the time per output token after the first (likewise)."""
+    percentile: Annotated[float, Field(ge=50, lt=100)] | None = Field(
+        default=None, validate_default=True
+    )
+    """Share of requests, in percent, that must meet the objectives (latency_sensitive only); 99."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value in RESERVED_TIER_NAMES:
+            raise refuse(f"must not be one of {', '.join(RESERVED_TIER_NAMES)}, which are reserved")
+        return value
+
+    @field_validator("ttft_ms", "tpot_ms", "percentile")
+    @classmethod
+    def _objective(cls, value: float | None, info: ValidationInfo) -> float | None:
+        service_class = info.data.get("service_class")
+        if service_class == "best_effort" and value is not None:
+            raise refuse("is not allowed for a best_effort tier, which has no objectives")
+        if service_class == "latency_sensitive" and value is None:
+            if info.field_name == "percentile":
+                return DEFAULT_PERCENTILE
+            raise refuse("is required for a latency_sensitive tier: a positive number")
+        return value
+
+
+class DaemonConfig(_Section):
+    """How the daemon starts, watches over its engine and stops."""
+
+    shutdown_grace_s: float = Field(default=30.0, ge=0, le=86_400, allow_inf_nan=False)
+    """Longest wait for running requests when the daemon is told to stop."""
+    engine_heartbeat_s: float = Field(default=30.0, ge=2, le=86_400, allow_inf_nan=False)
+    """An engine that says nothing for this long is killed and restarted; it speaks every second."""
+    engine_load_s: Seconds = 600.0
+    """Longest wait for the engine to load its models."""
+
+
+class Config(_Section):
+    """Everything that a configuration file says, with the defaults filled in."""
+
+    listen: ListenConfig = ListenConfig()
+    device: DeviceConfig = DeviceConfig()
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, strict=False)]
+    """The models to serve; all of them share the device."""
+    tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, strict=False)]
+    """The classes of service; the first is the default of models that name none."""
+    daemon: DaemonConfig = DaemonConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        kinds: tuple[tuple[Literal["models", "tiers"], list[str]], ...] = (
+            ("models", [model.name for model in self.models]),
+            ("tiers", [tier.name for tier in self.tiers]),
+        )
+        for key, names in kinds:
+            for index, name in enumerate(names):
+                if name in names[:index]:
+                    first = f"{key}[{names.index(name)}]"
+                    raise refuse(f"is the name of {first} already", (key, index, "name"))
+        tier_names = kinds[1][1]
+        for index, model in enumerate(self.models):
+            if model.default_tier is not None and model.default_tier not in tier_names:
+                text = f"must name a tier: {', '.join(tier_names)}"
+                raise refuse(text, ("models", index, "default_tier"))
+        return self
+
+    def tier(self, name: str) -> TierConfig | None:
+        return next((tier for tier in self.tiers if tier.name == name), None)
+
+    def model(self, name: str) -> ModelConfig | None:
+        return next((model for model in self.models if model.name == name), None)
+
+    def default_tier(self, model: str) -> TierConfig:
+        """The tier of a request for this served model that names none."""
+        config = self.model(model)
+        assert config is not None
+        tier = self.tier(config.default_tier) if config.default_tier else None
+        return tier or self.tiers[0]
+
+    def engine_settings(self) -> EngineSettings:
+        models = tuple(
+            ModelSettings(
+                **model.model_dump(exclude={"default_tier", "device_kv_bytes"}),
+                device_kv_bytes=model.device_kv_bytes,
+            )
+            for model in self.models
+        )
+        return EngineSettings(DeviceSettings(self.device.kind, self.device.threads), models)
+
+
+def load_config(path: str | Path) -> Config:
+    """Reads and validates a file. The ConfigError holds one line for each problem."""
+    file = read_config_file(Path(path))
+    context = {"directory": Path(path).resolve().parent}
+    try:
+        return Config.model_validate(file.data, context=context, by_name=False)
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe_problems(file, error, Config))) from None

@@ -1,0 +1,1 @@
+"""Devices: the only place that knows an accelerator, its streams and its attention kernels."""

@@ -1,0 +1,72 @@
+"""What an attention backend is given and what it gives back: plan once a step, run once a layer."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence, more than one: part or all of a prefill."""
+
+    first_row: int
+    num_tokens: int
+    start: int
+    """Position of the first token; everything before it is in the cache."""
+    block_ids: IntArray
+    """[num_blocks] covering positions 0 .. start + num_tokens - 1."""
+
+    @property
+    def context_len(self) -> int:
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Rows of one step: decode rows come first, then the chunks in order."""
+
+    decode_block_tables: IntArray
+    """[num_decodes, max_blocks]; entries past a row's context are any valid block."""
+    decode_context_lens: IntArray
+    """[num_decodes], the new token included."""
+    chunks: tuple[Chunk, ...]
+    row_block_ids: IntArray
+    """[rows] block that takes each row's k and v."""
+    row_offsets: IntArray
+    """[rows] position inside that block."""
+
+    @property
+    def num_decodes(self) -> int:
+        return len(self.decode_context_lens)
+
+    def without_decodes(self) -> "AttentionBatch":
+        """The chunks alone, their rows counted from 0."""
+        skipped = self.num_decodes
+        return AttentionBatch(
+            decode_block_tables=self.decode_block_tables[:0],
+            decode_context_lens=self.decode_context_lens[:0],
+            chunks=tuple(replace(c, first_row=c.first_row - skipped) for c in self.chunks),
+            row_block_ids=self.row_block_ids[skipped:],
+            row_offsets=self.row_offsets[skipped:],
+        )
+
+
+class AttentionBackend(Protocol):
+    """Paged attention over `kv_cache` [layers, blocks, 2, num_kv_heads, block_size, head_dim].
+
+    The 2 is keys, values. A window w lets position i see i - w + 1 .. i.
+    """
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        """Work that is the same in every layer; what it returns is good for one step."""
+
+    def run(self, plan: Any, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Writes k, v [rows, num_kv_heads, head_dim] to the cache, then attends.
+
+        q is [rows, num_heads, head_dim]; the result is [rows, num_heads * head_dim].
+        """

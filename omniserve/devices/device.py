@@ -1,0 +1,79 @@
+"""Choosing the device and what goes with it: threads, attention backend, description."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omniserve.devices.attention import AttentionBackend
+from omniserve.devices.sdpa import SdpaAttention
+from omniserve.errors import ConfigError
+from omniserve.settings import DeviceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An open device."""
+
+    torch_device: torch.device
+    description: str
+    pipeline_depth: int
+    """Plans in flight: 1 where the host computes itself, 2 where it only launches work."""
+
+    def attention(
+        self, kv_cache: Tensor, windows: Sequence[int | None], num_heads: int
+    ) -> AttentionBackend:
+        """The best attention backend of this device for a KV cache of that dtype and shape."""
+        if self.torch_device.type == "cpu":
+            from omniserve.devices import cpu_attention
+
+            shape = cpu_attention.decode_shape(kv_cache, num_heads)
+            if shape is not None:
+                return cpu_attention.CpuAttention(kv_cache, windows, shape)
+        if self.torch_device.type == "cuda":
+            from omniserve.devices import flashinfer
+
+            if flashinfer.is_usable(kv_cache):
+                return flashinfer.FlashInferAttention(kv_cache, windows)
+        return SdpaAttention(kv_cache, windows)
+
+
+def open_device(settings: DeviceSettings) -> Device:
+    """Opens the device that the settings name; `auto` takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: the kind asked for is not on this machine.
+    """
+    kind = settings.kind
+    if kind == "npu":
+        from omniserve.devices import npu
+
+        npu.load()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    found = accelerator.type if accelerator is not None else "cpu"
+    if kind == "auto":
+        kind = "cuda" if found == "cuda" else "npu" if found == "npu" else "cpu"
+    if kind == "cpu":
+        return _open_cpu(settings)
+    if kind != found:
+        raise ConfigError(f"device.kind: {kind!r} was asked for, but torch finds only {found!r}")
+    return Device(torch.device(kind, 0), _accelerator_name(kind), pipeline_depth=2)
+
+
+def _open_cpu(settings: DeviceSettings) -> Device:
+    num_cores = len(os.sched_getaffinity(0))
+    threads = settings.threads or num_cores
+    if threads > num_cores:
+        raise ConfigError(
+            f"device.threads: {threads} is more than the {num_cores} cores of this process"
+        )
+    torch.set_num_threads(threads)
+    return Device(torch.device("cpu"), f"cpu, {threads} threads", pipeline_depth=1)
+
+
+def _accelerator_name(kind: str) -> str:
+    module = torch.get_device_module(kind)
+    name = getattr(module, "get_device_name", lambda index: kind)(0)
+    return f"{kind}, {name}"

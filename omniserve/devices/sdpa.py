@@ -1,0 +1,140 @@
+"""Paged attention with torch's scaled_dot_product_attention: right on every device and dtype."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omniserve.devices.attention import AttentionBatch, Chunk, IntArray
+from omniserve.devices.kv_write import KvWriter
+
+Window = int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkPlan:
+    chunk: Chunk
+    pages: Tensor
+    """Indices [2, num_kv_heads * num_blocks] of the chunk's key and value pages."""
+    masks: dict[Window, Tensor | None]
+    """By window: [num_tokens, context] of bool, or None where plain causal attention is meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class SdpaPlan:
+    num_decodes: int
+    writes: tuple[Tensor, Tensor]
+    decode_pages: Tensor | None
+    """Indices [2, num_decodes * num_kv_heads * max_blocks] of key and value pages."""
+    decode_masks: dict[Window, Tensor]
+    """By window: [num_decodes, 1, 1, max_context] of bool."""
+    chunks: tuple[_ChunkPlan, ...]
+
+
+class SdpaAttention:
+    """Gathers a sequence's pages, then calls SDPA; the query heads of one KV head become its rows."""
+
+    def __init__(self, kv_cache: Tensor, windows: Sequence[Window]) -> None:
+        num_layers, _, _, self._num_kv_heads, self._block_size, self._head_dim = kv_cache.shape
+        self._pages = kv_cache.view(num_layers, -1, self._block_size * self._head_dim)
+        self._windows = tuple(windows)
+        self._device = kv_cache.device
+        self._writer = KvWriter(kv_cache)
+
+    def plan(self, batch: AttentionBatch) -> SdpaPlan:
+        decode_pages, decode_masks = None, {}
+        if batch.num_decodes:
+            longest = int(batch.decode_context_lens.max())
+            tables = batch.decode_block_tables[:, : -(-longest // self._block_size)]
+            decode_pages = self._page_indices(tables)
+            decode_masks = {
+                window: self._decode_mask(batch.decode_context_lens, tables.shape[1], window)
+                for window in set(self._windows)
+            }
+        return SdpaPlan(
+            num_decodes=batch.num_decodes,
+            writes=self._writer.plan(batch),
+            decode_pages=decode_pages,
+            decode_masks=decode_masks,
+            chunks=tuple(self._plan_chunk(chunk) for chunk in batch.chunks),
+        )
+
+    def run(self, plan: SdpaPlan, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._writer.run(plan.writes, layer, k, v)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if plan.num_decodes:
+            out[: plan.num_decodes] = self._decode(plan, layer, q[: plan.num_decodes])
+        for chunk_plan in plan.chunks:
+            first = chunk_plan.chunk.first_row
+            rows = slice(first, first + chunk_plan.chunk.num_tokens)
+            out[rows] = self._chunk(chunk_plan, layer, q[rows], k[rows], v[rows])
+        return out.flatten(1)
+
+    def _page_indices(self, tables: IntArray) -> Tensor:
+        """[2, rows * num_kv_heads * blocks] page indices of block tables [rows, blocks]."""
+        blocks = torch.from_numpy(np.ascontiguousarray(tables)).to(self._device, torch.int64)
+        heads = torch.arange(self._num_kv_heads, device=self._device)
+        keys = (blocks[:, None, :] * (2 * self._num_kv_heads) + heads[None, :, None]).flatten()
+        return torch.stack([keys, keys + self._num_kv_heads])
+
+    def _decode_mask(self, context_lens: IntArray, num_blocks: int, window: Window) -> Tensor:
+        lens = torch.from_numpy(context_lens).to(self._device)[:, None]
+        positions = torch.arange(num_blocks * self._block_size, device=self._device)
+        visible = positions < lens
+        if window is not None:
+            visible &= positions >= lens - window
+        return visible[:, None, None, :]
+
+    def _plan_chunk(self, chunk: Chunk) -> _ChunkPlan:
+        masks: dict[Window, Tensor | None] = {}
+        for window in set(self._windows):
+            plain = chunk.start == 0 and (window is None or window >= chunk.num_tokens)
+            masks[window] = None if plain else self._chunk_mask(chunk, window)
+        return _ChunkPlan(chunk, self._page_indices(chunk.block_ids[None]), masks)
+
+    def _chunk_mask(self, chunk: Chunk, window: Window) -> Tensor:
+        rows = torch.arange(chunk.start, chunk.context_len, device=self._device)[:, None]
+        columns = torch.arange(chunk.context_len, device=self._device)
+        visible = columns <= rows
+        if window is not None:
+            visible &= columns > rows - window
+        return visible
+
+    def _decode(self, plan: SdpaPlan, layer: int, q: Tensor) -> Tensor:
+        assert plan.decode_pages is not None
+        rows = plan.num_decodes
+        shape = (rows, self._num_kv_heads, -1, self._head_dim)
+        pages = self._pages[layer]
+        keys = pages.index_select(0, plan.decode_pages[0]).view(shape)
+        values = pages.index_select(0, plan.decode_pages[1]).view(shape)
+        mask = plan.decode_masks[self._windows[layer]]
+        # Slots past the context hold whatever an earlier request left; a NaN there outlives any mask.
+        hidden = ~mask.transpose(2, 3)
+        keys.masked_fill_(hidden, 0)
+        values.masked_fill_(hidden, 0)
+        return F.scaled_dot_product_attention(
+            q.reshape(shape), keys, values, attn_mask=mask
+        ).reshape(q.shape)
+
+    def _chunk(self, plan: _ChunkPlan, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = plan.masks[self._windows[layer]]
+        if mask is None:
+            keys, values = k.transpose(0, 1), v.transpose(0, 1)
+        else:
+            shape = (self._num_kv_heads, -1, self._head_dim)
+            context = plan.chunk.context_len
+            pages = self._pages[layer]
+            keys = pages.index_select(0, plan.pages[0]).view(shape)[:, :context]
+            values = pages.index_select(0, plan.pages[1]).view(shape)[:, :context]
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None],
+            values[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=True,
+        )
+        return out[0].transpose(0, 1)

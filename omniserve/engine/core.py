@@ -1,0 +1,126 @@
+"""The engine: several models, one device, one step at a time."""
+
+from collections.abc import Callable
+
+import torch
+
+from omniserve.devices.device import open_device
+from omniserve.engine.build import build_runtime
+from omniserve.engine.model_runtime import ModelRuntime, RunningStep
+from omniserve.errors import UnknownModel
+from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.settings import EngineSettings, ModelInfo, ModelStats
+from scheduler import ModelDemand, ModelTurns
+
+
+class Engine:
+    """Serves requests in this process; single-threaded, driven by `step`.
+
+    A step that carries no latency-sensitive row stops at a layer boundary when latency-sensitive work
+    arrives for any model, lets it pass, and goes on where it was.
+    """
+
+    def __init__(
+        self, settings: EngineSettings, poll_arrivals: Callable[[], None] | None = None
+    ) -> None:
+        """Loads every model.
+
+        Args:
+            settings: device and models.
+            poll_arrivals: called at layer boundaries of best-effort steps; may call `add` and `abort`.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be loaded.
+            ConfigError: the device is not there, or a KV limit is too small.
+        """
+        device = open_device(settings.device)
+        self.device = device.description
+        self._runtimes = {model.name: build_runtime(model, device) for model in settings.models}
+        self._poll_arrivals = poll_arrivals
+        self._turns = ModelTurns(list(self._runtimes))
+        self._parked: tuple[ModelRuntime, RunningStep] | None = None
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        return tuple(runtime.info for runtime in self._runtimes.values())
+
+    @property
+    def has_unfinished(self) -> bool:
+        return any(runtime.has_unfinished for runtime in self._runtimes.values())
+
+    def runtime(self, model: str) -> ModelRuntime:
+        """The runtime of a model.
+
+        Raises:
+            UnknownModel: no model of that name is loaded.
+        """
+        if model not in self._runtimes:
+            raise UnknownModel(f"model {model!r} is not served; served: {', '.join(self._runtimes)}")
+        return self._runtimes[model]
+
+    def add(self, request: EngineRequest) -> None:
+        """Queues a request; its outputs come from later calls of `step`.
+
+        Raises:
+            UnknownModel: no model of that name is loaded.
+            InvalidRequest: the model cannot take this prompt.
+        """
+        self.runtime(request.model).add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Forgets a request in any phase; no output follows for it."""
+        for runtime in self._runtimes.values():
+            if runtime.abort(request_id):
+                return
+
+    def stats(self) -> tuple[ModelStats, ...]:
+        return tuple(runtime.stats() for runtime in self._runtimes.values())
+
+    @torch.inference_mode()
+    def step(self) -> list[RequestOutput]:
+        """Runs one step of one model, or as much of one as nothing urgent interrupts."""
+        if self._parked is not None:
+            outputs = self._pass_urgent()
+            return self._resume() if outputs is None else outputs
+        turn = self._turns.next(self._demands())
+        if turn is None:
+            return []
+        runtime = self._runtimes[turn.model]
+        step = runtime.begin(best_effort_tokens=turn.best_effort_tokens)
+        if step is None:
+            return runtime.collect()
+        if step.plan.has_latency_sensitive:
+            return self._run_through(runtime, step)
+        return self._run_yielding(runtime, step)
+
+    def _demands(self) -> dict[str, ModelDemand]:
+        return {name: runtime.demand() for name, runtime in self._runtimes.items()}
+
+    def _run_through(self, runtime: ModelRuntime, step: RunningStep) -> list[RequestOutput]:
+        runtime.advance(step, runtime.num_layers)
+        return runtime.finish(step)
+
+    def _run_yielding(self, runtime: ModelRuntime, step: RunningStep) -> list[RequestOutput]:
+        if self._poll_arrivals is None:
+            return self._run_through(runtime, step)
+        while step.cursor.next_layer < runtime.num_layers:
+            runtime.advance(step, step.cursor.next_layer + 1)
+            self._poll_arrivals()
+            if any(other.has_urgent_work for other in self._runtimes.values()):
+                self._parked = (runtime, step)
+                return []
+        return runtime.finish(step)
+
+    def _pass_urgent(self) -> list[RequestOutput] | None:
+        """One step for a latency-sensitive request that has no first token yet; None if there is none."""
+        for runtime in self._runtimes.values():
+            if runtime.has_urgent_work:
+                step = runtime.begin(latency_sensitive_only=True)
+                if step is not None:
+                    return self._run_through(runtime, step)
+        return None
+
+    def _resume(self) -> list[RequestOutput]:
+        assert self._parked is not None
+        (runtime, step), self._parked = self._parked, None
+        return self._run_yielding(runtime, step)

@@ -1,0 +1,72 @@
+"""Token ids to text as they come: whole characters only, and never any part of a stop string."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+_NUM_PRIMING_TOKENS = 6
+
+
+class Detokenizer(Protocol):
+    def push(self, token_id: int) -> str: ...
+
+
+class TextStream:
+    """Incremental detokenisation of one request."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        # Some decoders drop a leading space at the start of a text: begin inside the prompt.
+        self._stream = DecodeStream(
+            ids=list(prompt_token_ids[-_NUM_PRIMING_TOKENS:]), skip_special_tokens=True
+        )
+
+    def push(self, token_id: int) -> str:
+        """Text that this token completed; empty while a character is unfinished."""
+        return self._stream.step(self._tokenizer, token_id) or ""
+
+
+class NoText:
+    """For models without a tokenizer: token ids alone."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+
+class StopStringFilter:
+    """Holds back text that may turn out to be the beginning of a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Text that is safe to emit, and the stop string if one was completed.
+
+        The stop string itself, and all after it, is dropped.
+        """
+        if not self._stops:
+            return text, None
+        self._held += text
+        found = [(self._held.find(stop), stop) for stop in self._stops]
+        hits = [(position, stop) for position, stop in found if position >= 0]
+        if hits:
+            position, stop = min(hits, key=lambda hit: hit[0])
+            safe, self._held = self._held[:position], ""
+            return safe, stop
+        num_held = max(self._overlap(stop) for stop in self._stops)
+        split = len(self._held) - num_held
+        safe, self._held = self._held[:split], self._held[split:]
+        return safe, None
+
+    def flush(self) -> str:
+        """What was held back, once no more text will come."""
+        held, self._held = self._held, ""
+        return held
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest proper prefix of `stop` that ends the held text."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)

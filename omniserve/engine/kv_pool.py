@@ -1,0 +1,81 @@
+"""The device's KV memory: one tensor under a byte limit."""
+
+import torch
+from torch import Tensor
+
+from omniserve.errors import ConfigError
+from omniserve.models.decoder import DecoderModel
+from omniserve.settings import ModelSettings
+
+
+class DeviceKvPool:
+    """`cache` [layers, blocks, 2, num_kv_heads, block_size, head_dim]; the 2 is keys, values."""
+
+    def __init__(self, cache: Tensor) -> None:
+        self.cache = cache
+
+    @property
+    def num_blocks(self) -> int:
+        return self.cache.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.cache.numel() * self.cache.element_size()
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_bytes // self.num_blocks
+
+
+def kv_bytes_per_token(
+    num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> int:
+    """Bytes of keys and values that one token holds in all layers."""
+    return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+
+
+def plan_kv_capacity(
+    settings: ModelSettings, bytes_per_token: int, max_positions: int
+) -> tuple[int, int]:
+    """How many blocks fit in the byte limit, and the longest sequence that may be served.
+
+    Raises:
+        ConfigError: the limit is too small for one block, or for the `max_model_len` asked for.
+    """
+    block_bytes = bytes_per_token * settings.block_size
+    num_blocks = settings.device_kv_bytes // block_bytes
+    if num_blocks < 1:
+        raise ConfigError(
+            f"models.{settings.name}.device_kv_bytes: {settings.device_kv_bytes} bytes hold no KV block; "
+            f"one block of {settings.block_size} tokens takes {block_bytes} bytes"
+        )
+    capacity = num_blocks * settings.block_size
+    if settings.max_model_len is None:
+        return num_blocks, min(max_positions, capacity)
+    if settings.max_model_len > max_positions:
+        raise ConfigError(
+            f"models.{settings.name}.max_model_len: {settings.max_model_len} is more than the "
+            f"{max_positions} positions of the model"
+        )
+    if settings.max_model_len > capacity:
+        raise ConfigError(
+            f"models.{settings.name}.device_kv_bytes: {settings.device_kv_bytes} bytes hold {capacity} tokens, "
+            f"fewer than one request of max_model_len {settings.max_model_len}, "
+            f"which needs {settings.max_model_len * bytes_per_token} bytes"
+        )
+    return num_blocks, settings.max_model_len
+
+
+def allocate_kv_pool(
+    model: DecoderModel, num_blocks: int, block_size: int, device: torch.device
+) -> DeviceKvPool:
+    """Allocates the pool; on a CPU device pages are touched only when they are first used."""
+    shape = (
+        model.num_layers,
+        num_blocks,
+        2,
+        model.num_kv_heads,
+        block_size,
+        model.head_dim,
+    )
+    return DeviceKvPool(torch.empty(shape, dtype=model.dtype, device=device))

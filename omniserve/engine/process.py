@@ -1,0 +1,132 @@
+"""The engine as a process of its own: `python -m omniserve.engine.process ADDRESS`."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+
+import zmq
+
+from omniserve.errors import CheckpointError, ConfigError, OmniServeError
+from omniserve.messages import (
+    Abort,
+    Configure,
+    EngineFailed,
+    EngineReady,
+    Outputs,
+    Shutdown,
+    Stats,
+    Submit,
+    ToFront,
+    decode_to_engine,
+    encode,
+)
+from omniserve.requests import EngineRequest, RequestOutput
+
+_BUSY_STATS_S = 0.25
+_IDLE_STATS_S = 1.0
+_PR_SET_PDEATHSIG = 1
+
+logger = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """Moves messages between the front's socket and an `Engine`, at step and layer boundaries only."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        from omniserve.engine.core import Engine
+
+        self._socket = socket
+        message = decode_to_engine(socket.recv())
+        assert isinstance(message, Configure)
+        self._rejected: list[RequestOutput] = []
+        self._engine = Engine(message.settings, poll_arrivals=self._receive_all)
+        self._stopping = False
+        self._next_stats_s = 0.0
+
+    def serve(self) -> None:
+        """Steps until the front says stop."""
+        self._send(EngineReady(models=self._engine.models, device=self._engine.device))
+        while True:
+            self._send_stats()
+            if not self._engine.has_unfinished:
+                self._socket.poll(int(_IDLE_STATS_S * 1e3))
+            self._receive_all()
+            if self._stopping:
+                return
+            outputs = self._engine.step()
+            if self._rejected:
+                outputs, self._rejected = self._rejected + outputs, []
+            if outputs:
+                self._send(Outputs(outputs=tuple(outputs)))
+
+    def _receive_all(self) -> None:
+        while True:
+            try:
+                message = decode_to_engine(self._socket.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            match message:
+                case Submit(request=request):
+                    self._submit(request)
+                case Abort(request_ids=request_ids):
+                    for request_id in request_ids:
+                        self._engine.abort(request_id)
+                case Shutdown():
+                    self._stopping = True
+                case Configure():
+                    raise AssertionError("configured twice")
+
+    def _submit(self, request: EngineRequest) -> None:
+        try:
+            self._engine.add(request)
+        except OmniServeError as error:
+            self._rejected.append(
+                RequestOutput(request.request_id, "", (), finish_reason="error", error=str(error))
+            )
+
+    def _send(self, message: ToFront) -> None:
+        self._socket.send(encode(message))
+
+    def _send_stats(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_stats_s:
+            busy = self._engine.has_unfinished
+            self._next_stats_s = now_s + (_BUSY_STATS_S if busy else _IDLE_STATS_S)
+            self._send(Stats(models=self._engine.stats()))
+
+
+def _end_with_parent() -> None:
+    """Asks the kernel to kill this process when the front dies, however that happens."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent == 1 or os.getppid() != parent:
+        os._exit(1)
+
+
+def main(address: str) -> int:
+    """Connects to the front, loads what it says, serves; the exit code is 0 after Shutdown."""
+    _end_with_parent()
+    # The terminal sends Ctrl-C to the whole group; the front decides when the engine stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    context = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.set_hwm(0)
+    socket.connect(address)
+    try:
+        process = EngineProcess(socket)
+        process.serve()
+    except (CheckpointError, ConfigError) as error:
+        socket.send(encode(EngineFailed(message=str(error))))
+        return 2
+    finally:
+        # Everything sent is delivered before the process ends, unless the front is gone.
+        context.destroy(linger=2000)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,285 @@
+"""The front's side of the engine: keeps one engine process alive and carries requests to it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from omniserve.backoff import Backoff
+from omniserve.engine_process_handle import ENGINE_COMMAND, EngineProcessHandle
+from omniserve.engine_streams import RequestStreams
+from omniserve.errors import CheckpointError, EngineError, EngineUnavailable
+from omniserve.logs import get_logger, log_event
+from omniserve.messages import (
+    Abort,
+    Configure,
+    EngineFailed,
+    EngineReady,
+    Outputs,
+    Shutdown,
+    Stats,
+    Submit,
+    ToFront,
+)
+from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.settings import EngineSettings, ModelInfo, ModelStats
+from omniserve.tasks import TaskGuard
+
+EngineState = Literal["starting", "ready", "restarting", "failed", "stopping"]
+
+_TICKS_PER_HEARTBEAT = 4
+_LAST_WORDS_S = 0.2
+
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSupervision:
+    """How the engine process is run and when it is given up."""
+
+    heartbeat_s: float = 30.0
+    """An engine that is ready and says nothing for this long is killed."""
+    load_s: float = 600.0
+    """An engine that is not ready after this long is killed."""
+    command: Sequence[str] = ENGINE_COMMAND
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Set for the engine process on top of the front's own environment."""
+
+
+class EngineClient:
+    """Generates through a supervised engine process. Made inside a running event loop."""
+
+    def __init__(
+        self, settings: EngineSettings, supervision: EngineSupervision | None = None
+    ) -> None:
+        self.state: EngineState = "starting"
+        self.models: dict[str, ModelInfo] = {}
+        self.stats: dict[str, ModelStats] = {}
+        self.device = ""
+        self.num_restarts = 0
+        self._settings = settings
+        self._supervision = supervision or EngineSupervision()
+        self._listeners: list[Callable[[EngineState], None]] = []
+        self._streams = RequestStreams()
+        self._guard = TaskGuard()
+        self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._context: zmq.asyncio.Context | None = None
+        self._process: EngineProcessHandle | None = None
+        self._ready_since_s = 0.0
+        self._num_silent_ticks = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._streams)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, where there is one."""
+        return self._process.pid if self._process else None
+
+    def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
+        self._listeners.append(callback)
+
+    async def start(self) -> None:
+        """Spawns the engine and returns once it is ready.
+
+        Raises CheckpointError with the engine's own words where it cannot serve these settings, and
+        EngineError where it ends without a word. `stop` must be called in either case.
+        """
+        self._context = zmq.asyncio.Context()
+        self._guard.spawn(self._supervise(), "engine-supervisor")
+        failure = asyncio.ensure_future(self._guard.failure())
+        try:
+            await asyncio.wait((self._first_ready, failure), return_when="FIRST_COMPLETED")
+            if not self._first_ready.done():
+                raise failure.result()
+            await self._first_ready
+        finally:
+            failure.cancel()
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends open streams and the engine: kindly where it is ready, by force after `grace_s`."""
+        was_ready = self.ready
+        self._set_state("stopping")
+        self._streams.fail_all("the daemon is stopping")
+        await self._guard.cancel()
+        if self._process is not None:
+            if was_ready:
+                await self._shut_down(self._process, grace_s)
+            await self._process.close()
+            self._process = None
+        if self._context is not None:
+            self._context.destroy(linger=0)
+
+    def kill(self) -> None:
+        """Ends the engine at once, without waiting; for a front that is about to exit."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def failure(self) -> BaseException:
+        """Waits for a fault of the supervision itself; engines that die are not one."""
+        return await self._guard.failure()
+
+    async def wait_idle(self) -> None:
+        """Returns once no request is in flight."""
+        await self._streams.wait_idle()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+        """Yields outputs up to one with a finish reason. Closing earlier aborts the request.
+
+        Raises EngineUnavailable where no engine is ready, or when the engine dies meanwhile.
+        """
+        process = self._process
+        if not self.ready or process is None:
+            raise EngineUnavailable(f"the engine is {self.state}; try again later")
+        queue = self._streams.open(request.request_id)
+        owes_abort = True
+        try:
+            process.send(Submit(request))
+            while True:
+                output = await queue.get()
+                if isinstance(output, EngineUnavailable):
+                    owes_abort = False
+                    raise output
+                owes_abort = output.finish_reason is None
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            self._streams.close(request.request_id)
+            if owes_abort and self._process is process:
+                process.send(Abort((request.request_id,)))
+
+    async def _supervise(self) -> None:
+        backoff = Backoff()
+        while True:
+            reason = await self._run_one_process()
+            healthy_s = self._now_s() - self._ready_since_s if self.ready else 0.0
+            process = self._lose_engine()
+            if process is not None:
+                await process.close()
+            if not self._first_ready.done():
+                # Nobody was ever served: what is wrong now will most likely be wrong again.
+                self._set_state("failed")
+                self._first_ready.set_exception(reason)
+                return
+            delay_s = backoff.next_delay_s(healthy_s)
+            log_event(
+                _logger,
+                "engine_lost",
+                level=logging.ERROR,
+                reason=str(reason),
+                restart_in_s=delay_s,
+                num_restarts=self.num_restarts,
+            )
+            await asyncio.sleep(delay_s)
+            self.num_restarts += 1
+
+    async def _run_one_process(self) -> CheckpointError | EngineError:
+        """Spawns a process and serves it until it ends or has to, and says why."""
+        assert self._context is not None
+        try:
+            process = self._process = await EngineProcessHandle.spawn(
+                self._supervision.command, self._context, self._supervision.environment
+            )
+        except (OSError, zmq.ZMQError) as error:
+            return EngineError(f"cannot start the engine process: {error}")
+        log_event(_logger, "engine_spawned", pid=process.pid, num_restarts=self.num_restarts)
+        process.send(Configure(self._settings))
+        duties = {
+            asyncio.create_task(self._receive(process), name="engine-receiver"),
+            asyncio.create_task(self._watch(), name="engine-watchdog"),
+            asyncio.create_task(self._await_exit(process), name="engine-exit"),
+        }
+        try:
+            done, _ = await asyncio.wait(duties, return_when="FIRST_COMPLETED")
+        finally:
+            for duty in duties:
+                duty.cancel()
+            await asyncio.gather(*duties, return_exceptions=True)
+        return done.pop().result()
+
+    async def _receive(self, process: EngineProcessHandle) -> CheckpointError | EngineError:
+        while True:
+            try:
+                message = await process.receive()
+            except msgspec.MsgspecError as error:
+                return EngineError(f"the engine process sent an unknown message: {error}")
+            self._num_silent_ticks = 0
+            if isinstance(message, EngineFailed):
+                return CheckpointError(message.message)
+            self._handle(message)
+
+    def _handle(self, message: ToFront) -> None:
+        if isinstance(message, Outputs):
+            self._streams.deliver(message.outputs)
+        elif isinstance(message, Stats):
+            self.stats = {stats.name: stats for stats in message.models}
+        elif isinstance(message, EngineReady):
+            self.models = {model.name: model for model in message.models}
+            self.device = message.device
+            self._ready_since_s = self._now_s()
+            log_event(_logger, "engine_ready", device=self.device, models=",".join(self.models))
+            self._set_state("ready")
+            if not self._first_ready.done():
+                self._first_ready.set_result(None)
+
+    async def _watch(self) -> EngineError:
+        heartbeat_s, load_s = self._supervision.heartbeat_s, self._supervision.load_s
+        spawned_s = self._now_s()
+        self._num_silent_ticks = 0
+        # Ticks, not a clock: a front that was held up itself must not blame the engine.
+        while self._num_silent_ticks <= _TICKS_PER_HEARTBEAT:
+            await asyncio.sleep(heartbeat_s / _TICKS_PER_HEARTBEAT)
+            if self.ready:
+                self._num_silent_ticks += 1
+            elif self._now_s() - spawned_s > load_s:
+                return EngineError(f"the engine process was not ready after {load_s:g} s")
+        return EngineError(f"the engine process said nothing for {heartbeat_s:g} s")
+
+    async def _await_exit(self, process: EngineProcessHandle) -> EngineError:
+        how = await process.wait()
+        if not self.ready:
+            # What it said before it ended may still be on its way.
+            await asyncio.sleep(_LAST_WORDS_S)
+        return EngineError(how)
+
+    async def _shut_down(self, process: EngineProcessHandle, grace_s: float) -> None:
+        process.send(Shutdown())
+        try:
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+        except TimeoutError:
+            log_event(
+                _logger,
+                "engine_killed",
+                level=logging.WARNING,
+                reason="no end within the grace period",
+            )
+
+    def _lose_engine(self) -> EngineProcessHandle | None:
+        """From here on nobody speaks to the process, which is returned to be closed."""
+        process, self._process = self._process, None
+        self.stats = {}
+        self._set_state("restarting")
+        self._streams.fail_all("the engine was lost; it is being restarted, try again later")
+        return process
+
+    def _set_state(self, state: EngineState) -> None:
+        if state != self.state:
+            self.state = state
+            for listener in self._listeners:
+                listener(state)
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()

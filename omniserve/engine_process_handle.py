@@ -1,0 +1,124 @@
+"""One incarnation of the engine process: how it is spawned, spoken to and ended."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import site
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import zmq
+import zmq.asyncio
+
+import omniserve
+from omniserve.messages import ToEngine, ToFront, decode_to_front, encode
+
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "omniserve.engine.process")
+"""Run with its socket's address as one more argument. -P: no imports from the working directory."""
+
+
+_MAX_DIRECTORY_BYTES = 107 - len("/engine.sock")
+"""What the kernel's limit on socket paths leaves for the directory."""
+
+
+class EngineProcessHandle:
+    """A running engine process and the socket to it. `close` must be called."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, directory: Path
+    ) -> None:
+        self._process = process
+        self._socket = socket
+        self._directory = directory
+
+    @classmethod
+    async def spawn(
+        cls,
+        command: Sequence[str],
+        context: zmq.asyncio.Context,
+        environment: Mapping[str, str],
+    ) -> Self:
+        """Starts a process that is to connect to a socket of its own in a private directory.
+
+        Raises OSError or ZMQError where the system does not allow it.
+        """
+        directory = _make_private_directory()
+        address = f"ipc://{directory}/engine.sock"
+        socket = context.socket(zmq.PAIR)
+        try:
+            # The front holds what it has sent and received per request, so no limit is needed here.
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.bind(address)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                address,
+                stdin=asyncio.subprocess.DEVNULL,
+                # Nothing but the daemon's own announcements may reach its stdout.
+                stdout=sys.__stderr__.fileno() if sys.__stderr__ else None,
+                env=engine_environment(environment),
+                # A Ctrl-C in the terminal is the front's to handle.
+                start_new_session=True,
+            )
+        except BaseException:
+            socket.close()
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return cls(process, socket, directory)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Queues a message; messages arrive in order, once the engine has connected."""
+        self._socket.send(encode(message))
+
+    async def receive(self) -> ToFront:
+        """The next message. Raises msgspec.DecodeError on anything that is not one."""
+        message: ToFront = decode_to_front(await self._socket.recv())
+        return message
+
+    async def wait(self) -> str:
+        """Waits for the end of the process and says how it ended."""
+        status = await self._process.wait()
+        if status >= 0:
+            return f"the engine process exited with status {status}"
+        return f"the engine process was ended by {signal.Signals(-status).name}"
+
+    def kill(self) -> None:
+        """Ends the process and whatever it has started, without waiting."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Ends the process if it still runs, reaps it and closes the socket."""
+        self.kill()
+        await self._process.wait()
+        self._socket.close()
+
+
+def _make_private_directory() -> Path:
+    # A new one each time: cleaners of temporary files may have removed an old one.
+    directory = Path(tempfile.mkdtemp(prefix="omniserve-"))
+    if len(os.fsencode(directory)) > _MAX_DIRECTORY_BYTES:
+        directory.rmdir()
+        raise OSError(f"{directory} is too long a path for a socket; set TMPDIR to a shorter one")
+    return directory
+
+
+def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the engine: ours, and a way to import this very package."""
+    environment = dict(os.environ) | dict(extra)
+    root = str(Path(omniserve.__file__).resolve().parents[1])
+    if root not in site.getsitepackages():
+        paths = [root, environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment

@@ -1,0 +1,62 @@
+"""The exception tree, and the one table that maps it to gRPC and HTTP statuses.
+
+The gRPC column holds the names of `grpc.StatusCode` members, so that this module needs no grpc.
+"""
+
+
+class OmniServeError(Exception):
+    """An expected failure whose message may be shown to a client."""
+
+
+class InvalidRequest(OmniServeError):
+    """A value of a request is not allowed; `param` names the field."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(OmniServeError):
+    """No model of that name is served."""
+
+
+class EngineUnavailable(OmniServeError):
+    """The engine is starting, restarting or draining; the same request may be sent again."""
+
+
+class RequestCancelled(OmniServeError):
+    """The client went away or its deadline passed."""
+
+
+class ClientTooSlow(OmniServeError):
+    """The client does not read what is generated for it."""
+
+
+class EngineError(OmniServeError):
+    """The engine failed on this request."""
+
+
+class ConfigError(OmniServeError):
+    """The configuration cannot be used; never reaches a client."""
+
+
+class CheckpointError(OmniServeError):
+    """A checkpoint is missing, broken or not supported; never reaches a client."""
+
+
+STATUS_TABLE: dict[type[OmniServeError], tuple[str, int]] = {
+    InvalidRequest: ("INVALID_ARGUMENT", 400),
+    UnknownModel: ("NOT_FOUND", 404),
+    EngineUnavailable: ("UNAVAILABLE", 503),
+    RequestCancelled: ("CANCELLED", 499),
+    ClientTooSlow: ("RESOURCE_EXHAUSTED", 429),
+    EngineError: ("INTERNAL", 500),
+}
+
+
+def status_of(error: BaseException) -> tuple[str, int]:
+    """The gRPC status name and HTTP status of an exception; anything unexpected is internal."""
+    for kind in type(error).__mro__:
+        if kind in STATUS_TABLE:
+            return STATUS_TABLE[kind]
+    return "INTERNAL", 500

@@ -1,0 +1,142 @@
+"""One running request: its sequences in the engine, and what they give, merged for the client."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Protocol, Self
+
+from omniserve.errors import EngineError, OmniServeError, RequestCancelled
+from omniserve.generation import Choice, Chunk, GenerationResult
+from omniserve.output_buffer import OutputBuffer
+from omniserve.request_record import RequestRecord
+from omniserve.requests import EngineRequest, RequestOutput, TokenLogprob
+from omniserve.tokenization import ModelTokenizer
+
+
+class Generates(Protocol):
+    """The part of the engine's client that a stream needs."""
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]: ...
+
+
+class GenerationStream:
+    """An asynchronous iterator of chunks, to be used in `async with`.
+
+    The engine starts when the block is entered. When it is left, whatever the reason, nothing of
+    the request runs any more. Iteration raises the OmniServeError that ended the request.
+    """
+
+    def __init__(
+        self,
+        engine: Generates,
+        sequences: tuple[EngineRequest, ...],
+        record: RequestRecord,
+        tokenizer: ModelTokenizer,
+    ) -> None:
+        self.request_id = record.request_id
+        self.model = record.model
+        self.tier = record.tier
+        self.tokenizer = tokenizer
+        self.num_choices = len(sequences)
+        self._engine = engine
+        self._sequences = sequences
+        self._record = record
+        self._buffer = OutputBuffer()
+        self._num_unfinished = len(sequences)
+        self._pumps: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._pumps = [
+            asyncio.create_task(self._pump(index, sequence), name=sequence.request_id)
+            for index, sequence in enumerate(self._sequences)
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None and self._num_unfinished:
+            error = RequestCancelled("the client stopped reading")
+        self._record.end(error)
+        self._cancel_pumps()
+        if self._pumps:
+            await asyncio.wait(self._pumps)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if not self._num_unfinished:
+            raise StopAsyncIteration
+        index, output = await self._buffer.take()
+        if output.finish_reason is not None:
+            self._num_unfinished -= 1
+        return Chunk(
+            index=index,
+            text=output.text,
+            token_ids=output.token_ids,
+            logprobs=output.logprobs,
+            finish_reason=output.finish_reason,
+            stop_reason=output.stop_reason,
+            usage=None if self._num_unfinished else self._record.usage,
+        )
+
+    async def result(self) -> GenerationResult:
+        """Everything, once it is complete."""
+        chunks: list[list[Chunk]] = [[] for _ in self._sequences]
+        async for chunk in self:
+            chunks[chunk.index].append(chunk)
+        choices = tuple(_choice(index, parts) for index, parts in enumerate(chunks))
+        return GenerationResult(choices, self._record.usage)
+
+    async def _pump(self, index: int, sequence: EngineRequest) -> None:
+        """Moves one sequence's outputs to the buffer; an error ends the whole request."""
+        try:
+            async with aclosing(self._engine.generate(sequence)) as outputs:
+                async for output in outputs:
+                    _raise_if_failed(output)
+                    self._record.on_output(index, output)
+                    self._buffer.put(index, output)
+                    if output.finish_reason is not None:
+                        return
+            raise EngineError("the engine ended the request without a reason")
+        # Also what nobody expects: without this the client would wait for ever.
+        except Exception as error:
+            self._buffer.fail(error)
+            self._cancel_pumps()
+
+    def _cancel_pumps(self) -> None:
+        for pump in self._pumps:
+            if pump is not asyncio.current_task():
+                pump.cancel()
+
+
+def _raise_if_failed(output: RequestOutput) -> None:
+    failure: OmniServeError
+    if output.finish_reason == "error":
+        failure = EngineError(output.error or "the engine failed on this request")
+    elif output.finish_reason == "cancelled":
+        failure = RequestCancelled("the engine cancelled the request")
+    else:
+        return
+    raise failure
+
+
+def _choice(index: int, parts: list[Chunk]) -> Choice:
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    for part in parts:
+        token_ids.extend(part.token_ids)
+        logprobs.extend(part.logprobs)
+    return Choice(
+        index=index,
+        text="".join(part.text for part in parts),
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs),
+        finish_reason=parts[-1].finish_reason,
+        stop_reason=parts[-1].stop_reason,
+    )

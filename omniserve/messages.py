@@ -1,0 +1,57 @@
+"""Messages between front and engine: msgspec structs over ZeroMQ, one per frame."""
+
+import msgspec
+
+from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.settings import EngineSettings, ModelInfo, ModelStats
+
+
+class Configure(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine, first of all: load these models."""
+
+    settings: EngineSettings
+
+
+class Submit(msgspec.Struct, tag=True, frozen=True):
+    request: EngineRequest
+
+
+class Abort(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: forget these requests and free their KV; no output follows for them."""
+
+    request_ids: tuple[str, ...]
+
+
+class Shutdown(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: stop at the next step boundary and exit with 0."""
+
+
+class EngineReady(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front: every model is loaded and a request would be answered."""
+
+    models: tuple[ModelInfo, ...]
+    device: str
+
+
+class EngineFailed(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front: loading failed for a reason that a restart will not mend."""
+
+    message: str
+
+
+class Outputs(msgspec.Struct, tag=True, frozen=True):
+    outputs: tuple[RequestOutput, ...]
+
+
+class Stats(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front, about every 0.25 s while working and every second when idle."""
+
+    models: tuple[ModelStats, ...]
+
+
+ToEngine = Configure | Submit | Abort | Shutdown
+ToFront = EngineReady | EngineFailed | Outputs | Stats
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_to_front = msgspec.msgpack.Decoder(ToFront).decode

@@ -1,0 +1,132 @@
+"""Prometheus metrics of the front, in a registry of their own.
+
+One client request is one observation, whatever its number of prompts and choices.
+Every duration starts when the request arrived at the front.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from omniserve.settings import ModelStats
+
+Outcome = Literal["ok", "cancelled", "invalid", "unavailable", "error"]
+TokenKind = Literal["prompt", "cached", "output"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+TTFT_BUCKETS_S = (
+    *(0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+TPOT_BUCKETS_S = (
+    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1),
+    *(0.125, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40, 80),
+)
+E2E_BUCKETS_S = (
+    *(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60),
+    *(120, 240, 480, 960, 1920, 7680),
+)
+
+
+class Metrics:
+    """Records requests and tokens; engine gauges are read from snapshots when scraped."""
+
+    def __init__(self) -> None:
+        # Else every series is there twice, once with the time of its creation.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        labels = ("model", "tier")
+        self.ttft = self._histogram(
+            "omniserve_ttft_seconds", "Time from arrival to the first token.", TTFT_BUCKETS_S
+        )
+        self.tpot = self._histogram(
+            "omniserve_tpot_seconds",
+            "Mean time per output token after the first, of one request.",
+            TPOT_BUCKETS_S,
+        )
+        self.e2e = self._histogram(
+            "omniserve_e2e_seconds", "Time from arrival to the last token.", E2E_BUCKETS_S
+        )
+        self.requests = Counter(
+            "omniserve_requests_total",
+            "Requests that ended, by outcome; model and tier are empty where they were not known.",
+            (*labels, "outcome"),
+            registry=self._registry,
+        )
+        self.tokens = Counter(
+            "omniserve_tokens_total",
+            "Tokens of requests: prompt (cached ones included), cached, output.",
+            (*labels, "kind"),
+            registry=self._registry,
+        )
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, ("model", "tier"), registry=self._registry, buckets=buckets)
+
+    def expect(self, models: Iterable[str], tiers: Iterable[str]) -> None:
+        """Creates every series at zero, so that rates are right from the first request on."""
+        tiers = tuple(tiers)
+        for model in models:
+            for tier in tiers:
+                for histogram in (self.ttft, self.tpot, self.e2e):
+                    histogram.labels(model, tier)
+                for outcome in get_args(Outcome):
+                    self.requests.labels(model, tier, outcome)
+                for kind in get_args(TokenKind):
+                    self.tokens.labels(model, tier, kind)
+
+    def watch_engine(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
+        """Adds the engine's gauges, read from `stats` at every scrape."""
+        self._registry.register(_EngineGauges(stats))
+
+    def num_tokens(self, model: str, kind: TokenKind) -> int:
+        """Tokens of one kind since the start, over all tiers."""
+        samples = (sample for metric in self.tokens.collect() for sample in metric.samples)
+        return sum(
+            int(sample.value)
+            for sample in samples
+            if sample.name.endswith("_total")
+            and (sample.labels["model"], sample.labels["kind"]) == (model, kind)
+        )
+
+    def exposition(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+
+class _EngineGauges(Collector):
+    def __init__(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
+        self._stats = stats
+
+    def describe(self) -> Iterable[Metric]:
+        return _gauge_families()
+
+    def collect(self) -> Iterator[Metric]:
+        running, waiting, kv_used = _gauge_families()
+        for model, stats in self._stats().items():
+            for family, by_tier in ((running, stats.running), (waiting, stats.waiting)):
+                for tier, count in by_tier.items():
+                    family.add_metric((model, tier), count)
+            kv_used.add_metric((model, "device"), stats.kv_used_bytes)
+        yield from (running, waiting, kv_used)
+
+
+def _gauge_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+    by_tier = ("model", "tier")
+    return (
+        GaugeMetricFamily("omniserve_running_requests", "Sequences that run.", labels=by_tier),
+        GaugeMetricFamily("omniserve_waiting_requests", "Sequences that wait.", labels=by_tier),
+        GaugeMetricFamily("omniserve_kv_used_bytes", "KV memory in use.", labels=("model", "pool")),
+    )

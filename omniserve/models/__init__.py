@@ -1,0 +1,1 @@
+"""Model adapters: `pre` and `post` of every layer over transformers' own modules."""

@@ -1,0 +1,66 @@
+"""From a checkpoint directory to a model whose layers can be run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omniserve.checkpoint import inspect_checkpoint
+from omniserve.errors import CheckpointError
+from omniserve.models.decoder import DecoderModel
+from omniserve.models.families import family_of
+from omniserve.models.linear import can_pack
+from omniserve.models.rotary import check_rope
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_config(path: Path) -> Any:
+    """The transformers config of a checkpoint, checked to be one that we can serve."""
+    from transformers import AutoConfig
+
+    inspect_checkpoint(path)
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its config classes raise
+        raise CheckpointError(f"{path / 'config.json'}: {error}") from error
+    family_of(config)
+    check_rope(config)
+    return config
+
+
+def load_model(
+    path: Path, config: Any, dtype: torch.dtype, device: torch.device, max_model_len: int
+) -> DecoderModel:
+    """Loads the weights to `device` and lays them out for it.
+
+    Raises:
+        CheckpointError: a weight is missing, unexpected, or of another shape than the config says.
+    """
+    from transformers import AutoModelForCausalLM
+
+    # transformers reports what is wrong with a checkpoint as a table on its log; we say it once, below.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        module, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot load the weights: {error}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            names = ", ".join(sorted(str(name) for name in info[problem])[:4])
+            raise CheckpointError(f"{path}: {problem.replace('_', ' ')} in the checkpoint: {names}")
+    module = module.eval().to(device)
+    with torch.inference_mode():
+        return DecoderModel(module, family_of(config), max_model_len, can_pack(device, dtype))

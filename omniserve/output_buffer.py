@@ -1,0 +1,91 @@
+"""Outputs between the engine's pace and the client's: merged while they wait, and bounded."""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from omniserve.errors import ClientTooSlow
+from omniserve.requests import RequestOutput, TokenLogprob
+
+MAX_PENDING = 32_768
+"""Tokens and log-probabilities that may wait for one client before it is cut off."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Merged outputs of one choice. `last` holds the counts and reasons of the newest."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    last: RequestOutput | None = None
+
+
+class OutputBuffer:
+    """Holds what a client has not taken yet: at most one merged output for each choice.
+
+    One task takes; any number put. An error is raised once everything before it was taken.
+    """
+
+    def __init__(self, max_pending: int = MAX_PENDING) -> None:
+        self._max_pending = max_pending
+        self._num_pending = 0
+        self._choices: OrderedDict[int, _Pending] = OrderedDict()
+        self._error: BaseException | None = None
+        self._wake = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<OutputBuffer {len(self._choices)} choices, {self._num_pending} pending>"
+
+    def put(self, index: int, output: RequestOutput) -> None:
+        """Adds an output of a choice; raises ClientTooSlow when too much waits already."""
+        size = len(output.token_ids) + sum(len(entry.top) for entry in output.logprobs)
+        if self._num_pending and self._num_pending + size > self._max_pending:
+            raise ClientTooSlow(
+                f"the client left {self._num_pending} tokens and log-probabilities unread"
+            )
+        pending = self._choices.setdefault(index, _Pending())
+        pending.texts.append(output.text)
+        pending.token_ids.extend(output.token_ids)
+        pending.logprobs.extend(output.logprobs)
+        pending.last = output
+        self._num_pending += size
+        self._wake.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the buffer; the first error counts."""
+        if self._error is None:
+            self._error = error
+        self._wake.set()
+
+    async def take(self) -> tuple[int, RequestOutput]:
+        """The merged output of the choice that has waited longest, and the choice's index."""
+        while not self._choices:
+            if self._error is not None:
+                raise self._error
+            self._wake.clear()
+            await self._wake.wait()
+        index, pending = self._choices.popitem(last=False)
+        output = _merged(pending)
+        self._num_pending -= len(output.token_ids)
+        self._num_pending -= sum(len(entry.top) for entry in output.logprobs)
+        return index, output
+
+
+def _merged(pending: _Pending) -> RequestOutput:
+    last = pending.last
+    assert last is not None
+    if len(pending.texts) == 1:
+        return last
+    return RequestOutput(
+        request_id=last.request_id,
+        text="".join(pending.texts),
+        token_ids=tuple(pending.token_ids),
+        logprobs=tuple(pending.logprobs),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_cached_tokens=last.num_cached_tokens,
+        num_output_tokens=last.num_output_tokens,
+        error=last.error,
+    )

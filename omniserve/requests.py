@@ -1,0 +1,72 @@
+"""What a request is and what comes back, shared by the front and the engine. Standard library only."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ServiceClassName = Literal["latency_sensitive", "best_effort"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when generation ends. Values are validated by `check_sampling`."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    max_tokens: int | None = None
+    """None means as many as the model's context leaves."""
+    logprobs: int | None = None
+    """Number of alternatives beside the chosen token; 0 gives the chosen token's only, None none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One sequence to generate. A client's `n` choices are `n` of these."""
+
+    request_id: str
+    model: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    service_class: ServiceClassName
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of one emitted token under the model's own (unscaled) distribution."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, logprob) of the most probable alternatives, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """What one step added to one request."""
+
+    request_id: str
+    text: str
+    """New text; never half a character, never part of a stop string."""
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that ended the request."""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens whose KV came from the prefix cache."""
+    num_output_tokens: int = 0
+    error: str | None = None

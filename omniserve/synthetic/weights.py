@@ -1,0 +1,113 @@
+"""Random tensors, drawn piece by piece and streamed to sharded safetensors files."""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omniserve.synthetic.layout import TensorSpec
+
+MAX_SHARD_BYTES = 2 << 30
+_PIECE_ELEMENTS = 1 << 20
+_QUIET_FACTOR = 0.25
+
+_SAFETENSORS_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes written so far and the bytes in all."""
+
+
+def weight_bytes(specs: Iterable[TensorSpec], dtype: str) -> int:
+    """Bytes of all tensors together, headers not counted."""
+    return sum(spec.num_elements for spec in specs) * _ITEM_BYTES[dtype]
+
+
+def write_weights(
+    directory: Path,
+    specs: list[TensorSpec],
+    dtype: str,
+    seed: int,
+    progress: Progress,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write the tensors as one `model.safetensors`, or as shards and an index where they are large.
+
+    The values depend on `seed`, the tensor's name and its shape alone. Memory stays at a few MiB.
+    """
+    shards = list(_split(specs, dtype, max_shard_bytes))
+    total, written = weight_bytes(specs, dtype), 0
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        if len(shards) == 1:
+            name = "model.safetensors"
+        weight_map |= {spec.name: name for spec in shard}
+        with (directory / name).open("wb") as file:
+            file.write(_header(shard, dtype))
+            for spec in shard:
+                for piece in _pieces(spec, dtype, seed):
+                    written += file.write(piece)
+                    progress(written, total)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2) + "\n"
+        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _split(specs: list[TensorSpec], dtype: str, limit: int) -> Iterator[list[TensorSpec]]:
+    shard: list[TensorSpec] = []
+    size = 0
+    for spec in specs:
+        spec_bytes = weight_bytes([spec], dtype)
+        if shard and size + spec_bytes > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(spec)
+        size += spec_bytes
+    yield shard
+
+
+def _header(shard: list[TensorSpec], dtype: str) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in shard:
+        end = offset + weight_bytes([spec], dtype)
+        entries[spec.name] = {
+            "dtype": _SAFETENSORS_NAMES[dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+def _pieces(spec: TensorSpec, dtype: str, seed: int) -> Iterator[memoryview]:
+    key = np.random.SeedSequence([seed, zlib.crc32(spec.name.encode())])
+    generator = np.random.Generator(np.random.SFC64(key))
+    quiet = spec.quiet_rows * spec.shape[-1]
+    for start in range(0, spec.num_elements, _PIECE_ELEMENTS):
+        count = min(_PIECE_ELEMENTS, spec.num_elements - start)
+        values = generator.standard_normal(count, dtype=np.float32)
+        values *= np.float32(spec.std)
+        if spec.mean:
+            values += np.float32(spec.mean)
+        if start < quiet:
+            values[: quiet - start] *= np.float32(_QUIET_FACTOR)
+        yield memoryview(_to_dtype(values, dtype)).cast("B")
+
+
+def _to_dtype(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+    if dtype == "float32":
+        return values
+    if dtype == "float16":
+        return values.astype(np.float16)
+    # bfloat16 is the upper half of a float32, rounded to nearest, ties to even.
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

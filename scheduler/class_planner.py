@@ -1,0 +1,121 @@
+"""Which requests of one service class join a step, and with how many tokens."""
+
+from collections.abc import Collection, Iterable
+
+from scheduler.preemption import Preemptor, Room
+from scheduler.queues import RequestQueues
+from scheduler.request import Request, ServiceClass, Status
+from scheduler.residency import Residency
+from scheduler.step_builder import StepBuilder
+
+
+def list_plannable(
+    running: Iterable[Request], withheld_ids: Collection[str]
+) -> list[tuple[Request, int]]:
+    """Running requests that may get rows now, with the number of tokens they still lack."""
+    plannable = []
+    for request in running:
+        num_pending = request.num_pending_samples
+        length = len(request.token_ids) + num_pending
+        # Without a pending sample the sequence is not finished, so there is something to compute.
+        if num_pending and (request.needs_known_tokens or length >= request.max_total_tokens):
+            continue
+        if request.request_id not in withheld_ids:
+            plannable.append((request, length - request.num_scheduled))
+    return plannable
+
+
+class ClassPlanner:
+    """Adds rows of running requests, then admits waiting ones, first come first served.
+
+    Where a request waits for what plans in flight use, nobody later in line gets rows: these would
+    keep it in use for ever.
+    """
+
+    def __init__(self, queues: RequestQueues, residency: Residency, preemptor: Preemptor) -> None:
+        self._queues = queues
+        self._residency = residency
+        self._preemptor = preemptor
+
+    def plan_class(
+        self, service_class: ServiceClass, step: StepBuilder, withheld_ids: Collection[str] = ()
+    ) -> Room:
+        """Fill `step` from one class; the outcome is that of the request where it had to stop."""
+        room = self._plan_running(service_class, step, withheld_ids)
+        return room if room is Room.IN_FLIGHT else self._admit_waiting(service_class, step)
+
+    def _plan_running(
+        self, service_class: ServiceClass, step: StepBuilder, withheld_ids: Collection[str]
+    ) -> Room:
+        plannable = list_plannable(self._queues.running[service_class], withheld_ids)
+        # Decodes go first in the budget, but memory is given out in arrival order.
+        num_decodes_left = sum(num_tokens == 1 for _, num_tokens in plannable)
+        for request, num_tokens in plannable:
+            if num_tokens == 1:
+                num_decodes_left -= 1
+                num_granted = min(1, step.budget)
+            else:
+                num_granted = min(num_tokens, step.budget - num_decodes_left)
+            if num_granted <= 0 or request.status is not Status.RUNNING:
+                continue
+            room = self._add_rows(request, num_granted, step)
+            if room is Room.IN_FLIGHT:
+                return room
+        return Room.ENOUGH
+
+    def _add_rows(self, request: Request, num_tokens: int, step: StepBuilder) -> Room:
+        table_len = len(request.block_ids)
+        num_new = self._residency.num_missing(request, request.num_scheduled + num_tokens)
+        new_block_ids: tuple[int, ...] = ()
+        if num_new:
+            room = self._preemptor.make_room(request, num_new, needs_slot=False)
+            if room is not Room.ENOUGH:
+                return room
+            new_block_ids = self._residency.extend(request, num_new)
+        step.add(request, num_tokens, table_len, new_block_ids)
+        return Room.ENOUGH
+
+    def _admit_waiting(self, service_class: ServiceClass, step: StepBuilder) -> Room:
+        waiting = self._queues.waiting[service_class]
+        while waiting and step.budget > 0:
+            request = waiting.oldest
+            # Executors drop preempted requests before they read the rows of the same plan.
+            if self._preemptor.was_just_preempted(request):
+                break
+            room = self._enter(request)
+            if room is not Room.ENOUGH:
+                return room
+            self._start(request, step)
+        return Room.ENOUGH
+
+    def _enter(self, request: Request) -> Room:
+        """Give a waiting request its slot and cached prefix, if all its tokens will find room."""
+        if not self._preemptor.may_get_slot(request):
+            return Room.SHORT
+        self._residency.hold_prefix(request)
+        num_blocks = self._residency.num_promised(request) + self._num_promised_to_others(request)
+        room = self._preemptor.make_room(request, num_blocks, needs_slot=True)
+        if room is Room.ENOUGH:
+            self._residency.enter(request)
+            self._queues.start(request)
+        else:
+            self._residency.release(request)
+        return room
+
+    def _num_promised_to_others(self, request: Request) -> int:
+        """Free blocks that prefills ahead in line will need; not to be promised twice."""
+        prefills = list_plannable(self._queues.running[ServiceClass.LATENCY_SENSITIVE], ())
+        if request.service_class is ServiceClass.BEST_EFFORT:
+            prefills += list_plannable(self._queues.running[ServiceClass.BEST_EFFORT], ())
+        return sum(
+            max(0, self._residency.num_promised(other))
+            for other, num_tokens in prefills
+            if num_tokens > 1
+        )
+
+    def _start(self, request: Request, step: StepBuilder) -> None:
+        """Plan the first rows of an admitted request; they carry its whole block table."""
+        num_tokens = min(step.budget, request.num_unscheduled)
+        num_new = self._residency.num_missing(request, request.num_scheduled + num_tokens)
+        self._residency.extend(request, num_new)
+        step.add(request, num_tokens, 0, tuple(request.block_ids))

@@ -1,0 +1,69 @@
+"""What the scheduler knows of a request."""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class ServiceClass(Enum):
+    """Whose objectives a request counts against."""
+
+    LATENCY_SENSITIVE = "latency_sensitive"
+    BEST_EFFORT = "best_effort"
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class Request:
+    """State of one sequence. Only the scheduler writes to it.
+
+    Token positions run from 0. `token_ids` holds what is known: the prompt and the sampled tokens
+    that came back with a completed plan. A sampled token that is still in flight is counted in
+    `num_pending_samples` but not known yet.
+    """
+
+    request_id: str
+    service_class: ServiceClass
+    tier: str
+    arrival_s: float
+    token_ids: "array[int]"
+    max_tokens: int
+    """Most tokens to sample; at least 1."""
+    needs_known_tokens: bool = False
+    """Sampling reads earlier output tokens, so a row is planned only when all of them are known."""
+
+    num_prompt_tokens: int = field(init=False)
+    arrival_index: int = -1
+    """Place in arrival order, given by `Scheduler.add`."""
+    max_total_tokens: int = 0
+    """Length at which the sequence ends, given by `Scheduler.add`."""
+    status: Status = Status.WAITING
+    slot: int = -1
+    """Row of the executor's per-request tables while running, else -1."""
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_computed: int = 0
+    """Tokens whose KV a completed plan has written (or the prefix cache held)."""
+    num_scheduled: int = 0
+    """`num_computed` plus the tokens of plans in flight."""
+    num_pending_samples: int = 0
+    num_plans_in_flight: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_unscheduled(self) -> int:
+        """Tokens, known or pending, whose KV no plan has been asked to compute yet."""
+        return len(self.token_ids) + self.num_pending_samples - self.num_scheduled

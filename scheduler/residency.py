@@ -1,0 +1,83 @@
+"""What running requests hold: a slot and a block table each."""
+
+from collections.abc import Collection
+
+from scheduler.block_hash import extend_block_hashes
+from scheduler.blocks import BlockManager
+from scheduler.integrity import require_equal
+from scheduler.request import Request
+from scheduler.settings import SchedulerSettings
+from scheduler.slots import SlotPool
+
+
+class Residency:
+    """Gives requests slots and blocks, takes them back, and keeps the prefix cache fed."""
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self.blocks = BlockManager(settings.num_blocks, settings.block_size)
+        self.slots = SlotPool(settings.max_running_requests)
+        self.num_cached_prompt_tokens = 0
+        self._block_size = settings.block_size
+        self._prefix_caching = settings.prefix_caching
+
+    def num_missing(self, request: Request, num_tokens: int) -> int:
+        """Blocks to add so that the table covers `num_tokens` tokens."""
+        return -(-num_tokens // self._block_size) - len(request.block_ids)
+
+    def num_promised(self, request: Request) -> int:
+        """Blocks still to be added until all known tokens, and one more, have their place."""
+        # The last token of a sequence is never computed, so it needs no place.
+        num_tokens = min(len(request.token_ids) + 1, request.max_total_tokens - 1)
+        return self.num_missing(request, num_tokens)
+
+    def hold_prefix(self, request: Request) -> None:
+        """Give a waiting request the blocks that the prefix cache knows for it."""
+        if not self._prefix_caching:
+            return
+        # The last known token is always computed: its output is what the next token is drawn from.
+        num_blocks = (len(request.token_ids) - 1) // self._block_size
+        hashes = request.block_hashes
+        extend_block_hashes(hashes, request.token_ids, num_blocks, self._block_size)
+        matched = self.blocks.match_prefix(hashes[:num_blocks])
+        self.blocks.share(matched)
+        request.block_ids = matched
+
+    def enter(self, request: Request) -> None:
+        """Take a slot, and count the tokens of the held prefix as computed."""
+        request.slot = self.slots.take()
+        num_cached = len(request.block_ids) * self._block_size
+        request.num_computed = request.num_scheduled = num_cached
+        if request.num_preemptions == 0:
+            request.num_cached_tokens = num_cached
+            self.num_cached_prompt_tokens += num_cached
+
+    def extend(self, request: Request, num_blocks: int) -> tuple[int, ...]:
+        """Add free blocks to the table and return them."""
+        added = self.blocks.allocate(num_blocks)
+        request.block_ids += added
+        return tuple(added)
+
+    def publish(self, request: Request, start: int) -> None:
+        """Make the blocks findable that became full as computed tokens grew from `start`."""
+        first, last = start // self._block_size, request.num_computed // self._block_size
+        if not self._prefix_caching or first == last:
+            return
+        extend_block_hashes(request.block_hashes, request.token_ids, last, self._block_size)
+        for index in range(first, last):
+            self.blocks.publish(request.block_ids[index], request.block_hashes[index])
+
+    def release(self, request: Request) -> None:
+        """Take back whatever the request holds."""
+        self.blocks.free(request.block_ids)
+        request.block_ids = []
+        if request.slot >= 0:
+            self.slots.give_back(request.slot)
+            request.slot = -1
+
+    def check_integrity(self, holders: Collection[Request]) -> None:
+        """Raise IntegrityError unless `holders` own exactly what is lent out."""
+        self.slots.check_integrity([request.slot for request in holders])
+        self.blocks.check_integrity(request.block_ids for request in holders)
+        for request in holders:
+            num_blocks = self.blocks.num_needed(request.num_scheduled)
+            require_equal(f"blocks of {request.request_id}", len(request.block_ids), num_blocks)

@@ -1,0 +1,24 @@
+"""Fixtures that several test modules share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon_fixture import RunningDaemon, running_daemon
+
+from omniserve.synthetic.create import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen3 with tokenizer and chat template."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny", arch="qwen3", preset="tiny")
+
+
+@pytest.fixture(scope="session")
+def daemon(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningDaemon]:
+    """One daemon for all tests that only talk to it."""
+    with running_daemon(tiny_checkpoint, tmp_path_factory.mktemp("daemon")) as running:
+        yield running

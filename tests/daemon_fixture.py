@@ -1,0 +1,38 @@
+"""A daemon with the real engine, for tests that only talk to it."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon_process import DaemonProcess
+
+CONFIG = """\
+listen: {{grpc: "127.0.0.1:0", http: "127.0.0.1:0"}}
+device: {{kind: cpu, threads: 2}}
+models:
+  - {{name: demo, path: {checkpoint}, dtype: float32, device_kv_bytes: 16MiB}}
+tiers:
+  - {{name: interactive, class: latency_sensitive, ttft_ms: 2000, tpot_ms: 500, percentile: 99}}
+  - {{name: batch, class: best_effort}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDaemon:
+    grpc_address: str
+    http_url: str
+    process: DaemonProcess
+
+
+@contextmanager
+def running_daemon(checkpoint: Path, directory: Path) -> Iterator[RunningDaemon]:
+    """Serves a checkpoint as `demo` until the block ends; then the daemon has to end with 0."""
+    config = directory / "omniserve.yaml"
+    config.write_text(CONFIG.format(checkpoint=checkpoint))
+    with DaemonProcess("-m", "omniserve", "serve", str(config)) as process:
+        grpc_address, http_url = process.wait_ready()
+        yield RunningDaemon(grpc_address, http_url, process)
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0, process.log

@@ -1,0 +1,179 @@
+"""A stand-in for the engine process: speaks its messages and echoes prompts, without any model.
+
+Run as `python scripted_engine.py [options] ADDRESS`. The answer to a request is its own prompt, one
+token per `--token-s`; a token's text is its number and a blank.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+
+from omniserve.messages import (
+    Abort,
+    Configure,
+    EngineFailed,
+    EngineReady,
+    Outputs,
+    Shutdown,
+    Stats,
+    Submit,
+    ToFront,
+    decode_to_engine,
+    encode,
+)
+from omniserve.requests import EngineRequest, FinishReason, RequestOutput
+from omniserve.settings import ModelInfo, ModelSettings, ModelStats
+
+KV_BYTES_PER_TOKEN = 16
+STATS_EVERY_S = 0.05
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Echo:
+    request: EngineRequest
+    num_emitted: int = 0
+    due_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def num_tokens(self) -> int:
+        wanted = self.request.sampling.max_tokens
+        have = len(self.request.prompt_token_ids)
+        return have if wanted is None else min(wanted, have)
+
+    def next_output(self) -> RequestOutput:
+        prompt = self.request.prompt_token_ids
+        token = prompt[self.num_emitted]
+        self.num_emitted += 1
+        reason: FinishReason | None = None
+        if self.num_emitted == self.num_tokens:
+            reason = "length" if self.num_tokens < len(prompt) else "stop"
+        return RequestOutput(
+            self.request.request_id,
+            text=f"{token} ",
+            token_ids=(token,),
+            finish_reason=reason,
+            num_prompt_tokens=len(prompt),
+            num_output_tokens=self.num_emitted,
+        )
+
+
+class ScriptedEngine:
+    def __init__(self, socket: "zmq.Socket[bytes]", token_s: float, stop_s: float) -> None:
+        self.socket = socket
+        self.token_s = token_s
+        self.stop_s = stop_s
+        self.models: tuple[ModelSettings, ...] = ()
+        self.echoes: dict[str, Echo] = {}
+        self.running = True
+        self.stats_due_s = 0.0
+
+    def send(self, message: ToFront) -> None:
+        self.socket.send(encode(message))
+
+    def load(self, fail_if: Path | None, load_s: float) -> None:
+        configure = decode_to_engine(self.socket.recv())
+        assert isinstance(configure, Configure)
+        time.sleep(load_s)
+        if fail_if is not None and fail_if.exists():
+            self.send(EngineFailed(fail_if.read_text()))
+            raise SystemExit(2)
+        self.models = configure.settings.models
+        self.send(EngineReady(tuple(model_info(model) for model in self.models), "scripted"))
+
+    def serve(self) -> None:
+        while self.running:
+            if self.socket.poll(timeout=5):
+                self.handle(self.socket.recv())
+            self.emit()
+            if time.monotonic() >= self.stats_due_s:
+                self.stats_due_s = time.monotonic() + STATS_EVERY_S
+                self.send(Stats(tuple(self.model_stats(model) for model in self.models)))
+
+    def handle(self, frame: bytes) -> None:
+        message = decode_to_engine(frame)
+        if isinstance(message, Submit):
+            self.echoes[message.request.request_id] = Echo(message.request)
+        elif isinstance(message, Abort):
+            for request_id in message.request_ids:
+                self.echoes.pop(request_id, None)
+        elif isinstance(message, Shutdown):
+            time.sleep(self.stop_s)
+            self.running = False
+
+    def emit(self) -> None:
+        now_s = time.monotonic()
+        due = [echo for echo in self.echoes.values() if echo.due_s <= now_s]
+        outputs = []
+        for echo in due:
+            echo.due_s = now_s + self.token_s
+            outputs.append(echo.next_output())
+            if outputs[-1].finish_reason is not None:
+                del self.echoes[echo.request.request_id]
+        if outputs:
+            self.send(Outputs(tuple(outputs)))
+
+    def model_stats(self, model: ModelSettings) -> ModelStats:
+        running: dict[str, int] = {}
+        used = 0
+        for echo in self.echoes.values():
+            if echo.request.model == model.name:
+                running[echo.request.tier] = running.get(echo.request.tier, 0) + 1
+                num_tokens = len(echo.request.prompt_token_ids) + echo.num_emitted
+                used += KV_BYTES_PER_TOKEN * num_tokens
+        return ModelStats(model.name, running, {}, used, model.device_kv_bytes, 0, 0, 0, 1.0)
+
+
+def model_info(model: ModelSettings) -> ModelInfo:
+    return ModelInfo(
+        name=model.name,
+        architecture="EchoForCausalLM",
+        dtype=model.dtype,
+        vocab_size=4096,
+        max_model_len=model.max_model_len or 4096,
+        kv_bytes_per_token=KV_BYTES_PER_TOKEN,
+        device_kv_bytes=model.device_kv_bytes,
+        num_parameters=1,
+        eos_token_ids=(0,),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--token-s", type=float, default=0.001)
+    parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--stop-s", type=float, default=0.0)
+    parser.add_argument(
+        "--fail-if", type=Path, help="fail at load with this file's text if it exists"
+    )
+    parser.add_argument(
+        "--crash-if", type=Path, help="die at load without a word if this file exists"
+    )
+    parser.add_argument("address")
+    options = parser.parse_args()
+    front_pid = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != front_pid:
+        raise SystemExit(1)
+    if options.crash_if is not None and options.crash_if.exists():
+        os.kill(os.getpid(), signal.SIGSEGV)
+    context = zmq.Context()
+    socket: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+    socket.connect(options.address)
+    try:
+        engine = ScriptedEngine(socket, options.token_s, options.stop_s)
+        engine.load(options.fail_if, options.load_s)
+        engine.serve()
+    finally:
+        socket.close(linger=1000)
+        context.term()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Builders for tests of the front: a configuration, and an engine that follows a script."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omniserve.config import Config
+from omniserve.errors import EngineUnavailable
+from omniserve.metrics import Metrics
+from omniserve.requests import EngineRequest, RequestOutput, TokenLogprob
+from omniserve.service import GenerationService
+from omniserve.settings import ModelInfo, ModelStats
+
+VOCAB_SIZE = 4096
+MAX_MODEL_LEN = 256
+
+Script = Callable[[EngineRequest], AsyncGenerator[RequestOutput, None]]
+
+
+def make_config(checkpoint: Path, default_tier: str | None = None) -> Config:
+    """One model, `demo`; two LS tiers and one BE tier."""
+    objectives = {"class": "latency_sensitive", "ttft_ms": 500, "tpot_ms": 100}
+    return Config.model_validate(
+        {
+            "models": [{"name": "demo", "path": str(checkpoint), "default_tier": default_tier}],
+            "tiers": [
+                {"name": "interactive", **objectives},
+                {"name": "voice", **objectives},
+                {"name": "batch", "class": "best_effort"},
+            ],
+        }
+    )
+
+
+def make_output(
+    request: EngineRequest,
+    place: int,
+    num_tokens: int,
+    *,
+    text: str | None = None,
+    num_cached_tokens: int = 0,
+) -> RequestOutput:
+    """Token number `place` of `num_tokens`: its id is the place, its text too."""
+    num_top = request.sampling.logprobs
+    logprobs = () if num_top is None else (_logprob(place, num_top),)
+    return RequestOutput(
+        request.request_id,
+        text=f"{place} " if text is None else text,
+        token_ids=(place,),
+        logprobs=logprobs,
+        finish_reason="length" if place == num_tokens - 1 else None,
+        num_prompt_tokens=len(request.prompt_token_ids),
+        num_cached_tokens=num_cached_tokens,
+        num_output_tokens=place + 1,
+    )
+
+
+def _logprob(token_id: int, num_top: int) -> TokenLogprob:
+    top = tuple((token_id + rank, -0.5 - rank) for rank in range(num_top))
+    return TokenLogprob(token_id, -0.5, top)
+
+
+async def counting(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+    """As many tokens as asked for, one in each turn of the event loop."""
+    num_tokens = request.sampling.max_tokens or 1
+    for place in range(num_tokens):
+        await asyncio.sleep(0)
+        yield make_output(request, place, num_tokens)
+
+
+async def silent(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+    """Nothing, for ever."""
+    await asyncio.Event().wait()
+    yield make_output(request, 0, 1)
+
+
+@dataclass
+class ScriptedEngine:
+    """What the service needs of an engine, in this process, with outputs made by `script`."""
+
+    script: Script = counting
+    ready: bool = True
+    state: str = "ready"
+    device: str = "scripted"
+    num_restarts: int = 0
+    stats: dict[str, ModelStats] = field(default_factory=dict)
+    max_model_len: int = MAX_MODEL_LEN
+    started: list[EngineRequest] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        info = ModelInfo(
+            name="demo",
+            architecture="Scripted",
+            dtype="float32",
+            vocab_size=VOCAB_SIZE,
+            max_model_len=self.max_model_len,
+            kv_bytes_per_token=16,
+            device_kv_bytes=1 << 20,
+            num_parameters=1,
+            eos_token_ids=(0,),
+        )
+        return {"demo": info}
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+        if not self.ready:
+            raise EngineUnavailable(f"the engine is {self.state}; try again")
+        self.started.append(request)
+        self.running.add(request.request_id)
+        outputs = self.script(request)
+        try:
+            async for output in outputs:
+                yield output
+        finally:
+            self.running.discard(request.request_id)
+            await outputs.aclose()
+
+
+def make_service(
+    checkpoint: Path,
+    engine: ScriptedEngine | None = None,
+    default_tier: str | None = None,
+    clock: Callable[[], float] | None = None,
+) -> GenerationService:
+    config = make_config(checkpoint, default_tier)
+    options = {} if clock is None else {"clock": clock}
+    return GenerationService(config, engine or ScriptedEngine(), Metrics(), **options)
+
+
+async def until(condition: Callable[[], bool], patience_s: float = 20.0) -> None:
+    """Waits for a condition that another task or process brings about."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(patience_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+    assert condition()
+
+
+def sample(metrics: Metrics, name: str, labels: Iterable[str]) -> float:
+    """The value of one series, found by its rendered labels, as a scraper would see it."""
+    wanted = set(labels)
+    for line in metrics.exposition().decode().splitlines():
+        series, _, value = line.rpartition(" ")
+        found, _, rest = series.partition("{")
+        if found == name and wanted == set(rest.rstrip("}").split(",")):
+            return float(value)
+    raise AssertionError(f"no series {name} with {sorted(wanted)}")

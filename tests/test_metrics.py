@@ -1,0 +1,181 @@
+"""What a scraper sees of requests and of the engine."""
+
+import logging
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from service_builders import make_output, sample
+
+from omniserve.errors import EngineError, EngineUnavailable, InvalidRequest, RequestCancelled
+from omniserve.generation import Usage
+from omniserve.metrics import Metrics
+from omniserve.request_record import RequestRecord
+from omniserve.requests import EngineRequest, SamplingParams
+from omniserve.settings import ModelStats
+
+LABELS = ('model="demo"', 'tier="batch"')
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+def make_record(metrics: Metrics, clock: ManualClock) -> RequestRecord:
+    record = RequestRecord(metrics, "r", ("secret prompt",), clock(), clock)
+    record.model, record.tier = "demo", "batch"
+    return record
+
+
+def make_sequence(num_tokens: int = 3) -> EngineRequest:
+    sampling = SamplingParams(max_tokens=num_tokens)
+    return EngineRequest("r#0", "demo", (1, 2, 3, 4), sampling, "best_effort", "batch")
+
+
+def run_one(metrics: Metrics, clock: ManualClock, error: BaseException | None = None) -> None:
+    """Arrives, waits 0.25 s for the first token, then 0.5 s for each of two more."""
+    record = make_record(metrics, clock)
+    record.start((4,), 1)
+    for place, pause_s in enumerate((0.25, 0.5, 0.5)):
+        clock.now_s += pause_s
+        record.on_output(0, make_output(make_sequence(), place, 3, num_cached_tokens=2))
+    record.end(error)
+
+
+def test_durations_of_one_request(metrics: Metrics, clock: ManualClock) -> None:
+    run_one(metrics, clock)
+    for name, seconds in (("ttft", 0.25), ("tpot", 0.5), ("e2e", 1.25)):
+        assert sample(metrics, f"omniserve_{name}_seconds_count", LABELS) == 1
+        assert sample(metrics, f"omniserve_{name}_seconds_sum", LABELS) == pytest.approx(seconds)
+
+
+def test_tokens_and_outcome_of_one_request(metrics: Metrics, clock: ManualClock) -> None:
+    run_one(metrics, clock)
+    for kind, count in (("prompt", 4), ("cached", 2), ("output", 3)):
+        labels = (*LABELS, f'kind="{kind}"')
+        assert sample(metrics, "omniserve_tokens_total", labels) == count
+    assert sample(metrics, "omniserve_requests_total", (*LABELS, 'outcome="ok"')) == 1
+    assert metrics.num_tokens("demo", "prompt") == 4
+    assert metrics.num_tokens("other", "prompt") == 0
+
+
+def test_choices_count_their_prompt_once(metrics: Metrics, clock: ManualClock) -> None:
+    record = make_record(metrics, clock)
+    record.start((4, 9), 2)
+    for index in (1, 0, 3, 2):
+        clock.now_s += 1
+        record.on_output(index, make_output(make_sequence(1), 0, 1, num_cached_tokens=2))
+    record.end(None)
+    assert record.usage == Usage(num_prompt_tokens=13, num_cached_tokens=4, num_output_tokens=4)
+    assert metrics.num_tokens("demo", "prompt") == 13
+    assert metrics.num_tokens("demo", "output") == 4
+    assert sample(metrics, "omniserve_ttft_seconds_count", LABELS) == 1
+
+
+def test_one_token_has_no_time_per_token(metrics: Metrics, clock: ManualClock) -> None:
+    record = make_record(metrics, clock)
+    record.start((4,), 1)
+    record.on_output(0, make_output(make_sequence(1), 0, 1))
+    record.end(None)
+    metrics.expect(["demo"], ["batch"])
+    assert sample(metrics, "omniserve_tpot_seconds_count", LABELS) == 0
+    assert sample(metrics, "omniserve_e2e_seconds_count", LABELS) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RequestCancelled("x"), "cancelled"),
+        (InvalidRequest("x"), "invalid"),
+        (EngineUnavailable("x"), "unavailable"),
+        (EngineError("x"), "error"),
+        (ZeroDivisionError(), "error"),
+    ],
+)
+def test_a_failed_request_counts_its_tokens_but_not_its_length(
+    metrics: Metrics, clock: ManualClock, error: BaseException, outcome: str
+) -> None:
+    metrics.expect(["demo"], ["batch"])
+    run_one(metrics, clock, error)
+    labels = (*LABELS, f'outcome="{outcome}"')
+    assert sample(metrics, "omniserve_requests_total", labels) == 1
+    assert sample(metrics, "omniserve_requests_total", (*LABELS, 'outcome="ok"')) == 0
+    assert sample(metrics, "omniserve_ttft_seconds_count", LABELS) == 1
+    assert sample(metrics, "omniserve_e2e_seconds_count", LABELS) == 0
+    assert metrics.num_tokens("demo", "output") == 3
+
+
+def test_a_request_ends_once(metrics: Metrics, clock: ManualClock) -> None:
+    record = make_record(metrics, clock)
+    record.end(InvalidRequest("x"))
+    record.end(None)
+    assert sample(metrics, "omniserve_requests_total", (*LABELS, 'outcome="invalid"')) == 1
+
+
+def test_log_line_has_numbers_and_no_content(
+    metrics: Metrics, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "omniserve"):
+        run_one(metrics, clock)
+    (record,) = caplog.records
+    fields = vars(record)["omniserve_fields"]
+    assert record.getMessage() == "request_ended"
+    assert fields["ttft_ms"] == 250
+    assert fields["output_tokens"] == 3
+    assert "secret" not in str(fields)
+
+
+def test_engine_gauges_follow_the_snapshot(metrics: Metrics) -> None:
+    stats: dict[str, ModelStats] = {}
+    metrics.watch_engine(lambda: stats)
+    assert b"omniserve_running_requests{" not in metrics.exposition()
+    stats["demo"] = ModelStats(
+        name="demo",
+        running={"batch": 3},
+        waiting={"batch": 7},
+        kv_used_bytes=1 << 20,
+        kv_total_bytes=1 << 21,
+        num_steps=1,
+        num_preemptions=0,
+        num_cached_prompt_tokens=0,
+        step_ms=1.0,
+    )
+    assert sample(metrics, "omniserve_running_requests", LABELS) == 3
+    assert sample(metrics, "omniserve_waiting_requests", LABELS) == 7
+    kv_labels = ('model="demo"', 'pool="device"')
+    assert sample(metrics, "omniserve_kv_used_bytes", kv_labels) == 1 << 20
+
+
+def test_names_are_the_contract_and_nothing_else(metrics: Metrics, clock: ManualClock) -> None:
+    metrics.watch_engine(dict)
+    run_one(metrics, clock)
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    assert {(family.name, family.type) for family in families} == {
+        ("omniserve_ttft_seconds", "histogram"),
+        ("omniserve_tpot_seconds", "histogram"),
+        ("omniserve_e2e_seconds", "histogram"),
+        ("omniserve_requests", "counter"),
+        ("omniserve_tokens", "counter"),
+        ("omniserve_running_requests", "gauge"),
+        ("omniserve_waiting_requests", "gauge"),
+        ("omniserve_kv_used_bytes", "gauge"),
+    }
+
+
+def test_series_exist_before_the_first_request(metrics: Metrics) -> None:
+    metrics.expect(["demo"], ["interactive", "batch"])
+    assert sample(metrics, "omniserve_requests_total", (*LABELS, 'outcome="ok"')) == 0
+    assert sample(metrics, "omniserve_ttft_seconds_count", LABELS) == 0
