@@ -11,7 +11,7 @@ import numba
 
 
 def _cache_root() -> Path:
-    """NUMBA_CACHE_DIR, else beside the package, else the user's cache, else a directory for this process.
+    """NUMBA_CACHE_DIR, else beside the package, else the user's cache, else a new directory.
 
     Cached kernels are loaded with pickle, so a directory that others may write to is never taken.
     """
@@ -29,7 +29,7 @@ def _cache_root() -> Path:
 
 
 def _source_digest() -> str:
-    """Changes with any file of this package: numba itself only watches the file a kernel stands in."""
+    """Changes with any file of this package; numba itself only watches the kernel's own file."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -41,4 +41,6 @@ numba.config.CACHE_DIR = str(_cache_root() / f"kernels-{_source_digest()}")
 
 def c_callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """A function that C code may call from any thread; its address is `.address`."""
-    return numba.cfunc(signature, nopython=True, cache=True, error_model="numpy")  # type: ignore[no-any-return]
+    decorate: Callable[[Callable[..., Any]], Any]
+    decorate = numba.cfunc(signature, nopython=True, cache=True, error_model="numpy")
+    return decorate

@@ -1,7 +1,5 @@
 """Raw memory for kernels: loads, copies and a counter that threads share, as numba intrinsics."""
 
-from typing import Any
-
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -10,10 +8,10 @@ from cpu_attn.vector_ir import F32, I8, I32, I64
 
 
 @intrinsic
-def load_i32(typing_context, address):  # type: ignore[no-untyped-def]
+def load_i32(typing_context, address):
     """The int32 at an address, as int64."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         value = builder.load(builder.inttoptr(args[0], I32.as_pointer()))
         return builder.sext(value, I64)
 
@@ -21,24 +19,24 @@ def load_i32(typing_context, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_f32(typing_context, address):  # type: ignore[no-untyped-def]
+def load_f32(typing_context, address):
     """The float32 at an address."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.load(builder.inttoptr(args[0], F32.as_pointer()))
 
     return types.float32(types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def copy_bytes(typing_context, target, source, num_bytes):  # type: ignore[no-untyped-def]
+def copy_bytes(typing_context, target, source, num_bytes):
     """Copies a literal number of bytes, a multiple of 32, between addresses of any alignment."""
     if not isinstance(num_bytes, types.IntegerLiteral):
         return None
     signature = types.void(types.int64, types.int64, num_bytes)
     chunk = ir.VectorType(I8, 32)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         for offset in range(0, signature.args[2].literal_value, 32):
             target, source = (builder.add(a, ir.Constant(I64, offset)) for a in args[:2])
             value = builder.load(builder.inttoptr(source, chunk.as_pointer()))
@@ -50,10 +48,10 @@ def copy_bytes(typing_context, target, source, num_bytes):  # type: ignore[no-un
 
 
 @intrinsic
-def take_number(typing_context, address):  # type: ignore[no-untyped-def]
-    """Increments the int64 counter at an address; returns what it was before, to one thread each."""
+def take_number(typing_context, address):
+    """Increments the int64 counter at an address; each thread gets another number."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], I64.as_pointer())
         return builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "monotonic")
 

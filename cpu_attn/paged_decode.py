@@ -1,7 +1,7 @@
 """Decode attention over paged keys and values: one query token a sequence, grouped query heads.
 
-Technique: tiles of vector IR read each KV block once, front to back, while the lines of the next block
-are prefetched; softmax runs online, one block at a time (Milakov and Gimelshein, 2018).
+Technique: tiles of vector IR read each KV block once, front to back, while the lines of the next
+block are prefetched; softmax runs online, one block at a time (Milakov and Gimelshein, 2018).
 """
 
 from dataclasses import dataclass
@@ -49,11 +49,15 @@ class DecodeShape:
         """Raises ValueError where no kernel can be made."""
         multiple = 32 if self.element is Element.BFLOAT16 else 16
         if self.head_dim % multiple or not multiple <= self.head_dim <= 256:
-            raise ValueError(f"head_dim {self.head_dim}: a multiple of {multiple} up to 256 is needed")
+            raise ValueError(
+                f"head_dim {self.head_dim}: a multiple of {multiple} up to 256 is needed"
+            )
         if self.block_size % 16 or not 16 <= self.block_size <= 256:
             raise ValueError(f"block_size {self.block_size}: a multiple of 16 in 16..256 is needed")
         if not 1 <= self.group_size <= 16:
-            raise ValueError(f"group_size {self.group_size}: 1 to 16 query heads a KV head are needed")
+            raise ValueError(
+                f"group_size {self.group_size}: 1 to 16 query heads a KV head are needed"
+            )
 
 
 def new_task(scale: float, window: int | None) -> NDArray[np.int64]:
@@ -66,12 +70,12 @@ def new_task(scale: float, window: int | None) -> NDArray[np.int64]:
 
 @cache
 def decode_kernel(shape: DecodeShape) -> Any:
-    """A C callback `void (*)(int64_t *task)` that any number of threads may run on one task at once.
+    """A C callback `void (*)(int64_t *task)` that many threads may run on one task at once.
 
-    Each thread takes (sequence, KV head) items until none is left: appends the item's k and v at the
-    last position of its context, attends over the context (or its last `window` tokens), and writes
-    group_size * head_dim outputs. Strides are in elements of the cache's type, heads are contiguous;
-    the cache is [blocks, 2, num_kv_heads, block_size, head_dim].
+    Each thread takes (sequence, KV head) items until none is left: appends the item's k and v at
+    the last position of its context, attends over the context (or its last `window` tokens), and
+    writes group_size * head_dim outputs. Strides are in elements of the cache's type, heads are
+    contiguous; the cache is [blocks, 2, num_kv_heads, block_size, head_dim].
     """
     shape.check()
     element, rows, dim, block_size = (
@@ -86,7 +90,7 @@ def decode_kernel(shape: DecodeShape) -> Any:
     page_bytes = block_size * row_bytes
     scratch_floats = rows * (2 * dim + block_size + 2)
 
-    def attend(task_pointer):  # type: ignore[no-untyped-def]
+    def attend(task_pointer):
         task = carray(task_pointer, NUM_FIELDS)
         scale = np.float32(task[SCALE:].view(np.float64)[0])
         scratch = np.empty(scratch_floats, np.float32)
@@ -109,7 +113,9 @@ def decode_kernel(shape: DecodeShape) -> Any:
             last = context_len - 1
             page = head_cache + load_i32(table + 4 * (last // block_size)) * 2 * value_offset
             place = page + (last % block_size) * row_bytes
-            copy_bytes(place, task[K] + size * task[K_STRIDE] * sequence + head * row_bytes, row_bytes)
+            copy_bytes(
+                place, task[K] + size * task[K_STRIDE] * sequence + head * row_bytes, row_bytes
+            )
             copy_bytes(
                 place + value_offset,
                 task[V] + size * task[V_STRIDE] * sequence + head * row_bytes,
@@ -132,7 +138,14 @@ def decode_kernel(shape: DecodeShape) -> Any:
                 for tile in range(num_tiles):
                     offset = tile * 16 * row_bytes
                     score_tile(
-                        q, page + offset, scores + 64 * tile, block_size, ahead + offset, element, rows, dim
+                        q,
+                        page + offset,
+                        scores + 64 * tile,
+                        block_size,
+                        ahead + offset,
+                        element,
+                        rows,
+                        dim,
                     )
                 for row in range(rows):
                     softmax_row(
@@ -160,7 +173,11 @@ def decode_kernel(shape: DecodeShape) -> Any:
             for row in range(rows):
                 total = load_f32(state + 8 * row + 4)
                 store_output(
-                    acc + 4 * dim * row, np.float32(1.0) / total, out + row * row_bytes, element, dim
+                    acc + 4 * dim * row,
+                    np.float32(1.0) / total,
+                    out + row * row_bytes,
+                    element,
+                    dim,
                 )
 
     return c_callback(types.void(types.CPointer(types.int64)))(attend)

@@ -28,13 +28,13 @@ def _signature(num_addresses: int, literals: tuple[Any, ...], result: Any = type
 
 
 @intrinsic(prefer_literal=True)
-def load_query(typing_context, source, scale, q, element, head_dim):  # type: ignore[no-untyped-def]
+def load_query(typing_context, source, scale, q, element, head_dim):
     """One query row of `element` times `scale` (float32) to float32."""
     if not isinstance(element, types.IntegerLiteral):
         return None
     signature = types.void(types.int64, types.float32, types.int64, element, head_dim)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         element_value, dim = _literals(signature, 2)
         v = VectorBuilder(builder)
         scale_vector = v.splat(args[1])
@@ -45,20 +45,23 @@ def load_query(typing_context, source, scale, q, element, head_dim):  # type: ig
 
 
 @intrinsic(prefer_literal=True)
-def score_tile(typing_context, q, keys, scores, stride, ahead, element, rows, head_dim):  # type: ignore[no-untyped-def]
+def score_tile(typing_context, q, keys, scores, stride, ahead, element, rows, head_dim):
     """Scores of 16 tokens: scores[r, t] = q[r] . keys[t]; touches as many bytes at `ahead`."""
     signature = _signature(5, (element, rows, head_dim))
     if signature is None:
         return None
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         element_value, num_rows, dim = _literals(signature, 3)
         kind = Element(element_value)
         v = VectorBuilder(builder)
         q_address, k_address, s_address, row_stride, ahead_address = args[:5]
         row_bytes = dim * kind.num_bytes
         for row in range(num_rows):
-            query = [v.load(v.offset(q_address, 4 * dim * row + 64 * i), V_F32) for i in range(dim // LANES)]
+            query = [
+                v.load(v.offset(q_address, 4 * dim * row + 64 * i), V_F32)
+                for i in range(dim // LANES)
+            ]
             sums = []
             for token in range(LANES):
                 if row == 0:
@@ -76,17 +79,17 @@ def score_tile(typing_context, q, keys, scores, stride, ahead, element, rows, he
 
 
 @intrinsic(prefer_literal=True)
-def softmax_row(typing_context, scores, first, stop, num_vectors, state, acc, head_dim):  # type: ignore[no-untyped-def]
+def softmax_row(typing_context, scores, first, stop, num_vectors, state, acc, head_dim):
     """Online softmax of one row: scores become weights, `acc` is rescaled to the new maximum.
 
-    Tokens outside first .. stop - 1 get weight 0. `state` holds the running maximum and sum. There must
-    be at least one token inside.
+    Tokens outside first .. stop - 1 get weight 0. `state` holds the running maximum and sum. There
+    must be at least one token inside.
     """
     if not isinstance(head_dim, types.IntegerLiteral):
         return None
     signature = types.void(*([types.int64] * 6), head_dim)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         (dim,) = _literals(signature, 1)
         v = VectorBuilder(builder)
         s_address, first, stop, num_vectors, state, acc = args[:6]
@@ -94,11 +97,13 @@ def softmax_row(typing_context, scores, first, stop, num_vectors, state, acc, he
         lowest = v.constant(-3.0e38)
         top = cgutils.alloca_once_value(builder, lowest)
 
-        def vector_address(index: Any) -> Any:
+        def vector_address(index):
             return builder.add(s_address, builder.mul(index, ir.Constant(I64, 64)))
 
         with cgutils.for_range(builder, num_vectors, intp=I64) as loop:
-            base = v.splat(builder.trunc(builder.mul(loop.index, ir.Constant(I64, LANES)), ir.IntType(32)))
+            base = v.splat(
+                builder.trunc(builder.mul(loop.index, ir.Constant(I64, LANES)), ir.IntType(32))
+            )
             token = builder.add(base, v.lane_numbers())
             inside = builder.and_(
                 builder.icmp_signed(">=", token, first32), builder.icmp_signed("<", token, stop32)
@@ -132,13 +137,15 @@ def softmax_row(typing_context, scores, first, stop, num_vectors, state, acc, he
 
 
 @intrinsic(prefer_literal=True)
-def weigh_values(typing_context, weights, stride, values, first, stop, acc, ahead, element, rows, head_dim):  # type: ignore[no-untyped-def]
+def weigh_values(
+    typing_context, weights, stride, values, first, stop, acc, ahead, element, rows, head_dim
+):
     """acc[r] += sum of weights[r, t] * values[t] over tokens first .. stop - 1."""
     signature = _signature(7, (element, rows, head_dim))
     if signature is None:
         return None
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         element_value, num_rows, dim = _literals(signature, 3)
         kind = Element(element_value)
         v = VectorBuilder(builder)
@@ -148,13 +155,18 @@ def weigh_values(typing_context, weights, stride, values, first, stop, acc, ahea
         for start in range(0, num_rows, rows_at_once):
             some_rows = range(start, min(num_rows, start + rows_at_once))
             places = [
-                (row, i, v.offset(acc, 4 * dim * row + 64 * i)) for row in some_rows for i in range(per_row)
+                (row, i, v.offset(acc, 4 * dim * row + 64 * i))
+                for row in some_rows
+                for i in range(per_row)
             ]
             sums = {
                 (row, i): cgutils.alloca_once_value(builder, v.load(address, V_F32))
                 for row, i, address in places
             }
-            with cgutils.for_range_slice(builder, first, stop, ir.Constant(I64, 1), intp=I64) as (token, _):
+            with cgutils.for_range_slice(builder, first, stop, ir.Constant(I64, 1), intp=I64) as (
+                token,
+                _,
+            ):
                 token_offset = builder.mul(token, ir.Constant(I64, row_bytes))
                 if start == 0:
                     for line in range(0, row_bytes, 64):
@@ -174,18 +186,19 @@ def weigh_values(typing_context, weights, stride, values, first, stop, acc, ahea
 
 
 @intrinsic(prefer_literal=True)
-def store_output(typing_context, acc, scale, out, element, head_dim):  # type: ignore[no-untyped-def]
+def store_output(typing_context, acc, scale, out, element, head_dim):
     """One row of `acc` times `scale` (float32) to `element`."""
     if not isinstance(element, types.IntegerLiteral):
         return None
     signature = types.void(types.int64, types.float32, types.int64, element, head_dim)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         element_value, dim = _literals(signature, 2)
         v = VectorBuilder(builder)
         scale_vector = v.splat(args[1])
         vectors = [
-            builder.fmul(v.load(v.offset(args[0], 64 * i), V_F32), scale_vector) for i in range(dim // LANES)
+            builder.fmul(v.load(v.offset(args[0], 64 * i), V_F32), scale_vector)
+            for i in range(dim // LANES)
         ]
         v.store_elements(vectors, args[2], Element(element_value))
 

@@ -1,7 +1,7 @@
 """Vector code as LLVM IR: sixteen float32 lanes at a time, whatever the CPU's own width is.
 
-Only generic IR is emitted, so LLVM splits or widens it for AVX512, AVX2, SSE or NEON by itself and no
-instruction that the CPU lacks can be reached.
+Only generic IR is emitted, so LLVM splits or widens it for AVX512, AVX2, SSE or NEON by itself and
+no instruction that the CPU lacks can be reached.
 """
 
 import math
@@ -121,7 +121,8 @@ class VectorBuilder:
         width = LANES
         while len(vectors) > 1:
             width //= 2
-            low, high = [], []
+            low: list[int] = []
+            high: list[int] = []
             for group in range(0, 2 * LANES, 2 * width):
                 low += range(group, group + width)
                 high += range(group + width, group + 2 * width)

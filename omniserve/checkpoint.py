@@ -1,6 +1,197 @@
-"""Placeholder until the real module arrives."""
+"""What a Hugging Face checkpoint directory holds, read from config.json and safetensors headers.
+
+Needs neither torch nor transformers, so that a broken checkpoint is refused before they load.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from omniserve.errors import CheckpointError
+
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "MixtralForCausalLM",
+)
+
+_MAX_HEADER_BYTES = 100 << 20
+_INDEX_NAME = "model.safetensors.index.json"
+_SINGLE_NAME = "model.safetensors"
+_DIMENSIONS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
-def inspect_checkpoint(path: Path) -> None:
-    pass
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as its shard's header describes it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors spells it: F32, BF16, F16, I64 ..."""
+    file: str
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSummary:
+    """A checkpoint that can be loaded, as far as headers and file sizes can tell."""
+
+    path: Path
+    architecture: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(tensor.num_elements for tensor in self.tensors.values())
+
+
+def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointSummary:
+    """Check a checkpoint directory without reading its weights.
+
+    CheckpointError, with one line that names the file, where it is missing, broken, truncated,
+    incomplete or of an architecture that is not supported.
+    """
+    directory = Path(path)
+    if not directory.exists():
+        raise CheckpointError(f"{directory}: no such directory")
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: not a directory")
+    config = _read_json(directory / "config.json")
+    architecture = _check_config(directory / "config.json", config)
+    tensors = _read_tensors(directory)
+    _check_complete(directory, config, tensors)
+    if not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(f"{directory}: tokenizer.json is missing")
+    return CheckpointSummary(
+        directory, architecture, MappingProxyType(config), MappingProxyType(tensors)
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: {path.name} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a JSON object")
+    return content
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> str:
+    """The architecture that config.json names, if it can be served."""
+    supported = ", ".join(SUPPORTED_ARCHITECTURES)
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named:
+        raise CheckpointError(f"{path}: names no architectures; supported: {supported}")
+    if named[0] not in SUPPORTED_ARCHITECTURES:
+        raise CheckpointError(
+            f"{path}: architecture {named[0]!r} is not supported; supported: {supported}"
+        )
+    if config.get("quantization_config"):
+        raise CheckpointError(f"{path}: quantization_config: quantized weights are not supported")
+    for key in _DIMENSIONS:
+        value = config.get(key)
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{path}: {key} is {value!r}, not a whole number above 0")
+    return str(named[0])
+
+
+def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
+    if (directory / _INDEX_NAME).is_file():
+        return _read_sharded(directory)
+    if (directory / _SINGLE_NAME).is_file():
+        return _read_header(directory / _SINGLE_NAME)
+    pickled = sorted(path.name for path in directory.glob("*.bin"))
+    if pickled:
+        raise CheckpointError(
+            f"{directory}: {pickled[0]} is pickled, which can run code when it is loaded; "
+            "only safetensors weights are read"
+        )
+    raise CheckpointError(f"{directory}: neither {_SINGLE_NAME} nor {_INDEX_NAME} is there")
+
+
+def _read_sharded(directory: Path) -> dict[str, TensorInfo]:
+    index_path = directory / _INDEX_NAME
+    weight_map = _read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path}: weight_map is missing or empty")
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted({str(shard) for shard in weight_map.values()}):
+        if Path(name).name != name:
+            raise CheckpointError(f"{index_path}: shard {name!r} is not a plain file name")
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory}: shard {name}, named in the index, is missing")
+        tensors |= _read_header(directory / name)
+    for tensor, shard in weight_map.items():
+        if tensor not in tensors or tensors[tensor].file != shard:
+            raise CheckpointError(f"{directory / shard}: holds no {tensor}, which the index names")
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, whose size must be what its header says."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if size < 8 or header_bytes > size - 8:
+                raise CheckpointError(f"{path}: truncated: {size} bytes do not hold its header")
+            if header_bytes > _MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path}: not a safetensors file")
+            header = json.loads(file.read(header_bytes))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: not a safetensors file: no JSON in its header") from None
+    try:
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        tensors = {
+            name: TensorInfo(tuple(entry["shape"]), entry["dtype"], path.name)
+            for name, entry in header.items()
+        }
+        missing = 8 + header_bytes + end - size
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise CheckpointError(f"{path}: not a safetensors file: its header is malformed") from None
+    if missing > 0:
+        raise CheckpointError(f"{path}: truncated: {missing} of {size + missing} bytes are missing")
+    return tensors
+
+
+def _check_complete(
+    directory: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]
+) -> None:
+    """Refuse what transformers would fill up with random weights and only a warning."""
+    names = ["model.norm.weight"]
+    if not config.get("tie_word_embeddings"):
+        names.append("lm_head.weight")
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        names += [f"{prefix}self_attn.{part}_proj.weight" for part in "qkvo"]
+        names += [f"{prefix}input_layernorm.weight", f"{prefix}post_attention_layernorm.weight"]
+    for name in ("model.embed_tokens.weight", *names):
+        if name not in tensors:
+            raise CheckpointError(f"{directory}: the weights hold no {name}")
+    shape = tensors["model.embed_tokens.weight"].shape
+    expected = (config["vocab_size"], config["hidden_size"])
+    if shape != expected:
+        raise CheckpointError(
+            f"{directory}: model.embed_tokens.weight is {shape[0]}x{shape[-1]}, "
+            f"config.json says {expected[0]}x{expected[1]}"
+        )

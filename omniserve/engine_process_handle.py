@@ -21,6 +21,8 @@ from omniserve.messages import ToEngine, ToFront, decode_to_front, encode
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "omniserve.engine.process")
 """Run with its socket's address as one more argument. -P: no imports from the working directory."""
 
+FRONT_PID_VARIABLE = "OMNISERVE_FRONT_PID"
+"""Tells the engine whose death it must not survive."""
 
 _MAX_DIRECTORY_BYTES = 107 - len("/engine.sock")
 """What the kernel's limit on socket paths leaves for the directory."""
@@ -116,7 +118,7 @@ def _make_private_directory() -> Path:
 
 def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of the engine: ours, and a way to import this very package."""
-    environment = dict(os.environ) | dict(extra)
+    environment = dict(os.environ) | dict(extra) | {FRONT_PID_VARIABLE: str(os.getpid())}
     root = str(Path(omniserve.__file__).resolve().parents[1])
     if root not in site.getsitepackages():
         paths = [root, environment.get("PYTHONPATH", "")]

@@ -8,7 +8,11 @@ from omniserve.errors import ClientTooSlow
 from omniserve.requests import RequestOutput, TokenLogprob
 
 MAX_PENDING = 32_768
-"""Tokens and log-probabilities that may wait for one client before it is cut off."""
+"""What may wait for one client before it is cut off: tokens, alternatives, blocks of text.
+
+Merged it has to stay well below 4 MiB, which is all that a gRPC client accepts in one message.
+"""
+CHARS_PER_BLOCK = 16
 
 
 @dataclass(slots=True)
@@ -19,6 +23,7 @@ class _Pending:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     last: RequestOutput | None = None
+    size: int = 0
 
 
 class OutputBuffer:
@@ -39,16 +44,15 @@ class OutputBuffer:
 
     def put(self, index: int, output: RequestOutput) -> None:
         """Adds an output of a choice; raises ClientTooSlow when too much waits already."""
-        size = len(output.token_ids) + sum(len(entry.top) for entry in output.logprobs)
+        size = _size(output)
         if self._num_pending and self._num_pending + size > self._max_pending:
-            raise ClientTooSlow(
-                f"the client left {self._num_pending} tokens and log-probabilities unread"
-            )
+            raise ClientTooSlow("the client left too much of what was generated for it unread")
         pending = self._choices.setdefault(index, _Pending())
         pending.texts.append(output.text)
         pending.token_ids.extend(output.token_ids)
         pending.logprobs.extend(output.logprobs)
         pending.last = output
+        pending.size += size
         self._num_pending += size
         self._wake.set()
 
@@ -66,10 +70,13 @@ class OutputBuffer:
             self._wake.clear()
             await self._wake.wait()
         index, pending = self._choices.popitem(last=False)
-        output = _merged(pending)
-        self._num_pending -= len(output.token_ids)
-        self._num_pending -= sum(len(entry.top) for entry in output.logprobs)
-        return index, output
+        self._num_pending -= pending.size
+        return index, _merged(pending)
+
+
+def _size(output: RequestOutput) -> int:
+    num_alternatives = sum(len(entry.top) for entry in output.logprobs)
+    return len(output.token_ids) + num_alternatives + len(output.text) // CHARS_PER_BLOCK
 
 
 def _merged(pending: _Pending) -> RequestOutput:

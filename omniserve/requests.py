@@ -1,4 +1,4 @@
-"""What a request is and what comes back, shared by the front and the engine. Standard library only."""
+"""What a request is and what comes back, shared by front and engine. Standard library only."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,7 +28,7 @@ class SamplingParams:
     max_tokens: int | None = None
     """None means as many as the model's context leaves."""
     logprobs: int | None = None
-    """Number of alternatives beside the chosen token; 0 gives the chosen token's only, None none."""
+    """Alternatives beside the chosen token; 0 gives the chosen token alone, None nothing."""
 
 
 @dataclass(frozen=True, slots=True)

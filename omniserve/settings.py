@@ -1,4 +1,4 @@
-"""Settings of the engine process, in the form in which the front hands them over. Standard library only."""
+"""Settings of the engine, as the front hands them over. Standard library only."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc.aio
+from grpc.aio import Channel
 
 from omniserve.api.grpc_server import GrpcServer
 from omniserve.api.http_server import HttpServer
@@ -16,7 +17,7 @@ from omniserve.v1 import omniserve_pb2_grpc
 class Servers:
     grpc: GrpcServer
     http: HttpServer
-    channel: grpc.aio.Channel
+    channel: Channel
     inference: omniserve_pb2_grpc.InferenceStub
     admin: omniserve_pb2_grpc.AdminStub
     url: str
@@ -39,5 +40,5 @@ async def serving(service: GenerationService) -> AsyncIterator[Servers]:
                 f"http://{http_server.address}",
             )
     finally:
-        await http_server.stop(0)
+        await http_server.stop(1)
         await grpc_server.stop(0)

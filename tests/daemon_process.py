@@ -27,7 +27,7 @@ class DaemonProcess:
         self.temp_dir = Path(self._directory.name)
         environment = os.environ | {
             "TMPDIR": self._directory.name,
-            "PYTHONPATH": str(ROOT) + ":/tmp/fstub",
+            "PYTHONPATH": str(ROOT),
         }
         self.process = subprocess.Popen(
             [sys.executable, *command],

@@ -17,9 +17,7 @@ from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=16)
 
 
-def make_engine(
-    *models: ModelSettings, poll_arrivals: Callable[[], None] | None = None
-) -> Engine:
+def make_engine(*models: ModelSettings, poll_arrivals: Callable[[], None] | None = None) -> Engine:
     settings = EngineSettings(DeviceSettings(kind="cpu"), tuple(models))
     return Engine(settings, poll_arrivals=poll_arrivals)
 

@@ -5,72 +5,15 @@ there, so a row sees a wrong context whenever a table is stale, a block is share
 written, or memory in use is given away. Two layers are enough for a step that stops between them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from zlib import crc32
 
 from builders_scheduler import BE, LS
+from scheduler_clients import Client, Prefix, find_outputs, sample
+from scheduler_waiting import RoomBefore
 
-from scheduler import PlannedRows, Request, Scheduler, ServiceClass, StepPlan, StepResult
+from scheduler import PlannedRows, Request, Scheduler, StepPlan, StepResult
 
 NUM_LAYERS = 2
-VOCAB_SIZE = 3
-
-Prefix = tuple[int, ...]
-
-
-def sample(prefix: Prefix) -> int:
-    """The token that the modelled network puts after a prefix; few tokens, so prefixes recur."""
-    return crc32(bytes(prefix)) % VOCAB_SIZE
-
-
-def find_outputs(request: Request, stop: Prefix, max_model_len: int) -> list[int]:
-    """What a request must produce, whatever runs beside it: the oracle."""
-    tokens, outputs = tuple(request.token_ids), list[int]()
-    while len(outputs) < request.max_tokens and len(tokens) < max_model_len:
-        outputs.append(sample(tokens))
-        tokens += (outputs[-1],)
-        if stop and tuple(outputs[-len(stop) :]) == stop:
-            break
-    return outputs
-
-
-@dataclass
-class Client:
-    """One request as its sender and the executor see it."""
-
-    request: Request
-    prompt: Prefix
-    outputs: list[int]
-    """What the oracle says will come."""
-    received: int = 0
-    ended: bool = False
-    aborted: bool = False
-    slot: int | None = None
-    scheduled: int = 0
-    num_sampled: int = 0
-    """Tokens that plans were asked to sample since admission, and those known then."""
-    num_in_flight: int = 0
-
-    @property
-    def known(self) -> int:
-        return len(self.prompt) + self.received
-
-    @property
-    def tokens(self) -> Prefix:
-        return self.prompt + tuple(self.outputs)
-
-    @property
-    def is_plannable(self) -> bool:
-        """Whether a running request has a token that could be computed now."""
-        pending = self.num_sampled > self.received
-        at_end = len(self.prompt) + self.num_sampled >= self.request.max_total_tokens
-        waits = self.request.needs_known_tokens
-        return self.slot is not None and not self.ended and not (pending and (at_end or waits))
-
-    @property
-    def num_unscheduled(self) -> int:
-        return len(self.prompt) + self.num_sampled - self.scheduled
 
 
 @dataclass
@@ -100,7 +43,7 @@ class Simulation:
 
     def add(self, request: Request, stop: Prefix = ()) -> None:
         outputs = find_outputs(request, stop, self.settings.max_model_len)
-        client = Client(request, tuple(request.token_ids), outputs)
+        client = Client(request, len(self.clients), tuple(request.token_ids), outputs)
         self.clients[request.request_id] = client
         self.scheduler.add(request)
 
@@ -178,34 +121,34 @@ class Simulation:
     # How the executor model works.
 
     def _schedule(self, queue: list[Flight], latency_sensitive_only: bool) -> bool:
-        before = self._who_could_yield()
+        before = RoomBefore(self.settings, list(self.clients.values()), self.tables)
         plan = self.scheduler.schedule(latency_sensitive_only=latency_sensitive_only)
         self.scheduler.check_integrity()
+        withheld = self._list_beside_best_effort() if latency_sensitive_only else set()
         if plan is not None:
+            before.check_victims(
+                [self.clients[request_id] for request_id in plan.preempted_ids],
+                [self.clients[rows.request_id] for rows in plan.rows],
+            )
             self._take_back(plan)
             self._check_shape(plan, latency_sensitive_only)
             for rows in plan.rows:
                 self._take_rows(rows)
             queue.append(Flight(plan))
-        self._check_nobody_waits_in_vain(plan, before, latency_sensitive_only)
+        before.check(plan, withheld)
         return plan is not None
+
+    def _list_beside_best_effort(self) -> set[str]:
+        """Requests in flight in one plan with BE rows, so that they cannot overtake it."""
+        plans = [flight.plan for flight in self.flights if flight.plan.has_best_effort]
+        return {rows.request_id for plan in plans for rows in plan.rows}
 
     def _take_back(self, plan: StepPlan) -> None:
         for request_id in plan.preempted_ids:
             client = self.clients[request_id]
-            assert client.slot is not None and not client.ended, f"{request_id} does not run"
-            assert client.num_in_flight == 0, f"{request_id} preempted in flight"
+            assert client.slot is not None, f"{request_id} does not run"
             del self.tables[client.slot]
             client.slot = None
-        preempted = [self.clients[request_id].request for request_id in plan.preempted_ids]
-        gainers = [self.clients[rows.request_id].request for rows in plan.rows]
-        for victim in preempted:
-            assert any(_comes_before(gainer, victim) for gainer in gainers)
-            if victim.service_class is LS:
-                assert not list(self._running(BE)), "LS preempted while BE holds memory"
-        for running in [*self._running(LS), *self._running(BE)]:
-            victims = [other for other in preempted if other.service_class is LS]
-            assert all(_comes_before(running.request, victim) for victim in victims)
 
     def _check_shape(self, plan: StepPlan, latency_sensitive_only: bool) -> None:
         settings = self.settings
@@ -295,99 +238,3 @@ class Simulation:
         if client.ended and client.num_in_flight == 0 and client.slot is not None:
             del self.tables[client.slot]
             client.slot = None
-
-    # Who may have to wait, worked out from the model's own tables.
-
-    def _running(self, service_class: ServiceClass) -> Iterator[Client]:
-        for client in self.clients.values():
-            if client.slot is not None and not client.ended:
-                if client.request.service_class is service_class:
-                    yield client
-
-    def _who_could_yield(self) -> tuple[int, int, int, int]:
-        """Free blocks and slots for LS work if idle BE yields; the same if all BE yields."""
-
-        def count(kept: list[Client]) -> tuple[int, int]:
-            slots = [client.slot for client in kept if client.slot is not None]
-            held = {block_id for slot in slots for block_id in self.tables[slot]}
-            settings = self.settings
-            return settings.num_blocks - len(held), settings.max_running_requests - len(slots)
-
-        holders = [client for client in self.clients.values() if client.slot is not None]
-        busy = [
-            client
-            for client in holders
-            if client.request.service_class is LS or client.num_in_flight
-        ]
-        lasting = [client for client in self._running(LS)]
-        return *count(busy), *count(lasting)
-
-    def _check_nobody_waits_in_vain(
-        self,
-        plan: StepPlan | None,
-        before: tuple[int, int, int, int],
-        latency_sensitive_only: bool,
-    ) -> None:
-        """The oldest LS request without rows waits for nothing that idle BE could have given."""
-        ls_rows = [rows for rows in plan.rows if rows.service_class is LS] if plan else []
-        if sum(rows.num_tokens for rows in ls_rows) >= self.settings.max_step_tokens:
-            return
-        planned = {rows.request_id for rows in ls_rows}
-        if plan and any(self.clients[i].request.service_class is LS for i in plan.preempted_ids):
-            return
-        # At most: blocks of a matched prefix may have been held before.
-        num_taken = sum(len(rows.new_block_ids) for rows in ls_rows)
-        num_admitted = sum(rows.first_new_block == 0 for rows in ls_rows)
-        promised = sum(
-            max(0, self._num_promised(client))
-            for client in self._running(LS)
-            if client.num_unscheduled > 1
-        )
-        for client in sorted(self.clients.values(), key=_age):
-            if client.request.service_class is BE or client.ended:
-                continue
-            if client.slot is None:
-                need, needs_slot = self._num_promised(client) + promised, 1
-            elif client.is_plannable and client.request.request_id not in planned:
-                if latency_sensitive_only and self._is_beside_best_effort(client):
-                    continue
-                end = client.scheduled + min(client.num_unscheduled, self.settings.max_step_tokens)
-                need, needs_slot = self._num_blocks(end) - len(self.tables[client.slot]), 0
-            else:
-                continue
-            idle_blocks, idle_slots, all_blocks, all_slots = before
-            could_now = idle_blocks - num_taken >= need and (
-                idle_slots - num_admitted >= needs_slot
-            )
-            assert not could_now, f"{client.request.request_id} waits in vain"
-            could_soon = all_blocks - num_taken >= need and all_slots - num_admitted >= needs_slot
-            if could_soon and plan is not None:
-                assert not plan.has_best_effort, "BE keeps in flight what LS waits for"
-            return
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.settings.block_size)
-
-    def _num_promised(self, client: Client) -> int:
-        """Blocks a request lacks for its known tokens and one more, where there will be one."""
-        num_tokens = min(client.known + 1, client.request.max_total_tokens - 1)
-        held = 0 if client.slot is None else len(self.tables[client.slot])
-        return self._num_blocks(num_tokens) - held
-
-    def _is_beside_best_effort(self, client: Client) -> bool:
-        """Whether a plan in flight mixes the request with BE rows, so that it cannot overtake."""
-        return any(
-            flight.plan.has_best_effort
-            and any(rows.request_id == client.request.request_id for rows in flight.plan.rows)
-            for flight in self.flights
-        )
-
-
-def _age(client: Client) -> int:
-    return client.request.arrival_index
-
-
-def _comes_before(gainer: Request, victim: Request) -> bool:
-    if gainer.service_class is not victim.service_class:
-        return gainer.service_class is LS
-    return gainer.arrival_index < victim.arrival_index

@@ -1,6 +1,7 @@
 """Every token of every request is what plain transformers generates, whatever happens around it.
 
-The second half breaks the engine on purpose: a suite of exactness that passes there would prove nothing.
+The second half breaks the engine on purpose: a suite of exactness that passes there would prove
+nothing.
 """
 
 import random
@@ -12,17 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from omniserve.devices.device import Device
-from omniserve.devices.sdpa import SdpaAttention
-from omniserve.engine import model_runtime
-from omniserve.engine.batch import BlockTables, StepBatch, build_batch
-from omniserve.engine.build import build_runtime
-from omniserve.engine.core import Engine
-from omniserve.engine.executor import Executor
-from omniserve.requests import EngineRequest
-from omniserve.synthetic.create import write_checkpoint
-
 from engine_builders import (
     GREEDY,
     Collected,
@@ -32,6 +22,16 @@ from engine_builders import (
     run_all,
 )
 from oracle import Oracle
+
+from omniserve.devices.device import Device
+from omniserve.devices.sdpa import SdpaAttention
+from omniserve.engine import model_runtime, sampler
+from omniserve.engine.batch import BlockTables, StepBatch, build_batch
+from omniserve.engine.build import build_runtime
+from omniserve.engine.core import Engine
+from omniserve.engine.executor import Executor
+from omniserve.requests import EngineRequest
+from omniserve.synthetic.create import write_checkpoint
 
 ARCHITECTURES = {
     "llama": {
@@ -128,14 +128,17 @@ def test_mixed_load_equals_transformers(checkpoint: Path) -> None:
     assert stats.num_preemptions > 0, "nothing was preempted: the load is too light"
     assert stats.num_cached_prompt_tokens > 0, "no prefix was hit"
     assert stats.kv_used_bytes == 0, "blocks are leaked"
-    assert all(len(r.token_ids) == q.sampling.max_tokens for q, r in zip(requests, results.values()))
+    assert all(
+        len(r.token_ids) == q.sampling.max_tokens
+        for q, r in zip(requests, results.values(), strict=True)
+    )
     num_tokens, num_ties, num_wrong = verdict(Oracle(checkpoint), requests, results)
     assert num_wrong == 0
     assert num_ties <= num_tokens / 1000
 
 
 def test_plans_made_ahead_equal_transformers(one_checkpoint: Path) -> None:
-    """Two plans in flight, as on an accelerator: sampled tokens go from step to step on the device."""
+    """Two plans in flight, as on an accelerator: tokens go from step to step on the device."""
     settings = make_model_settings(one_checkpoint, device_kv_bytes=800_000, max_step_tokens=56)
     device = Device(torch.device("cpu"), "cpu", pipeline_depth=2)
     engine = make_engine(settings)
@@ -162,7 +165,7 @@ def test_sdpa_backend_equals_transformers(
 
 
 def test_latency_sensitive_work_overtakes_between_layers(one_checkpoint: Path) -> None:
-    """A best-effort step is parked at a layer boundary, and both requests still get their tokens."""
+    """A best-effort step is parked between layers, and both requests still get their tokens."""
     late = make_request("late", range(20, 40))
     arrivals = [late]
     engine: Engine
@@ -226,7 +229,7 @@ def swapped_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def swapped_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampled tokens go to the wrong requests."""
-    sample = model_runtime.sample
+    sample = sampler.sample
 
     def rolled(logits: torch.Tensor, rows: Any) -> Any:
         sampled = sample(logits, rows)

@@ -124,12 +124,13 @@ async def test_no_engine_is_unavailable_and_retryable(tiny_checkpoint: Path) -> 
 @pytest.mark.asyncio
 async def test_malformed_and_oversized_messages_are_refused(tiny_checkpoint: Path) -> None:
     async with serving(make_service(tiny_checkpoint)) as servers:
-        send_raw = servers.channel.unary_unary("/omniserve.v1.Inference/Complete")
+        send_raw: Any = servers.channel.unary_unary("/omniserve.v1.Inference/Complete")
         error = await failure_of(send_raw(b"\xff\xff\xff\xff"))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         error = await failure_of(send_raw(b"\0" * (MAX_MESSAGE_BYTES + 1)))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        error = await failure_of(servers.channel.unary_unary("/omniserve.v1.Inference/Nope")(b""))
+        send_unknown: Any = servers.channel.unary_unary("/omniserve.v1.Inference/Nope")
+        error = await failure_of(send_unknown(b""))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
         assert (await servers.inference.Complete(make_request())).choices
 
@@ -194,9 +195,10 @@ async def test_a_client_that_does_not_read_is_cut_off(tiny_checkpoint: Path) -> 
     engine = ScriptedEngine(flood, max_model_len=4 * MAX_PENDING)
     async with serving(make_service(tiny_checkpoint, engine)) as servers:
         call = servers.inference.Generate(make_request(max_tokens=3 * MAX_PENDING))
-        await call.read()
+        chunks = aiter(call)
+        await anext(chunks)
         await until(lambda: not engine.running)
-        error = await failure_of(call)
+        error = await failure_of(chunks)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "unread" in str(error.details())
 
@@ -391,7 +393,7 @@ def test_a_client_built_from_reflection_alone(daemon: RunningDaemon) -> None:
         service = pool.FindServiceByName("omniserve.v1.Inference")
         method = service.methods_by_name["Generate"]
         request_class = message_factory.GetMessageClass(method.input_type)
-        chunk_class = message_factory.GetMessageClass(method.output_type)
+        chunk_class: Any = message_factory.GetMessageClass(method.output_type)
         generate = channel.unary_stream(
             f"/{service.full_name}/{method.name}",
             request_serializer=request_class.SerializeToString,

@@ -4,7 +4,8 @@ import pytest
 from builders_scheduler import make_request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scheduler_simulation import VOCAB_SIZE, Simulation
+from scheduler_clients import VOCAB_SIZE
+from scheduler_simulation import Simulation
 
 from scheduler import Scheduler, SchedulerSettings
 

@@ -1,6 +1,7 @@
 """Routes of the HTTP server."""
 
 import asyncio
+import contextlib
 import time
 from http import HTTPStatus
 
@@ -9,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omniserve.api.http_errors import error_response
 from omniserve.api.http_generation import GenerationResponse
@@ -20,6 +21,8 @@ from omniserve.metrics import CONTENT_TYPE
 from omniserve.service import GenerationService
 
 MAX_BODY_BYTES = 8 << 20
+MAX_DISCARDED_BYTES = 64 << 20
+"""Up to here a body that is too large is read to its end: few clients read an answer before that."""
 BODY_TIMEOUT_S = 60
 TIER_HEADER = "x-omniserve-tier"
 REQUEST_ID_HEADER = "x-request-id"
@@ -37,31 +40,24 @@ def create_app(service: GenerationService) -> ASGIApp:
             Route("/health", endpoints.health, methods=["GET"]),
             Route("/metrics", endpoints.metrics, methods=["GET"]),
         ],
-        exception_handlers={OmniServeError: error_response, HTTPException: error_response},
+        exception_handlers={
+            OmniServeError: error_response,
+            HTTPException: error_response,
+            Exception: error_response,
+        },
     )
-    return _LastResort(routes)
+    return _Quiet(routes)
 
 
-class _LastResort:
-    """Answers and logs what nobody expected, once."""
+class _Quiet:
+    """Keeps an exception that is answered and logged already from being logged again."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_started = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched_send)
-        except Exception as error:
-            response = await error_response(Request(scope), error)
-            if not has_started:
-                await response(scope, receive, send)
+        with contextlib.suppress(Exception):
+            await self._app(scope, receive, send)
 
 
 class _Endpoints:
@@ -132,22 +128,27 @@ def _head(request: Request, arrival_s: float) -> RequestHead:
 
 
 async def _read_body(request: Request) -> bytes:
-    """The whole body, or an error as soon as it is known to be too large or too slow."""
+    """The whole body; HTTPException where it is too large or too slow."""
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+    if announced.isdigit() and int(announced) > MAX_DISCARDED_BYTES:
         raise _too_large()
     body = bytearray()
+    num_bytes = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.stream():
-                body += part
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
+                num_bytes += len(part)
+                if num_bytes <= MAX_BODY_BYTES:
+                    body += part
+                elif num_bytes > MAX_DISCARDED_BYTES:
+                    break
     except TimeoutError:
         message = f"the body did not arrive within {BODY_TIMEOUT_S} s"
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, message) from None
     except ClientDisconnect:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "the connection was closed") from None
+    if num_bytes > MAX_BODY_BYTES:
+        raise _too_large()
     return bytes(body)
 
 

@@ -25,9 +25,7 @@ _ELEMENTS = {
 def decode_shape(kv_cache: Tensor, num_heads: int) -> DecodeShape | None:
     """The kernel for a cache of this shape and dtype, or None where there is none."""
     _, _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    shape = DecodeShape(
-        _ELEMENTS[kv_cache.dtype], num_heads // num_kv_heads, head_dim, block_size
-    )
+    shape = DecodeShape(_ELEMENTS[kv_cache.dtype], num_heads // num_kv_heads, head_dim, block_size)
     try:
         shape.check()
     except ValueError:

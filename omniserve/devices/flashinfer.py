@@ -70,7 +70,9 @@ class FlashInferAttention:
         pages = [
             batch.decode_block_tables[row, : num_pages[row]] for row in range(len(decode_lens))
         ] + [chunk.block_ids for chunk in batch.chunks]
-        last = [length - (n - 1) * block_size for length, n in zip(context_lens, num_pages, strict=True)]
+        last = [
+            length - (n - 1) * block_size for length, n in zip(context_lens, num_pages, strict=True)
+        ]
         arrays = (
             np.cumsum([0, *query_lens], dtype=np.int32),
             np.cumsum([0, *num_pages], dtype=np.int32),

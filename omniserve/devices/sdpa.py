@@ -35,7 +35,7 @@ class SdpaPlan:
 
 
 class SdpaAttention:
-    """Gathers a sequence's pages, then calls SDPA; the query heads of one KV head become its rows."""
+    """Gathers a sequence's pages, then calls SDPA; query heads of one KV head become its rows."""
 
     def __init__(self, kv_cache: Tensor, windows: Sequence[Window]) -> None:
         num_layers, _, _, self._num_kv_heads, self._block_size, self._head_dim = kv_cache.shape
@@ -111,7 +111,8 @@ class SdpaAttention:
         keys = pages.index_select(0, plan.decode_pages[0]).view(shape)
         values = pages.index_select(0, plan.decode_pages[1]).view(shape)
         mask = plan.decode_masks[self._windows[layer]]
-        # Slots past the context hold whatever an earlier request left; a NaN there outlives any mask.
+        # Slots past the context hold whatever an earlier request left; a NaN there outlives any
+        # mask.
         hidden = ~mask.transpose(2, 3)
         keys.masked_fill_(hidden, 0)
         values.masked_fill_(hidden, 0)

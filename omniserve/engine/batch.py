@@ -69,7 +69,9 @@ def build_batch(plan: StepPlan, tables: BlockTables, block_size: int) -> StepBat
         attention=AttentionBatch(
             decode_block_tables=all_tables[: len(decodes)],
             decode_context_lens=(starts[: len(decodes)] + 1).astype(np.int32),
-            chunks=_chunks(groups[len(decodes) :], all_tables[len(decodes) :], len(decodes), block_size),
+            chunks=_chunks(
+                groups[len(decodes) :], all_tables[len(decodes) :], len(decodes), block_size
+            ),
             row_block_ids=all_tables[group_of_row, positions // block_size],
             row_offsets=(positions % block_size).astype(np.int32),
         ),

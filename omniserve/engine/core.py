@@ -16,8 +16,8 @@ from scheduler import ModelDemand, ModelTurns
 class Engine:
     """Serves requests in this process; single-threaded, driven by `step`.
 
-    A step that carries no latency-sensitive row stops at a layer boundary when latency-sensitive work
-    arrives for any model, lets it pass, and goes on where it was.
+    A step that carries no latency-sensitive row stops at a layer boundary when latency-sensitive
+    work arrives for any model, lets it pass, and goes on where it was.
     """
 
     def __init__(
@@ -27,7 +27,8 @@ class Engine:
 
         Args:
             settings: device and models.
-            poll_arrivals: called at layer boundaries of best-effort steps; may call `add` and `abort`.
+            poll_arrivals: called at layer boundaries of best-effort steps; may call `add` and
+            `abort`.
 
         Raises:
             CheckpointError: a checkpoint cannot be loaded.
@@ -55,7 +56,9 @@ class Engine:
             UnknownModel: no model of that name is loaded.
         """
         if model not in self._runtimes:
-            raise UnknownModel(f"model {model!r} is not served; served: {', '.join(self._runtimes)}")
+            raise UnknownModel(
+                f"model {model!r} is not served; served: {', '.join(self._runtimes)}"
+            )
         return self._runtimes[model]
 
     def add(self, request: EngineRequest) -> None:
@@ -112,7 +115,7 @@ class Engine:
         return runtime.finish(step)
 
     def _pass_urgent(self) -> list[RequestOutput] | None:
-        """One step for a latency-sensitive request that has no first token yet; None if there is none."""
+        """One step for a request that is urgently awaited, or None if none can be planned."""
         for runtime in self._runtimes.values():
             if runtime.has_urgent_work:
                 step = runtime.begin(latency_sensitive_only=True)

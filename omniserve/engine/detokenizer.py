@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 _NUM_PRIMING_TOKENS = 6
+# A character has at most four bytes; what is unfinished after this many tokens never will be.
+_MOST_UNFINISHED_TOKENS = 8
+_REPLACEMENT = "\ufffd"
 
 
 class Detokenizer(Protocol):
@@ -14,18 +16,36 @@ class Detokenizer(Protocol):
 
 
 class TextStream:
-    """Incremental detokenisation of one request."""
+    """Incremental detokenisation of one request.
+
+    Decoders look at neighbours (a leading space, a character of several tokens), so new text is the
+    difference between decoding a few tokens with and without the newest. (The library's
+    DecodeStream repeats part of the prompt where that ends inside a character.)
+    """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         # Some decoders drop a leading space at the start of a text: begin inside the prompt.
-        self._stream = DecodeStream(
-            ids=list(prompt_token_ids[-_NUM_PRIMING_TOKENS:]), skip_special_tokens=True
-        )
+        self._window = list(prompt_token_ids[-_NUM_PRIMING_TOKENS:])
+        self._num_read = len(self._window)
+        self._read_text = self._decode(self._window)
 
     def push(self, token_id: int) -> str:
         """Text that this token completed; empty while a character is unfinished."""
-        return self._stream.step(self._tokenizer, token_id) or ""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        num_unread = len(self._window) - self._num_read
+        if text.endswith(_REPLACEMENT) and num_unread < _MOST_UNFINISHED_TOKENS:
+            return ""
+        new_text = text[len(self._read_text) :]
+        self._window = self._window[self._num_read :]
+        self._num_read = len(self._window)
+        self._read_text = self._decode(self._window)
+        return new_text
+
+    def _decode(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
 
 
 class NoText:

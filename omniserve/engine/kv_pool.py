@@ -46,7 +46,8 @@ def plan_kv_capacity(
     num_blocks = settings.device_kv_bytes // block_bytes
     if num_blocks < 1:
         raise ConfigError(
-            f"models.{settings.name}.device_kv_bytes: {settings.device_kv_bytes} bytes hold no KV block; "
+            f"models.{settings.name}.device_kv_bytes: {settings.device_kv_bytes} bytes "
+            f"hold no KV block; "
             f"one block of {settings.block_size} tokens takes {block_bytes} bytes"
         )
     capacity = num_blocks * settings.block_size
@@ -59,7 +60,8 @@ def plan_kv_capacity(
         )
     if settings.max_model_len > capacity:
         raise ConfigError(
-            f"models.{settings.name}.device_kv_bytes: {settings.device_kv_bytes} bytes hold {capacity} tokens, "
+            f"models.{settings.name}.device_kv_bytes: {settings.device_kv_bytes} bytes "
+            f"hold {capacity} tokens, "
             f"fewer than one request of max_model_len {settings.max_model_len}, "
             f"which needs {settings.max_model_len * bytes_per_token} bytes"
         )

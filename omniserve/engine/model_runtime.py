@@ -12,7 +12,7 @@ from omniserve.engine.executor import Executor, StepCursor
 from omniserve.engine.kv_pool import DeviceKvPool
 from omniserve.engine.limits import check_prompt, most_output_tokens
 from omniserve.engine.penalties import has_penalties
-from omniserve.engine.sampler import Sampled, sample
+from omniserve.engine.sampler import THROWN_AWAY, Sampled, sample
 from omniserve.engine.sequence import Progress, Sequence
 from omniserve.engine.text import TextModel
 from omniserve.engine.timings import StepTimings
@@ -144,7 +144,7 @@ class ModelRuntime:
         return self.collect()
 
     def collect(self) -> list[RequestOutput]:
-        """Waits for the oldest step in flight and returns what it produced; empty if there is none."""
+        """Waits for the oldest step in flight; returns what it produced, nothing if none is."""
         if not self._in_flight:
             return []
         step = self._in_flight.popleft()
@@ -174,14 +174,15 @@ class ModelRuntime:
     def _sample(self, step: RunningStep) -> Sampled | None:
         groups = step.cursor.batch.sampling_groups
         # A request may have been aborted while its step ran; its row is sampled and thrown away.
-        rows = []
-        for group in groups:
-            sequence = self._sequences.get(group.request_id)
-            if sequence is None:
-                rows.append(_ABORTED_ROW)
-            else:
-                index = group.start + group.num_tokens - sequence.state.num_prompt_tokens
-                rows.append(sequence.sampling_row(index))
+        sequences = [self._sequences.get(group.request_id) for group in groups]
+        rows = [
+            THROWN_AWAY
+            if sequence is None
+            else sequence.sampling_row(
+                group.start + group.num_tokens - sequence.state.num_prompt_tokens
+            )
+            for group, sequence in zip(groups, sequences, strict=True)
+        ]
         if not rows:
             return None
         with self.timings.phase("logits"):

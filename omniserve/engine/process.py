@@ -1,7 +1,6 @@
 """The engine as a process of its own: `python -m omniserve.engine.process ADDRESS`."""
 
 import ctypes
-import logging
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ import time
 import zmq
 
 from omniserve.errors import CheckpointError, ConfigError, OmniServeError
+from omniserve.logs import LogSettings, configure_logging
 from omniserve.messages import (
     Abort,
     Configure,
@@ -29,11 +29,9 @@ _BUSY_STATS_S = 0.25
 _IDLE_STATS_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
-logger = logging.getLogger(__name__)
-
 
 class EngineProcess:
-    """Moves messages between the front's socket and an `Engine`, at step and layer boundaries only."""
+    """Moves messages between the front's socket and an `Engine`, at step and layer boundaries."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         from omniserve.engine.core import Engine
@@ -98,20 +96,21 @@ class EngineProcess:
             self._send(Stats(models=self._engine.stats()))
 
 
-def _end_with_parent() -> None:
+def _end_with_front() -> None:
     """Asks the kernel to kill this process when the front dies, however that happens."""
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent == 1 or os.getppid() != parent:
+    front = os.environ.get("OMNISERVE_FRONT_PID")
+    if front is not None and os.getppid() != int(front):
+        # It died before the kernel was asked.
         os._exit(1)
 
 
 def main(address: str) -> int:
     """Connects to the front, loads what it says, serves; the exit code is 0 after Shutdown."""
-    _end_with_parent()
+    _end_with_front()
     # The terminal sends Ctrl-C to the whole group; the front decides when the engine stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    configure_logging(LogSettings.from_environment(os.environ))
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.set_hwm(0)

@@ -8,6 +8,6 @@ _TO_UNIT = 2.0**-53
 
 
 def uniform(seed: int, index: int) -> float:
-    """A uniform number in [0, 1) for output token `index` of a request seeded with `seed` (int64)."""
+    """A uniform number in [0, 1) for output token `index` under a seed, both int64."""
     digest = blake2b(_PAIR.pack(seed, index), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * _TO_UNIT

@@ -26,7 +26,8 @@ def sample_truncated(
     token_ids, covered = _sample_among(scaled, width, top_ks, top_p, numbers)
     missed = (~covered).nonzero()[:, 0]
     if len(missed):
-        # A flat distribution: the mass reaches beyond the candidates, so these rows are sorted whole.
+        # A flat distribution: the mass reaches beyond the candidates, so these rows are sorted
+        # whole.
         some_top_ks = [top_ks[index] for index in missed.tolist()]
         token_ids[missed] = _sample_among(
             scaled[missed], vocab_size, some_top_ks, top_p[missed], numbers[missed]

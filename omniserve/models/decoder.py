@@ -67,7 +67,8 @@ class DecoderLayer:
     def pre(self, residual: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, QKV projection, head norm, RoPE.
 
-        Returns q [rows, num_heads, head_dim], k and v [rows, num_kv_heads, head_dim] (strided views).
+        Returns q [rows, num_heads, head_dim], k and v [rows, num_kv_heads, head_dim] (strided
+        views).
         """
         qkv = self._qkv(_rms_norm(residual, self._input_norm))
         heads = qkv.view(residual.shape[0], -1, self.head_dim)
@@ -79,7 +80,7 @@ class DecoderLayer:
         return qk[:, : self.num_heads], qk[:, self.num_heads :], v
 
     def post(self, residual: Tensor, attention_out: Tensor) -> Tensor:
-        """O projection, add, norm, MLP or experts, add; attention_out is [rows, heads * head_dim]."""
+        """O projection, add, norm, MLP, add; attention_out is [rows, num_heads * head_dim]."""
         residual = residual + self._o(attention_out)
         return residual + self._mlp(_rms_norm(residual, self._post_norm))
 

@@ -26,7 +26,7 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """A linear layer over a weight in oneDNN's blocked layout: 2-2.7 times `F.linear` at few rows."""
+    """A linear layer over a weight in oneDNN's blocked layout: 2-2.7 x `F.linear` at few rows."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
@@ -42,8 +42,8 @@ class PackedLinear:
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN takes prepacked weights of this dtype on this machine.
 
-    float16 needs AVX512-FP16 and bfloat16 at least AVX512; asking oneDNN itself is the one check that
-    stays true across torch versions.
+    float16 needs AVX512-FP16 and bfloat16 at least AVX512; asking oneDNN itself is the one check
+    that stays true across torch versions.
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -74,5 +74,5 @@ def fuse(modules: Sequence[torch.nn.Linear], packed: bool) -> Linear:
         )
     for module in modules:
         module.weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
-        module.bias = None
+        module.register_parameter("bias", None)
     return PackedLinear(weight, bias) if packed else PlainLinear(weight, bias)

@@ -1,6 +1,5 @@
 """From a checkpoint directory to a model whose layers can be run."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,14 @@ def load_model(
         CheckpointError: a weight is missing, unexpected, or of another shape than the config says.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
-    # transformers reports what is wrong with a checkpoint as a table on its log; we say it once, below.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    # transformers reports what is wrong with a checkpoint as a table on its log; we say it once,
+    # below.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -57,6 +59,7 @@ def load_model(
         )
     except Exception as error:
         raise CheckpointError(f"{path}: cannot load the weights: {error}") from error
+    module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             names = ", ".join(sorted(str(name) for name in info[problem])[:4])

@@ -1,5 +1,7 @@
 """Rotary position embedding from a table that is computed once."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,13 @@ SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
 class RotaryTable:
     """cos and sin of every position, in the model's dtype.
 
-    `cos` and `signed_sin` are [max_positions, 1, head_dim]; the first half of `signed_sin` is negated, so
-    that rotation is two multiplications and one swap of halves. Within `max_position_embeddings` the
-    frequencies of every supported type are fixed ("dynamic" only rescales beyond it), hence the table.
+    `cos` and `signed_sin` are [max_positions, 1, head_dim]; the first half of `signed_sin` is
+    negated, so that rotation is two multiplications and one swap of halves. Within
+    `max_position_embeddings` the frequencies of every supported type are fixed ("dynamic" only
+    rescales beyond it), hence the table.
     """
 
-    def __init__(self, rotary_emb: torch.nn.Module, max_positions: int, dtype: torch.dtype) -> None:
+    def __init__(self, rotary_emb: Any, max_positions: int, dtype: torch.dtype) -> None:
         device = rotary_emb.inv_freq.device
         like = torch.zeros(1, dtype=dtype, device=device)
         positions = torch.arange(max_positions, device=device)[None]

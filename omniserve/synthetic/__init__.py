@@ -1,1 +1,1 @@
-"""Models made on the spot: checkpoints with random weights that behave like trained ones in what a server needs."""
+"""Models made on the spot: checkpoints with random weights, for tests and demonstrations."""

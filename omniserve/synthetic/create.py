@@ -47,7 +47,7 @@ def write_checkpoint(
         _write_json(partial / "config.json", config)
         _write_json(partial / "generation_config.json", generation_config())
         write_tokenizer(partial, shape.tokenizer_size, config["vocab_size"], shape.max_positions)
-        write_weights(partial, specs, dtype, seed, progress)
+        write_weights(partial, specs, dtype, f"{arch} {seed}", progress)
     return target
 
 
@@ -101,13 +101,12 @@ def _replacing(target: Path, num_bytes: int) -> Iterator[Path]:
     """A new directory beside `target` that takes its place at the end, or is removed on failure."""
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
+        free = shutil.disk_usage(next(path for path in target.parents if path.exists())).free
         if free < num_bytes:
             raise CheckpointError(
                 f"no space for {target}: {num_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free"
             )
-        partial.mkdir()
+        partial.mkdir(parents=True)
         yield partial
         _swap(partial, target)
     except OSError as error:
@@ -122,7 +121,11 @@ def _swap(partial: Path, target: Path) -> None:
         return
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     target.rename(old)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -6,7 +6,7 @@ cycles, while rounding errors stay small: see `Scales`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import log2, prod, sqrt
 from typing import Any
 
 
@@ -28,23 +28,27 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Root mean squares at points of the network, the residual entering a norm apart.
+    """Root mean squares of what the parts of the network put out, given normalised input."""
 
-    `score` is the standard deviation of attention scores: near 0 attention is an average over the
-    whole context, which says nothing about any one token; above 4 a rounding error in a score is
-    blown up from layer to layer.
-    """
-
-    embedding: float = 1.0
+    embedding: float = 0.7
     tied_embedding: float = 0.1
-    score: float = 3.5
-    attention: float = 2.0
-    mlp: float = 1.5
+    """A tied head favours the tokens whose embedding still shows in the last residual."""
+    attention: float = 1.0
+    mlp: float = 0.7
     router: float = 2.0
     logit: float = 4.0
     norm_jitter: float = 0.1
     qk_bias: float = 0.5
     v_bias: float = 0.1
+
+
+    def attention_score(self, num_layers: int) -> float:
+        """Standard deviation of attention scores.
+
+        Near 0 attention is an average over the whole context, which hides any one token; far above
+        3 it blows up rounding errors, and more so the more layers there are.
+        """
+        return max(1.5, 4.0 - 0.5 * log2(num_layers))
 
 
 SCALES = Scales()
@@ -87,7 +91,7 @@ def _attention(prefix: str, config: dict[str, Any], scales: Scales) -> Iterator[
     model_type = config["model_type"]
     normed = model_type in ("qwen3", "qwen3_moe")
     # A score is the mean product of q and k times sqrt(head_dim): its size is that of q times k.
-    size = sqrt(scales.score)
+    size = sqrt(scales.attention_score(config["num_hidden_layers"]))
     yield _linear(prefix + "q_proj.weight", query, hidden, 1.0 if normed else size)
     yield _linear(prefix + "k_proj.weight", key_value, hidden, 1.0 if normed else size)
     yield _linear(prefix + "v_proj.weight", key_value, hidden, 1.0)

@@ -10,7 +10,7 @@ ARCHITECTURES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
 }
-"""Name of an architecture on the command line (also its `model_type`) -> class name in config.json."""
+"""An architecture's name on the command line, also its `model_type` -> its class name."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 

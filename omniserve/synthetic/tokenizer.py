@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 BOS_ID, EOS_ID, IM_START_ID, IM_END_ID = range(4)
-SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
+SPECIAL_TOKENS = ("<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Control tokens; a token's place is its id."""
+
+_LINES_PER_TOKEN = 3
+
+# Normalisation, this pattern and the name of the end token are Qwen2's: transformers rebuilds the
+# tokenizer of a qwen2 checkpoint from the vocabulary and merges alone, and must get the same one.
+_PRETOKENIZE_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -28,13 +37,14 @@ def write_tokenizer(
     """
     from omniserve.synthetic.corpus import training_text
 
-    tokenizer = _train(training_text(), tokenizer_size)
+    tokenizer = _train(training_text(_LINES_PER_TOKEN * tokenizer_size), tokenizer_size)
     vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
     words = _made_up_words(vocabulary)
     for token_id in range(len(vocabulary), vocab_size):
         vocabulary[next(words)] = token_id
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": None,
         "bos_token": SPECIAL_TOKENS[BOS_ID],
         "eos_token": SPECIAL_TOKENS[EOS_ID],
         "pad_token": SPECIAL_TOKENS[EOS_ID],
@@ -47,12 +57,17 @@ def write_tokenizer(
 
 
 def _train(text: Iterable[str], size: int) -> dict[str, Any]:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PRETOKENIZE_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=2,
@@ -66,7 +81,7 @@ def _train(text: Iterable[str], size: int) -> dict[str, Any]:
 
 
 def _made_up_words(taken: dict[str, int]) -> Iterator[str]:
-    """Words with a leading space (Ġ in a byte-level vocabulary), shortest first, none of `taken`."""
+    """Words not in `taken`, shortest first, with a leading space (Ġ where it is a byte's name)."""
     syllables = ["".join(pair) for pair in product("bdfgklmnprstvz", "aeiou")]
     for length in count(2):
         for parts in product(syllables, repeat=length):

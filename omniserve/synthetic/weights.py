@@ -1,7 +1,7 @@
 """Random tensors, drawn piece by piece and streamed to sharded safetensors files."""
 
+import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ def write_weights(
     directory: Path,
     specs: list[TensorSpec],
     dtype: str,
-    seed: int,
+    seed: str,
     progress: Progress,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the tensors as one `model.safetensors`, or as shards and an index where they are large.
 
-    The values depend on `seed`, the tensor's name and its shape alone. Memory stays at a few MiB.
+    The values depend on `seed` and the tensor's name and shape alone. Memory stays at a few MiB.
     """
     shards = list(_split(specs, dtype, max_shard_bytes))
     total, written = weight_bytes(specs, dtype), 0
@@ -88,9 +88,9 @@ def _header(shard: list[TensorSpec], dtype: str) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _pieces(spec: TensorSpec, dtype: str, seed: int) -> Iterator[memoryview]:
-    key = np.random.SeedSequence([seed, zlib.crc32(spec.name.encode())])
-    generator = np.random.Generator(np.random.SFC64(key))
+def _pieces(spec: TensorSpec, dtype: str, seed: str) -> Iterator[memoryview]:
+    digest = hashlib.sha256(f"{seed} {spec.name}".encode()).digest()
+    generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest)))
     quiet = spec.quiet_rows * spec.shape[-1]
     for start in range(0, spec.num_elements, _PIECE_ELEMENTS):
         count = min(_PIECE_ELEMENTS, spec.num_elements - start)
@@ -100,7 +100,7 @@ def _pieces(spec: TensorSpec, dtype: str, seed: int) -> Iterator[memoryview]:
             values += np.float32(spec.mean)
         if start < quiet:
             values[: quiet - start] *= np.float32(_QUIET_FACTOR)
-        yield memoryview(_to_dtype(values, dtype)).cast("B")
+        yield _to_dtype(values, dtype).data.cast("B")
 
 
 def _to_dtype(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:

@@ -1,0 +1,85 @@
+"""The subcommands `omniserve model new` and `omniserve model info`."""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from omniserve.errors import CheckpointError
+from omniserve.synthetic.presets import ARCHITECTURES, DTYPES, PRESETS
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_QUIET_S = 1.0
+_REPORT_EVERY_S = 2.0
+
+
+def add_model_commands(subparsers: "Subparsers") -> None:
+    """Register `model` with its subcommands; each sets `handler`, which returns an exit code."""
+    model = subparsers.add_parser("model", help="make a model on the spot, or describe one")
+    commands = model.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
+
+    new = commands.add_parser("new", help="write a checkpoint with random weights")
+    new.add_argument("directory", metavar="DIR", help="where to write it: absent or empty")
+    new.add_argument("--arch", choices=tuple(ARCHITECTURES), default="llama")
+    new.add_argument("--preset", choices=PRESETS, default="small", help="size of the model")
+    new.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    new.add_argument("--seed", type=int, default=0, help="same seed, same weights (default 0)")
+    new.add_argument("--vocab-size", type=int, help="pad the vocabulary to this many tokens")
+    new.add_argument("--force", action="store_true", help="replace a checkpoint that is there")
+    new.set_defaults(handler=_new)
+
+    info = commands.add_parser("info", help="print a checkpoint's sizes")
+    info.add_argument("directory", metavar="DIR")
+    info.set_defaults(handler=_info)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from omniserve.synthetic.create import write_checkpoint
+
+    try:
+        path = write_checkpoint(
+            arguments.directory,
+            arch=arguments.arch,
+            preset=arguments.preset,
+            dtype=arguments.dtype,
+            seed=arguments.seed,
+            vocab_size=arguments.vocab_size,
+            force=arguments.force,
+            progress=_ProgressLines(),
+        )
+    except CheckpointError as error:
+        return _fail(error)
+    sys.stdout.write(f"wrote {path}\n")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from omniserve.synthetic.info import describe, model_report
+
+    try:
+        report = model_report(arguments.directory)
+    except CheckpointError as error:
+        return _fail(error)
+    sys.stdout.write(describe(report) + "\n")
+    return 0
+
+
+def _fail(error: CheckpointError) -> int:
+    sys.stderr.write(f"omniserve: error: {error}\n")
+    return 1
+
+
+class _ProgressLines:
+    """A line on stderr now and then, and none for work that is soon done."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _QUIET_S
+
+    def __call__(self, written: int, total: int) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _REPORT_EVERY_S
+        share = 100 * written // total
+        sys.stderr.write(f"weights: {written >> 20} of {total >> 20} MiB ({share}%)\n")

@@ -1,0 +1,94 @@
+"""Whether latency-sensitive requests wait for nothing, worked out from an executor's tables."""
+
+from collections.abc import Mapping, Sequence
+
+from scheduler_clients import Client
+
+from scheduler import SchedulerSettings, StepPlan
+
+
+class RoomBefore:
+    """What latency-sensitive work could have had at the moment when a plan was made."""
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        clients: Sequence[Client],
+        tables: Mapping[int, Sequence[int]],
+    ) -> None:
+        self.settings = settings
+        self.clients = sorted(clients, key=lambda client: client.order)
+        self.tables = tables
+        holders = [client for client in clients if client.slot is not None]
+        self.idle = [client for client in holders if client.num_in_flight == 0]
+        # If best-effort requests yield that are idle, and if those in flight do so as well.
+        self.now = self._count_free(
+            [c for c in holders if c.is_latency_sensitive or c.num_in_flight]
+        )
+        self.soon = self._count_free([c for c in holders if c.is_latency_sensitive and not c.ended])
+
+    def check(self, plan: StepPlan | None, withheld: set[str]) -> None:
+        """Fail if the oldest latency-sensitive request without rows could have been given some.
+
+        Counts are on the safe side: a prefix from the cache may need less than assumed here.
+        """
+        ls_rows = [rows for rows in plan.rows if rows.request_id.startswith("ls")] if plan else []
+        if sum(rows.num_tokens for rows in ls_rows) >= self.settings.max_step_tokens:
+            return
+        if plan and any(request_id.startswith("ls") for request_id in plan.preempted_ids):
+            return
+        waiting = self._find_oldest_without({rows.request_id for rows in ls_rows} | withheld)
+        if waiting is None:
+            return
+        num_blocks = self._num_needed(waiting) + sum(len(rows.new_block_ids) for rows in ls_rows)
+        num_slots = sum(rows.first_new_block == 0 for rows in ls_rows) + (waiting.slot is None)
+        in_vain = num_blocks <= self.now[0] and num_slots <= self.now[1]
+        assert not in_vain, f"{waiting.name} waits in vain"
+        soon = num_blocks <= self.soon[0] and num_slots <= self.soon[1]
+        if soon and plan is not None:
+            assert not plan.has_best_effort, f"BE keeps in flight what {waiting.name} waits for"
+
+    def check_victims(self, preempted: Sequence[Client], gainers: Sequence[Client]) -> None:
+        """Fail unless those who were preempted are the right ones."""
+        for victim in preempted:
+            assert victim in self.idle and not victim.ended, f"{victim.name} preempted in flight"
+            assert any(gainer.comes_before(victim) for gainer in gainers)
+            for spared in self.idle:
+                if spared.ended or spared in preempted:
+                    continue
+                assert spared.comes_before(victim), f"{spared.name} spared, {victim.name} not"
+            if victim.is_latency_sensitive:
+                running_be = [c for c in self.clients if c.is_running and c.name.startswith("be")]
+                assert not {c.name for c in running_be} - {c.name for c in preempted}
+
+    def _count_free(self, kept: Sequence[Client]) -> tuple[int, int]:
+        """Free blocks and slots if only these keep theirs."""
+        slots = [client.slot for client in kept if client.slot is not None]
+        held = {block_id for slot in slots for block_id in self.tables[slot]}
+        return self.settings.num_blocks - len(held), self.settings.max_running_requests - len(slots)
+
+    def _find_oldest_without(self, names: set[str]) -> Client | None:
+        for client in self.clients:
+            if client.is_latency_sensitive and not client.ended and client.name not in names:
+                if client.slot is None or client.is_plannable:
+                    return client
+        return None
+
+    def _num_needed(self, client: Client) -> int:
+        if client.slot is not None:
+            num_tokens = min(client.num_unscheduled, self.settings.max_step_tokens)
+            return self._num_missing(client, client.scheduled + num_tokens)
+        prefills = [
+            other
+            for other in self.clients
+            if other.is_latency_sensitive and other.is_running and other.num_unscheduled > 1
+        ]
+        return sum(max(0, self._num_promised(other)) for other in [client, *prefills])
+
+    def _num_promised(self, client: Client) -> int:
+        """Blocks a request lacks for its known tokens and one more, where there will be one."""
+        return self._num_missing(client, min(client.known + 1, client.request.max_total_tokens - 1))
+
+    def _num_missing(self, client: Client, num_tokens: int) -> int:
+        held = 0 if client.slot is None else len(self.tables[client.slot])
+        return -(-num_tokens // self.settings.block_size) - held
