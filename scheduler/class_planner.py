@@ -40,9 +40,10 @@ class ClassPlanner:
     def plan_class(
         self, service_class: ServiceClass, step: StepBuilder, withheld_ids: Collection[str] = ()
     ) -> Room:
-        """Fill `step` from one class; the outcome is that of the request where it had to stop."""
+        """Fill `step` from one class; the outcome is that of the first request left short."""
         room = self._plan_running(service_class, step, withheld_ids)
-        return room if room is Room.IN_FLIGHT else self._admit_waiting(service_class, step)
+        # What is free belongs first to those who were admitted first.
+        return self._admit_waiting(service_class, step) if room is Room.ENOUGH else room
 
     def _plan_running(
         self, service_class: ServiceClass, step: StepBuilder, withheld_ids: Collection[str]
@@ -50,6 +51,7 @@ class ClassPlanner:
         plannable = list_plannable(self._queues.running[service_class], withheld_ids)
         # Decodes go first in the budget, but memory is given out in arrival order.
         num_decodes_left = sum(num_tokens == 1 for _, num_tokens in plannable)
+        outcome = Room.ENOUGH
         for request, num_tokens in plannable:
             if num_tokens == 1:
                 num_decodes_left -= 1
@@ -61,7 +63,9 @@ class ClassPlanner:
             room = self._add_rows(request, num_granted, step)
             if room is Room.IN_FLIGHT:
                 return room
-        return Room.ENOUGH
+            if room is Room.SHORT:
+                outcome = room
+        return outcome
 
     def _add_rows(self, request: Request, num_tokens: int, step: StepBuilder) -> Room:
         table_len = len(request.block_ids)
@@ -93,7 +97,7 @@ class ClassPlanner:
         if not self._preemptor.may_get_slot(request):
             return Room.SHORT
         self._residency.hold_prefix(request)
-        num_blocks = self._residency.num_promised(request) + self._num_promised_to_others(request)
+        num_blocks = self._residency.num_missing_to_start(request)
         room = self._preemptor.make_room(request, num_blocks, needs_slot=True)
         if room is Room.ENOUGH:
             self._residency.enter(request)
@@ -101,17 +105,6 @@ class ClassPlanner:
         else:
             self._residency.release(request)
         return room
-
-    def _num_promised_to_others(self, request: Request) -> int:
-        """Free blocks that prefills ahead in line will need; not to be promised twice."""
-        prefills = list_plannable(self._queues.running[ServiceClass.LATENCY_SENSITIVE], ())
-        if request.service_class is ServiceClass.BEST_EFFORT:
-            prefills += list_plannable(self._queues.running[ServiceClass.BEST_EFFORT], ())
-        return sum(
-            max(0, self._residency.num_promised(other))
-            for other, num_tokens in prefills
-            if num_tokens > 1
-        )
 
     def _start(self, request: Request, step: StepBuilder) -> None:
         """Plan the first rows of an admitted request; they carry its whole block table."""

@@ -24,8 +24,8 @@ class Residency:
         """Blocks to add so that the table covers `num_tokens` tokens."""
         return -(-num_tokens // self._block_size) - len(request.block_ids)
 
-    def num_promised(self, request: Request) -> int:
-        """Blocks still to be added until all known tokens, and one more, have their place."""
+    def num_missing_to_start(self, request: Request) -> int:
+        """Blocks to add so that all known tokens, and one more, have their place."""
         # The last token of a sequence is never computed, so it needs no place.
         num_tokens = min(len(request.token_ids) + 1, request.max_total_tokens - 1)
         return self.num_missing(request, num_tokens)

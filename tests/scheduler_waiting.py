@@ -78,15 +78,7 @@ class RoomBefore:
         if client.slot is not None:
             num_tokens = min(client.num_unscheduled, self.settings.max_step_tokens)
             return self._num_missing(client, client.scheduled + num_tokens)
-        prefills = [
-            other
-            for other in self.clients
-            if other.is_latency_sensitive and other.is_running and other.num_unscheduled > 1
-        ]
-        return sum(max(0, self._num_promised(other)) for other in [client, *prefills])
-
-    def _num_promised(self, client: Client) -> int:
-        """Blocks a request lacks for its known tokens and one more, where there will be one."""
+        # All known tokens and one more, where there will be one.
         return self._num_missing(client, min(client.known + 1, client.request.max_total_tokens - 1))
 
     def _num_missing(self, client: Client, num_tokens: int) -> int:

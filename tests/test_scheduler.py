@@ -152,15 +152,6 @@ def test_admission_waits_for_room_for_all_known_tokens_and_one_more() -> None:
     assert run_steps(scheduler, 3) == ["be1@0+8*", "be1@8+1*", "be2@0+12*"]
 
 
-def test_blocks_are_not_promised_twice() -> None:
-    scheduler = make_scheduler(num_blocks=10, max_step_tokens=8)
-    add_all(scheduler, [make_request("be1", 24, max_tokens=1), make_request("be2", 16)])
-    # After one chunk of be1 8 blocks are free, but 4 of them are be1's: be2 needs 5.
-    assert run_steps(scheduler, 3) == ["be1@0+8", "be1@8+8", "be1@16+8*"]
-    assert run_step(scheduler) == "be2@0+8"
-    assert scheduler.num_preemptions == 0
-
-
 def test_head_of_line_is_not_overtaken_inside_its_class() -> None:
     scheduler = make_scheduler(num_blocks=6, max_step_tokens=64, max_model_len=24)
     add_all(scheduler, [make_request("be1", 8), make_request("be2", 16), make_request("be3", 1)])

@@ -198,13 +198,42 @@ def test_preempted_request_comes_before_younger_ones_that_wait() -> None:
 
 
 def test_preempted_request_does_not_return_in_the_same_plan() -> None:
-    scheduler = make_scheduler(num_blocks=6, max_model_len=21)
-    add_all(scheduler, [make_request("be1", 15), make_request("be2", 2)])
+    scheduler = make_scheduler(num_blocks=7, max_model_len=21)
+    add_all(scheduler, [make_request("be1", range(9)), make_request("be2", range(9))])
     run_step(scheduler)
-    scheduler.add(make_request("ls1", 11))
-    # Both have to go, the second would fit again behind ls1, but it comes after the first.
-    plan = take_plan(scheduler)
-    assert describe(plan) == "ls1@0+11* -be2 -be1"
+    scheduler.add(make_request("ls1", 7))
+    # be2 had blocks of its own; were it to share those of be1, there would be room at once.
+    assert run_step(scheduler) == "ls1@0+7* be1@9+1* -be2"
+    assert run_step(scheduler) == "ls1@7+1* be1@10+1* be2@8+2*"
+
+
+def test_decode_goes_before_the_prefill_of_an_older_request() -> None:
+    scheduler = make_scheduler(
+        num_blocks=4, max_model_len=17, max_step_tokens=4, prefix_caching=False
+    )
+    add_all(scheduler, [make_request("be1", 2, needs_known_tokens=True), make_request("be2", 1)])
+    run_steps(scheduler, 3)
+    first, second = take_plan(scheduler), take_plan(scheduler)
+    assert (describe(first), describe(second)) == ("be1@4+1* be2@3+1*", "be2@4+1?*")
+    finish_plan(scheduler, first)
+    # be1 alone is idle and loses its memory; be2, younger, was in flight and goes on.
+    scheduler.add(make_request("ls1", 4, max_tokens=1))
+    third = take_plan(scheduler)
+    assert describe(third) == "ls1@0+4* -be1"
+    finish_plan(scheduler, second)
+    finish_plan(scheduler, third)
+    assert run_steps(scheduler, 2) == ["be2@5+1* be1@0+3", "be2@6+1* be1@3+3*"]
+
+
+def test_nobody_is_admitted_while_one_that_runs_is_short() -> None:
+    scheduler = make_scheduler(num_blocks=7, max_model_len=29)
+    add_all(scheduler, [make_request("ls1", 3), make_request("be1", 23)])
+    assert run_steps(scheduler, 2) == ["ls1@0+3* be1@0+8", "ls1@3+1* be1@8+8"]
+    scheduler.add(make_request("be2", 3))
+    # ls1 grew into one of the two blocks that be1 was to have; the other would do for be2.
+    assert run_step(scheduler) == "ls1@4+1*"
+    scheduler.abort("ls1")
+    assert run_step(scheduler) == "be1@16+7* be2@0+3*"
 
 
 def test_blocks_shared_by_victims_count_once_and_only_if_all_let_go() -> None:
@@ -271,15 +300,23 @@ def test_older_request_waits_one_step_for_younger_ones_in_flight() -> None:
     assert describe(take_plan(scheduler)) == "ls1@4+1* -ls2"
 
 
-def test_latency_sensitive_growth_waits_for_an_ended_request_rather_than_preempt() -> None:
+@pytest.mark.parametrize("is_aborted", [False, True])
+def test_latency_sensitive_growth_waits_for_a_parked_plan_rather_than_preempt_its_own_class(
+    is_aborted: bool,
+) -> None:
     scheduler = make_scheduler(num_blocks=3, max_model_len=13)
-    add_all(scheduler, [make_request("ls1", 3), make_request("ls2", 1), make_request("be1", 1)])
-    run_step(scheduler)
-    plan = take_plan(scheduler)
-    scheduler.abort("be1")
-    assert scheduler.schedule() is None
-    finish_plan(scheduler, plan)
-    assert describe(take_plan(scheduler)) == "ls1@4+1* ls2@2+1*"
+    scheduler.add(make_request("be1", 1))
+    parked = take_plan(scheduler)
+    add_all(scheduler, [make_request("ls1", 3), make_request("ls2", 1)])
+    for expected in ("ls1@0+3* ls2@0+1*", "ls1@3+1* ls2@1+1*"):
+        plan = take_plan(scheduler, latency_sensitive_only=True)
+        assert describe(plan) == expected
+        finish_plan(scheduler, plan)
+    if is_aborted:
+        scheduler.abort("be1")
+    assert scheduler.schedule(latency_sensitive_only=True) is None
+    finish_plan(scheduler, parked)
+    assert run_step(scheduler) == "ls1@4+1* ls2@2+1*" + ("" if is_aborted else " -be1")
 
 
 def test_plan_overtakes_with_memory_of_best_effort_work_that_is_not_parked() -> None:

@@ -65,6 +65,24 @@ def test_first_token_is_not_urgent_while_plans_in_flight_hold_it_up() -> None:
     assert run_step(scheduler) == "ls1@0+8* -be1"
 
 
+def test_chunk_that_plans_in_flight_hold_up_is_not_urgent() -> None:
+    scheduler = make_scheduler(num_blocks=5, max_step_tokens=4, max_model_len=13)
+    scheduler.add(make_request("be1", 3))
+    parked = take_plan(scheduler)
+    scheduler.add(make_request("ls1", 3))
+    finish_plan(scheduler, take_plan(scheduler, latency_sensitive_only=True))
+    scheduler.add(make_request("ls2", 10))
+    urgent = []
+    while scheduler.awaits_first_token:
+        plan = take_plan(scheduler, latency_sensitive_only=True)
+        finish_plan(scheduler, plan)
+        urgent.append(describe(plan))
+    # ls1 grew into the last block that ls2 was to have.
+    assert urgent == ["ls1@3+1* ls2@0+3", "ls1@4+1* ls2@3+3", "ls1@5+1*"]
+    finish_plan(scheduler, parked)
+    assert scheduler.awaits_first_token
+
+
 def test_first_token_behind_other_latency_sensitive_work_is_not_urgent() -> None:
     scheduler = make_scheduler(max_running_requests=1)
     scheduler.add(make_request("ls1", max_tokens=2))

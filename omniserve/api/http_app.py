@@ -22,7 +22,7 @@ from omniserve.service import GenerationService
 
 MAX_BODY_BYTES = 8 << 20
 MAX_DISCARDED_BYTES = 64 << 20
-"""Up to here a body that is too large is read to its end: few clients read an answer before that."""
+"""Up to here a body that is too large is read on: few clients take an answer before that."""
 BODY_TIMEOUT_S = 60
 TIER_HEADER = "x-omniserve-tier"
 REQUEST_ID_HEADER = "x-request-id"

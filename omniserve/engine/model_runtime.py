@@ -16,6 +16,7 @@ from omniserve.engine.sampler import THROWN_AWAY, Sampled, sample
 from omniserve.engine.sequence import Progress, Sequence
 from omniserve.engine.text import TextModel
 from omniserve.engine.timings import StepTimings
+from omniserve.errors import InvalidRequest
 from omniserve.models.decoder import DecoderModel
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.settings import ModelInfo, ModelStats
@@ -87,8 +88,10 @@ class ModelRuntime:
         """Queues a request.
 
         Raises:
-            InvalidRequest: the prompt is empty, too long, or holds a token the model does not have.
+            InvalidRequest: the id is in use; the prompt is empty, too long, or not of this vocabulary.
         """
+        if request.request_id in self._sequences:
+            raise InvalidRequest(f"request_id: {request.request_id!r} is in use", "request_id")
         check_prompt(request, self.info)
         state = Request(
             request_id=request.request_id,

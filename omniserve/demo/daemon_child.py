@@ -1,0 +1,112 @@
+"""A daemon as a child process: started on free ports, waited for, ended with the demo."""
+
+import asyncio
+import ctypes
+import json
+import re
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from omniserve.config import Config, ListenConfig
+from omniserve.demo.options import Addresses
+from omniserve.errors import OmniServeError
+
+FREE_PORT = "127.0.0.1:0"
+GRACE_S = 5.0
+STOP_S = 20.0
+NUM_LOG_LINES = 5
+
+_READY = re.compile(r"omniserve ready: grpc (\S+), http http://(\S+), models ")
+_PR_SET_PDEATHSIG = 1
+
+
+class DaemonFailed(OmniServeError):
+    """The daemon ended although nobody asked it to."""
+
+
+class DaemonChild:
+    """`omniserve serve` with a configuration of our own making; the context stops it."""
+
+    def __init__(self, config: Config, log_path: Path) -> None:
+        """Takes everything from `config` but the addresses."""
+        self._config = config
+        self._log_path = log_path
+        self._process: asyncio.subprocess.Process | None = None
+        self.ready_after_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        # The daemon has read the file when it says that it is ready, but it may start again.
+        self._directory = tempfile.TemporaryDirectory(prefix="omniserve-demo-")
+        return self
+
+    async def start(self) -> Addresses:
+        """Returns once the daemon is ready; raises DaemonFailed."""
+        started_s = time.monotonic()
+        config_path = Path(self._directory.name) / "omniserve.json"
+        config_path.write_text(json.dumps(_on_free_ports(self._config)), encoding="utf-8")
+        # Looked up before the fork, after which as little as possible should happen.
+        prctl = ctypes.CDLL(None).prctl
+        with self._log_path.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "omniserve", "serve", str(config_path)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                # Ctrl-C is ours to handle, and a demo that is killed must leave nothing behind.
+                start_new_session=True,
+                preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+            )
+        assert self._process.stdout is not None
+        line = (await self._process.stdout.readline()).decode("utf-8", "replace")
+        ready = _READY.match(line)
+        if ready is None:
+            raise await self.death()
+        self.ready_after_s = time.monotonic() - started_s
+        return Addresses(ready[1], ready[2])
+
+    async def death(self) -> DaemonFailed:
+        """Waits for the end of the process and describes it."""
+        assert self._process is not None
+        status = await self._process.wait()
+        how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
+        lines = self._log_path.read_text("utf-8", "replace").splitlines()[-NUM_LOG_LINES:]
+        said = "".join(f"\n  {line}" for line in lines)
+        return DaemonFailed(f"the daemon {how}; the end of its log ({self._log_path}):{said}")
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._process is not None and self._process.returncode is None:
+                await self._stop(self._process)
+        finally:
+            self._directory.cleanup()
+
+    async def _stop(self, process: asyncio.subprocess.Process) -> None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await process.wait()
+        finally:
+            # Interrupted again, or the daemon hangs. Its engine ends with it.
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def _on_free_ports(config: Config) -> dict[str, object]:
+    daemon = config.daemon
+    grace_s = min(GRACE_S, daemon.shutdown_grace_s)
+    changes = {
+        "listen": ListenConfig(grpc=FREE_PORT, http=FREE_PORT),
+        "daemon": daemon.model_copy(update={"shutdown_grace_s": grace_s}),
+    }
+    return config.model_copy(update=changes).model_dump(mode="json", exclude_none=True)
