@@ -138,9 +138,10 @@ def test_seed_repeats(client: OpenAI) -> None:
 
 
 def test_tiers(client: OpenAI) -> None:
-    options: Any = {"model": "demo", "messages": USER, "max_tokens": 2}
+    options: dict[str, Any] = {"model": "demo", "messages": USER, "max_tokens": 2}
     for asked, served in (("flex", "batch"), ("priority", "interactive"), ("auto", "interactive")):
-        answer = client.chat.completions.create(**options, service_tier=asked)
+        tier: Any = asked
+        answer = client.chat.completions.create(**options, service_tier=tier)
         assert answer.service_tier == served
     in_header: Any = client.chat.completions.create(
         **options, extra_headers={"x-omniserve-tier": "batch"}

@@ -40,7 +40,6 @@ class DaemonChild:
         self.ready_after_s = 0.0
 
     async def __aenter__(self) -> Self:
-        # The daemon has read the file when it says that it is ready, but it may start again.
         self._directory = tempfile.TemporaryDirectory(prefix="omniserve-demo-")
         return self
 
@@ -48,7 +47,7 @@ class DaemonChild:
         """Returns once the daemon is ready; raises DaemonFailed."""
         started_s = time.monotonic()
         config_path = Path(self._directory.name) / "omniserve.json"
-        config_path.write_text(json.dumps(_on_free_ports(self._config)), encoding="utf-8")
+        config_path.write_text(_derived(self._config), encoding="utf-8")
         # Looked up before the fork, after which as little as possible should happen.
         prctl = ctypes.CDLL(None).prctl
         with self._log_path.open("wb") as log:
@@ -102,11 +101,13 @@ class DaemonChild:
                 await process.wait()
 
 
-def _on_free_ports(config: Config) -> dict[str, object]:
+def _derived(config: Config) -> str:
+    """The same configuration on free ports and quick to stop, as JSON, which is YAML too."""
     daemon = config.daemon
     grace_s = min(GRACE_S, daemon.shutdown_grace_s)
     changes = {
         "listen": ListenConfig(grpc=FREE_PORT, http=FREE_PORT),
         "daemon": daemon.model_copy(update={"shutdown_grace_s": grace_s}),
     }
-    return config.model_copy(update=changes).model_dump(mode="json", exclude_none=True)
+    derived = config.model_copy(update=changes).model_dump(mode="json", exclude_none=True)
+    return json.dumps(derived, ensure_ascii=False)

@@ -46,6 +46,7 @@ class EngineProcess:
 
     def serve(self) -> None:
         """Steps until the front says stop."""
+        self._engine.warm_up()
         self._send(EngineReady(models=self._engine.models, device=self._engine.device))
         while True:
             self._send_stats()
