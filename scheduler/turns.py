@@ -26,9 +26,9 @@ class Turn:
 class ModelTurns:
     """Latency-sensitive models first, least recently served first; best-effort ones in between.
 
-    A model with best-effort work alone gets one small step after each round of the latency-sensitive
-    models, unless someone waits for a first token: the rows it gets are those it would get riding in a
-    latency-sensitive step of its own model.
+    A model with best-effort work alone gets one small step after each round of the
+    latency-sensitive models, unless someone waits for a first token: the rows it gets are those it
+    would get riding in a latency-sensitive step of its own model.
     """
 
     def __init__(self, models: list[str]) -> None:
@@ -40,7 +40,9 @@ class ModelTurns:
         order = self._least_recent_first
         urgent = [name for name in order if demands[name].latency_sensitive]
         patient = [
-            name for name in order if demands[name].best_effort and not demands[name].latency_sensitive
+            name
+            for name in order
+            if demands[name].best_effort and not demands[name].latency_sensitive
         ]
         if not urgent:
             self._num_ls_turns = 0

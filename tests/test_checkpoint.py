@@ -61,7 +61,7 @@ def test_summary_of_a_good_checkpoint(tiny_checkpoint: Path) -> None:
     assert summary.architecture == "Qwen3ForCausalLM"
     assert summary.config["num_hidden_layers"] == 3
     with safe_open(tiny_checkpoint / "model.safetensors", "numpy") as file:
-        expected = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        expected = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     assert {name: info.shape for name, info in summary.tensors.items()} == expected
     assert {info.dtype for info in summary.tensors.values()} == {"F32"}
 

@@ -48,8 +48,8 @@ def command(*words: str) -> int:
 def load(path: Path) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
-    return model, info
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    return loaded[0], loaded[1]
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from omniserve.api.http_errors import error_response
 from omniserve.api.http_generation import GenerationResponse
-from omniserve.api.openai_requests import ChatBody, CompletionBody, RequestHead
+from omniserve.api.openai_requests import ChatBody, CompletionBody, GenerationBody, RequestHead
 from omniserve.api.openai_responses import ChatFormat, CompletionFormat, to_json
 from omniserve.errors import OmniServeError
 from omniserve.metrics import CONTENT_TYPE
 from omniserve.service import GenerationService
 
 MAX_BODY_BYTES = 8 << 20
+LARGE_BODY_BYTES = 64 << 10
 MAX_DISCARDED_BYTES = 64 << 20
 """Up to here a body that is too large is read on: few clients take an answer before that."""
 BODY_TIMEOUT_S = 60
@@ -66,23 +67,30 @@ class _Endpoints:
         self._created = int(time.time())
 
     async def completions(self, request: Request) -> GenerationResponse:
-        arrival_s = time.monotonic()
-        body = CompletionBody.parse(await _read_body(request))
-        return GenerationResponse(
-            self._service,
-            body.to_request(_head(request, arrival_s)),
-            CompletionFormat,
-            is_stream=bool(body.stream),
-            includes_usage=body.includes_usage,
-        )
+        return await self._generate(request, CompletionBody, CompletionFormat)
 
     async def chat_completions(self, request: Request) -> GenerationResponse:
-        arrival_s = time.monotonic()
-        body = ChatBody.parse(await _read_body(request))
+        return await self._generate(request, ChatBody, ChatFormat)
+
+    async def _generate(
+        self,
+        request: Request,
+        body_class: type[GenerationBody],
+        make_format: type[CompletionFormat] | type[ChatFormat],
+    ) -> GenerationResponse:
+        head = RequestHead(
+            tier=request.headers.get(TIER_HEADER),
+            request_id=request.headers.get(REQUEST_ID_HEADER, ""),
+            arrival_s=time.monotonic(),
+        )
+        raw = await _read_body(request)
+        # A long parse must not hold up the streams of other clients.
+        is_large = len(raw) > LARGE_BODY_BYTES
+        body = await asyncio.to_thread(body_class.parse, raw) if is_large else body_class.parse(raw)
         return GenerationResponse(
             self._service,
-            body.to_request(_head(request, arrival_s)),
-            ChatFormat,
+            body.to_request(head),
+            make_format,
             is_stream=bool(body.stream),
             includes_usage=body.includes_usage,
         )
@@ -117,14 +125,6 @@ class _Endpoints:
 
 def _json(body: object, status: int = 200) -> Response:
     return Response(to_json(body), status, media_type="application/json")
-
-
-def _head(request: Request, arrival_s: float) -> RequestHead:
-    return RequestHead(
-        tier=request.headers.get(TIER_HEADER),
-        request_id=request.headers.get(REQUEST_ID_HEADER, ""),
-        arrival_s=arrival_s,
-    )
 
 
 async def _read_body(request: Request) -> bytes:

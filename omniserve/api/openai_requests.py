@@ -1,5 +1,6 @@
 """Bodies of the OpenAI API, checked for shape here and for sense by the service."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeGuard
 
@@ -81,7 +82,7 @@ class StreamOptions(_Body):
     include_obfuscation: bool | None = None
 
 
-class _CommonBody(_Body):
+class GenerationBody(_Body, ABC):
     """Fields of both routes. The last group is accepted and has no effect."""
 
     model: str
@@ -111,6 +112,10 @@ class _CommonBody(_Body):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
+
+    @abstractmethod
+    def to_request(self, head: RequestHead) -> GenerationRequest:
+        """The request in the service's words; raises InvalidRequest for unsupported features."""
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The fields that are set; the others keep the defaults of SamplingParams."""
@@ -150,7 +155,7 @@ class _CommonBody(_Body):
         return parsed
 
 
-class CompletionBody(_CommonBody):
+class CompletionBody(GenerationBody):
     """Body of POST /v1/completions."""
 
     prompt: Annotated[tuple[Any, ...], BeforeValidator(_prompts)]
@@ -187,7 +192,7 @@ class MessageBody(_Body):
     annotations: list[Any] | None = None
 
 
-class ChatBody(_CommonBody):
+class ChatBody(GenerationBody):
     """Body of POST /v1/chat/completions."""
 
     messages: list[MessageBody]

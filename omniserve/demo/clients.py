@@ -70,7 +70,7 @@ class DaemonClients:
         await self._channel.close(None)
 
     async def describe(self, model: str | None) -> Served:
-        """Raises RequestFailed where the daemon cannot be asked or does not serve what is needed."""
+        """Raises RequestFailed where the daemon does not answer or lacks what is needed."""
         try:
             listed = await self._inference.ListModels(
                 pb.ListModelsRequest(), timeout=CONNECT_TIMEOUT_S

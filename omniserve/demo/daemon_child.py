@@ -35,7 +35,7 @@ class DaemonChild:
     def __init__(self, config: Config, log_path: Path) -> None:
         """Takes everything from `config` but the addresses."""
         self._config = config
-        self._log_path = log_path
+        self.log_path = log_path
         self._process: asyncio.subprocess.Process | None = None
         self.ready_after_s = 0.0
 
@@ -50,7 +50,7 @@ class DaemonChild:
         config_path.write_text(_derived(self._config), encoding="utf-8")
         # Looked up before the fork, after which as little as possible should happen.
         prctl = ctypes.CDLL(None).prctl
-        with self._log_path.open("wb") as log:
+        with self.log_path.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "omniserve", "serve", str(config_path)),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -73,9 +73,9 @@ class DaemonChild:
         assert self._process is not None
         status = await self._process.wait()
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
-        lines = self._log_path.read_text("utf-8", "replace").splitlines()[-NUM_LOG_LINES:]
+        lines = self.log_path.read_text("utf-8", "replace").splitlines()[-NUM_LOG_LINES:]
         said = "".join(f"\n  {line}" for line in lines)
-        return DaemonFailed(f"the daemon {how}; the end of its log ({self._log_path}):{said}")
+        return DaemonFailed(f"the daemon {how}; the end of its log ({self.log_path}):{said}")
 
     async def __aexit__(
         self,

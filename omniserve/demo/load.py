@@ -23,15 +23,23 @@ _QUESTIONS = (
 _PLACES = ("the coast", "the old town", "the airport", "North Bridge", "Millfield", "Harbour East")
 _TIMES = ("morning", "noon", "afternoon", "evening", "night")
 
-_SUBJECTS = ("The signal box", "A freight train", "The new timetable", "The track crew",
-             "The dining car", "An inspector", "The winter storm", "The branch line")  # fmt: skip
-_VERBS = ("delayed", "replaced", "surprised", "followed", "reported", "repaired", "outlived",
-          "connected")  # fmt: skip
-_OBJECTS = ("the bridge over the river", "two stations in the valley", "every commuter of the town",
-            "the last steam engine", "a shipment of apples", "the regional council",
-            "its own predecessor", "the depot behind the market")  # fmt: skip
-_ENDINGS = ("before sunrise", "without any warning", "for eleven years", "at half the cost",
-            "in spite of the rain", "to everybody's relief", "as the plan had foreseen")  # fmt: skip
+_SUBJECTS = (
+    *("The signal box", "A freight train", "The new timetable", "The track crew"),
+    *("The dining car", "An inspector", "The winter storm", "The branch line"),
+)
+_VERBS = (
+    *("delayed", "replaced", "surprised", "followed", "reported", "repaired", "outlived"),
+    *("connected", "described"),
+)
+_OBJECTS = (
+    *("the bridge over the river", "two stations in the valley", "every commuter of the town"),
+    *("the last steam engine", "a shipment of apples", "the regional council"),
+    *("its own predecessor", "the depot behind the market"),
+)
+_ENDINGS = (
+    *("before sunrise", "without any warning", "for eleven years", "at half the cost"),
+    *("in spite of the rain", "to everybody's relief", "as the plan had foreseen"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class Document:
 def chat_arrivals(rate: float, duration_s: float, seed: int) -> tuple[ChatTurn, ...]:
     """Poisson arrivals, `rate` per second, of short questions; none at or after `duration_s`."""
     random = Random(f"chat {seed}")
-    turns = []
+    turns: list[ChatTurn] = []
     at_s = random.expovariate(rate)
     while at_s < duration_s:
         question = random.choice(_QUESTIONS)

@@ -1,4 +1,4 @@
-"""What the client saw of each request, and what that means for a tier. Times in s since the start."""
+"""What the client saw of each request, and what it means for a tier. Times are since the start."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -82,6 +82,13 @@ class TierSummary:
     """Part of the requests that met both objectives, 0 to 1; None for a tier without them."""
     tokens_per_s: float
 
+    @property
+    def is_goal_met(self) -> bool | None:
+        """None where the tier has no objectives, or there was nothing to compare with them."""
+        if self.share_within is None or self.tier.percentile is None:
+            return None
+        return 100 * self.share_within >= self.tier.percentile
+
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """Linear interpolation between the two nearest ranks; None of nothing."""
@@ -95,7 +102,7 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def share_within(tier: Tier, traces: Sequence[RequestTrace]) -> float | None:
-    """The share of all requests that ended well within both objectives; a failed one missed them."""
+    """The share of all requests that ended within both objectives; a failed one missed them."""
     if tier.ttft_ms is None or tier.tpot_ms is None or not traces:
         return None
     return sum(_is_within(tier.ttft_ms, tier.tpot_ms, trace) for trace in traces) / len(traces)
@@ -137,9 +144,7 @@ def tpots_ms(traces: Iterable[RequestTrace]) -> list[float]:
     return [trace.tpot_ms for trace in traces if trace.tpot_ms is not None]
 
 
-def tokens_by_second(
-    traces: Iterable[RequestTrace], first_s: int, num_seconds: int
-) -> list[float]:
+def tokens_by_second(traces: Iterable[RequestTrace], first_s: int, num_seconds: int) -> list[float]:
     """Tokens that came in each of the seconds from `first_s` on."""
     bins = [0.0] * num_seconds
     for trace in traces:
@@ -154,15 +159,30 @@ def tokens_by_second(
 
 def running_over_time(traces: Iterable[RequestTrace]) -> list[tuple[float, int]]:
     """Steps (time, requests between their first token and their end from then on)."""
-    changes: dict[float, int] = {0.0: 0}
-    for trace in traces:
-        if trace.arrivals:
-            first_s = trace.arrivals[0][0]
-            changes[first_s] = changes.get(first_s, 0) + 1
-            if trace.ended_s is not None:
-                changes[trace.ended_s] = changes.get(trace.ended_s, 0) - 1
-    steps, running = [], 0
+    return _count_over_time(
+        (trace.arrivals[0][0], trace.ended_s) for trace in traces if trace.arrivals
+    )
+
+
+def waiting_over_time(traces: Iterable[RequestTrace]) -> list[tuple[float, int]]:
+    """Steps (time, requests that were sent and have no token yet from then on)."""
+    return _count_over_time(
+        (trace.sent_s, trace.arrivals[0][0] if trace.arrivals else trace.ended_s)
+        for trace in traces
+    )
+
+
+def _count_over_time(
+    spans: Iterable[tuple[float, float | None]],
+) -> list[tuple[float, int]]:
+    """How many of the spans (begin, end; None never ends) cover each time from 0 on."""
+    changes = {0.0: 0}
+    for begin_s, end_s in spans:
+        changes[begin_s] = changes.get(begin_s, 0) + 1
+        if end_s is not None:
+            changes[end_s] = changes.get(end_s, 0) - 1
+    counts, count = [], 0
     for at_s in sorted(changes):
-        running += changes[at_s]
-        steps.append((at_s, running))
-    return steps
+        count += changes[at_s]
+        counts.append((at_s, count))
+    return counts

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 WIDTH, HEIGHT = 560, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 22, 24, 40
 _MAX_TICKS = 8
 
 Point = tuple[float, float]
@@ -71,8 +71,8 @@ def log_axis(label: str, values: Sequence[float]) -> Axis:
     low = max(step for step in steps if step <= min(positive) * 1.0001)
     high = min(step for step in [*steps, 10.0**last] if step > max(positive))
     ticks = tuple(step for step in steps if low <= step <= high)
-    while len(ticks) > _MAX_TICKS:
-        ticks = ticks[::3] if ticks[0] == 10 ** round(math.log10(ticks[0])) else ticks[1:]
+    if len(ticks) > _MAX_TICKS:
+        ticks = tuple(tick for tick in ticks if tick in steps[::3])
     return Axis(label, low, high, ticks, is_log=True)
 
 
@@ -136,10 +136,10 @@ def _marks(x: Axis, marks: Sequence[Mark]) -> list[str]:
     parts = []
     for mark in marks:
         at = _x(x, mark.x)
-        # The label stands on the side where there is room.
-        anchor, shift = ("end", -6) if at > WIDTH * 0.6 else ("start", 6)
-        parts.append(_line("mark", at, _TOP, at, HEIGHT - _BOTTOM))
-        parts.append(_text(anchor, at + shift, HEIGHT - _BOTTOM - 8, mark.label, "mark-label"))
+        parts.append(_line("mark", at, _TOP - 4, at, HEIGHT - _BOTTOM))
+        # Above the plot no line can run through it; near an edge it leans inwards.
+        anchor = "end" if at > 0.8 * WIDTH else "start" if at < 0.2 * WIDTH else "middle"
+        parts.append(_text(anchor, at, _TOP - 9, mark.label, "mark-label"))
     return parts
 
 

@@ -22,5 +22,15 @@ def format_share(value: float | None) -> str:
     return "100 %" if value == 1 else f"{min(value, 0.999):.1%}".replace("%", " %")
 
 
+def goal_text(tier: Tier) -> str:
+    """What the objectives of a tier ask for, in one line."""
+    if tier.ttft_ms is None or tier.tpot_ms is None or tier.percentile is None:
+        return "no objectives"
+    return (
+        f"{tier.percentile:g} % with TTFT up to {tier.ttft_ms:g} ms "
+        f"and TPOT up to {tier.tpot_ms:g} ms"
+    )
+
+
 def styled(tier: Tier) -> Text:
     return Text(tier.name, style=_STYLES[tier.service_class])

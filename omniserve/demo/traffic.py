@@ -111,9 +111,7 @@ class Traffic:
         self.record.traces.append(trace)
         return trace
 
-    def _start(
-        self, trace: RequestTrace, request: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
+    def _start(self, trace: RequestTrace, request: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(request, name="demo-request")
         self._requests[task] = trace
         task.add_done_callback(self._note_end)
@@ -127,7 +125,7 @@ class Traffic:
         elif error is None:
             trace.end(self.record.now_s(), "done")
         else:
-            # Also what is no RequestFailed, a fault of the demo itself: it must not vanish in a task.
+            # Whatever it is: a fault of the demo itself must not vanish in a task either.
             kind = "" if isinstance(error, RequestFailed) else f"{type(error).__name__}: "
             trace.end(self.record.now_s(), "failed", f"{kind}{error}")
 
@@ -152,6 +150,4 @@ async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 def _sample(at_s: float, model: pb.ModelStatus) -> StatusSample:
-    return StatusSample(
-        at_s, model.kv_used_bytes, model.kv_total_bytes, model.num_preemptions
-    )
+    return StatusSample(at_s, model.kv_used_bytes, model.kv_total_bytes, model.num_preemptions)

@@ -88,10 +88,9 @@ class ModelRuntime:
         """Queues a request.
 
         Raises:
-            InvalidRequest: the id is in use; the prompt is empty, too long, or not of this vocabulary.
+            InvalidRequest: the id is in use, or the prompt is empty, too long or of another
+                vocabulary.
         """
-        if request.request_id in self._sequences:
-            raise InvalidRequest(f"request_id: {request.request_id!r} is in use", "request_id")
         check_prompt(request, self.info)
         state = Request(
             request_id=request.request_id,
@@ -102,6 +101,10 @@ class ModelRuntime:
             max_tokens=most_output_tokens(request, self.info),
             needs_known_tokens=has_penalties(request.sampling),
         )
+        try:
+            self.scheduler.add(state)
+        except ValueError as error:
+            raise InvalidRequest(str(error), "request_id") from error
         self._sequences[request.request_id] = Sequence(
             request,
             state,
@@ -110,7 +113,6 @@ class ModelRuntime:
             self.info.vocab_size,
             self._kv_pool.cache.device,
         )
-        self.scheduler.add(state)
 
     def abort(self, request_id: str) -> bool:
         """Forgets a request and frees its KV; false if it is not known here."""

@@ -1,0 +1,293 @@
+"""The result as one HTML page that needs nothing else: inline style, inline SVG, no scripts."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from omniserve.demo.measure import (
+    RequestTrace,
+    TierSummary,
+    running_over_time,
+    tokens_by_second,
+    tpots_ms,
+    ttfts_ms,
+    waiting_over_time,
+)
+from omniserve.demo.next_steps import Step
+from omniserve.demo.page import COLOURS, figure, page, section, table
+from omniserve.demo.result import DemoResult
+from omniserve.demo.svg import (
+    Mark,
+    Series,
+    line_chart,
+    linear_axis,
+    log_axis,
+    stacked_chart,
+    steps,
+    time_axis,
+)
+from omniserve.demo.text import NOTHING, format_ms, format_share, goal_text
+
+MAX_CURVE_POINTS = 500
+MAX_ERRORS = 20
+
+HEADINGS = (
+    *("tier", "class", "requests", "done", "errors", "cut off", "TTFT p50 ms", "TTFT p99 ms"),
+    *("TPOT p50 ms", "TPOT p99 ms", "within objectives", "tokens/s"),
+)
+
+
+def render_report(result: DemoResult, steps_on: Sequence[Step]) -> str:
+    """The whole page, well-formed XML."""
+    body = [
+        _head(result),
+        _cards(result),
+        section("Result", table(HEADINGS, [_row(summary) for summary in result.summaries])),
+        _errors(result),
+        f'<section><h2>Over the run</h2>{_legend(result)}<div class="figures">',
+        *_figures(result),
+        "</div></section>",
+        _setting(result),
+        section("Go on", "".join(_step(step) for step in steps_on)),
+    ]
+    return page("OmniServe demo", "\n".join(body))
+
+
+def write_report(path: Path, text: str) -> None:
+    """Replaces the file at once or not at all; raises OSError."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp is for secrets; a report is as open as any file that the user makes.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _head(result: DemoResult) -> str:
+    served = result.served
+    facts = [
+        f"model {served.model} ({served.architecture}, {served.num_parameters / 1e6:.1f} M)",
+        f"device {served.device}",
+        f"{result.record.window_s:g} s of traffic",
+        f"{result.finished_at:%Y-%m-%d %H:%M}",
+        f"OmniServe {served.version}",
+    ]
+    line = " · ".join(escape(fact) for fact in facts)
+    return f'<header><h1>OmniServe demo</h1><p class="facts">{line}</p></header>'
+
+
+def _cards(result: DemoResult) -> str:
+    fast, slow = result.summaries
+    verdict = {True: "good", False: "bad", None: ""}[fast.is_goal_met]
+    name = fast.tier.name
+    cards = [
+        (f"{name} within objectives", format_share(fast.share_within), goal_text(fast.tier)),
+        (f"{name} TTFT p99", f"{format_ms(fast.ttft_p99_ms)} ms", _objective(fast.tier.ttft_ms)),
+        (f"{name} TPOT p99", f"{format_ms(fast.tpot_p99_ms)} ms", _objective(fast.tier.tpot_ms)),
+        (f"{slow.tier.name} beside it", f"{slow.tokens_per_s:.0f} tokens/s", "best effort"),
+    ]
+    parts = []
+    for place, (title, value, note) in enumerate(cards):
+        kind = f"card {verdict}" if place == 0 else "card"
+        parts.append(
+            f'<div class="{kind}"><h3>{escape(title)}</h3>'
+            f'<p class="value">{escape(value)}</p><p class="note">{escape(note)}</p></div>'
+        )
+    return f'<div class="cards">{"".join(parts)}</div>'
+
+
+def _objective(value_ms: float | None) -> str:
+    return NOTHING if value_ms is None else f"objective {value_ms:g} ms"
+
+
+def _row(summary: TierSummary) -> list[str]:
+    return [
+        summary.tier.name,
+        summary.tier.service_class.replace("_", "-"),
+        str(summary.num_sent),
+        str(summary.num_done),
+        str(summary.num_failed),
+        str(summary.num_cut_off),
+        format_ms(summary.ttft_p50_ms),
+        format_ms(summary.ttft_p99_ms),
+        format_ms(summary.tpot_p50_ms),
+        format_ms(summary.tpot_p99_ms),
+        format_share(summary.share_within),
+        f"{summary.tokens_per_s:.1f}",
+    ]
+
+
+def _errors(result: DemoResult) -> str:
+    errors = result.errors()
+    if not errors:
+        return ""
+    rows = [[str(count), text] for text, count in list(errors.items())[:MAX_ERRORS]]
+    return section(f"Failed requests: {result.num_failed}", table(("times", "error"), rows))
+
+
+def _legend(result: DemoResult) -> str:
+    keys = "".join(
+        f'<span class="key" style="--key:{COLOURS[summary.tier.service_class]}">'
+        f"{escape(summary.tier.name)}</span>"
+        for summary in result.summaries
+    )
+    return f'<p class="legend">{keys}</p>'
+
+
+def _figures(result: DemoResult) -> list[str]:
+    tier = result.summaries[0].tier
+    return [
+        figure(
+            "Time to first token",
+            "share of requests that had it within x, in %",
+            _distribution(result, ttfts_ms, "TTFT, ms", tier.ttft_ms),
+        ),
+        figure(
+            "Time per output token",
+            "share of requests that needed at most x, in %",
+            _distribution(result, tpots_ms, "TPOT, ms", tier.tpot_ms),
+        ),
+        figure("Throughput", "tokens per second, stacked", _throughput(result)),
+        figure(
+            "Waiting requests",
+            "sent, and no token yet",
+            _counts(result, "waiting requests", waiting_over_time),
+        ),
+        figure(
+            "Running requests",
+            "between first and last token",
+            _counts(result, "running requests", running_over_time),
+        ),
+        *_kv_figure(result),
+    ]
+
+
+def _distribution(
+    result: DemoResult,
+    values_of: Callable[[Iterable[RequestTrace]], list[float]],
+    label: str,
+    objective_ms: float | None,
+) -> str:
+    values = {name: sorted(values_of(traces)) for name, traces in _by_tier(result).items()}
+    marks = [] if objective_ms is None else [Mark(objective_ms, f"objective {objective_ms:g} ms")]
+    everything = [value for some in values.values() for value in some]
+    x = log_axis(label, [*everything, *(mark.x for mark in marks)])
+    series = [
+        Series(
+            summary.tier.name,
+            COLOURS[summary.tier.service_class],
+            _curve(values[summary.tier.name]),
+        )
+        for summary in result.summaries
+    ]
+    return line_chart(label, x, linear_axis("%", 100), series, marks)
+
+
+def _curve(ordered: Sequence[float]) -> list[tuple[float, float]]:
+    """The empirical distribution in percent, thinned where there are very many values."""
+    if not ordered:
+        return []
+    stride = max(1, len(ordered) // MAX_CURVE_POINTS)
+    points = [(ordered[0], 0.0)]
+    points += [
+        (ordered[index], 100 * (index + 1) / len(ordered))
+        for index in range(0, len(ordered), stride)
+    ]
+    return steps([*points, (ordered[-1], 100.0)], ordered[-1])
+
+
+def _throughput(result: DemoResult) -> str:
+    num_seconds = max(1, int(result.record.window_s))
+    series = []
+    for summary in result.summaries:
+        bins = tokens_by_second(_by_tier(result)[summary.tier.name], 0, num_seconds)
+        # A bin stands for its whole second, so the picture has to reach from edge to edge.
+        points = [(0.0, bins[0]), *((at + 0.5, value) for at, value in enumerate(bins))]
+        points.append((float(num_seconds), bins[-1]))
+        series.append(Series(summary.tier.name, COLOURS[summary.tier.service_class], points))
+    top = max(sum(values) for values in zip(*(_heights(each) for each in series), strict=True))
+    x = time_axis("s since the start", float(num_seconds))
+    return stacked_chart("Throughput", x, linear_axis("tokens/s", top), series)
+
+
+def _heights(series: Series) -> list[float]:
+    return [value for _, value in series.points]
+
+
+def _counts(
+    result: DemoResult,
+    title: str,
+    counts_of: Callable[[Iterable[RequestTrace]], list[tuple[float, int]]],
+) -> str:
+    ended = [trace.ended_s for trace in result.record.traces if trace.ended_s is not None]
+    until = max([result.record.window_s, *ended])
+    series = [
+        Series(
+            summary.tier.name,
+            COLOURS[summary.tier.service_class],
+            steps(counts_of(_by_tier(result)[summary.tier.name]), until),
+        )
+        for summary in result.summaries
+    ]
+    top = max(value for each in series for _, value in each.points)
+    marks = [Mark(result.record.window_s, "no new requests")]
+    x, y = time_axis("s since the start", until), linear_axis("requests", max(top, 5))
+    return line_chart(title, x, y, series, marks)
+
+
+def _kv_figure(result: DemoResult) -> list[str]:
+    samples = result.record.samples
+    if not samples or not samples[-1].kv_total_bytes:
+        return []
+    total = samples[-1].kv_total_bytes
+    points = [(sample.at_s, 100 * sample.kv_used_bytes / total) for sample in samples]
+    preemptions = samples[-1].num_preemptions - samples[0].num_preemptions
+    x = time_axis("s since the start", points[-1][0])
+    chart = line_chart("KV pool", x, linear_axis("%", 100), [Series("KV", COLOURS["kv"], points)])
+    note = f"used by both tiers, in % of {total / (1 << 20):.0f} MiB; {preemptions} preemptions"
+    return [figure("KV pool", note, chart)]
+
+
+def _setting(result: DemoResult) -> str:
+    options, record = result.options, result.record
+    started = (
+        "an already running daemon"
+        if result.ready_after_s is None
+        else f"a daemon of its own, ready after {result.ready_after_s:.1f} s"
+    )
+    interactive, batch = result.served.interactive.name, result.served.batch.name
+    lines = [
+        f"{interactive}: Poisson arrivals, {options.ls_rate:g} per second, short chats with 32 to "
+        "64 output tokens, streamed over gRPC Generate.",
+        f"{batch}: {options.be_concurrency} unfinished requests at any time, 128 to 256 output "
+        "tokens, streamed over OpenAI HTTP /v1/completions.",
+        f"No new requests after {record.window_s:g} s. {result.num_cut_off} requests were cut off "
+        "then: best-effort ones that had not begun, and what did not end in time.",
+        "Times are the client's: TTFT from just before sending to the first token, TPOT from "
+        "there to the last token, divided by the tokens after the first. tokens/s counts what "
+        "came before the last new request.",
+        f"The client, the daemon ({started}) and its engine shared {result.num_cores} cores. "
+        f"Seed {options.seed}.",
+    ]
+    return section("How it was measured", "".join(f"<p>{escape(line)}</p>" for line in lines))
+
+
+def _step(step: Step) -> str:
+    return f"<h3>{escape(step.title)}</h3><pre>{escape(step.code)}</pre>"
+
+
+def _by_tier(result: DemoResult) -> dict[str, list[RequestTrace]]:
+    return {
+        summary.tier.name: [
+            trace for trace in result.record.traces if trace.tier == summary.tier.name
+        ]
+        for summary in result.summaries
+    }
