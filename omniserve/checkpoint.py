@@ -27,6 +27,7 @@ _MAX_HEADER_BYTES = 100 << 20
 _INDEX_NAME = "model.safetensors.index.json"
 _SINGLE_NAME = "model.safetensors"
 _DIMENSIONS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_OPTIONAL_DIMENSIONS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ def _check_config(path: Path, config: dict[str, Any]) -> str:
         )
     if config.get("quantization_config"):
         raise CheckpointError(f"{path}: quantization_config: quantized weights are not supported")
-    for key in _DIMENSIONS:
+    given = [key for key in _OPTIONAL_DIMENSIONS if config.get(key) is not None]
+    for key in (*_DIMENSIONS, *given):
         value = config.get(key)
         if type(value) is not int or value < 1:
             raise CheckpointError(f"{path}: {key} is {value!r}, not a whole number above 0")
@@ -192,6 +194,6 @@ def _check_complete(
     expected = (config["vocab_size"], config["hidden_size"])
     if shape != expected:
         raise CheckpointError(
-            f"{directory}: model.embed_tokens.weight is {shape[0]}x{shape[-1]}, "
-            f"config.json says {expected[0]}x{expected[1]}"
+            f"{directory}: model.embed_tokens.weight has shape {list(shape)}, "
+            f"config.json says {list(expected)}"
         )

@@ -17,8 +17,13 @@ from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=16)
 
 
-def make_engine(*models: ModelSettings, poll_arrivals: Callable[[], None] | None = None) -> Engine:
-    settings = EngineSettings(DeviceSettings(kind="cpu"), tuple(models))
+def make_engine(
+    *models: ModelSettings,
+    poll_arrivals: Callable[[], None] | None = None,
+    threads: int = 1,
+) -> Engine:
+    """One thread by default: tiny layers gain nothing from more, and lose much on a busy machine."""
+    settings = EngineSettings(DeviceSettings(kind="cpu", threads=threads), tuple(models))
     return Engine(settings, poll_arrivals=poll_arrivals)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from omniserve.config import Config
 from omniserve.errors import EngineUnavailable
+from omniserve.generation import GenerationRequest, GenerationResult, Prompt
 from omniserve.metrics import Metrics
-from omniserve.requests import EngineRequest, RequestOutput, TokenLogprob
+from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, TokenLogprob
 from omniserve.service import GenerationService
 from omniserve.settings import ModelInfo, ModelStats
 
@@ -128,6 +129,25 @@ def make_service(
     config = make_config(checkpoint, default_tier)
     options = {} if clock is None else {"clock": clock}
     return GenerationService(config, engine or ScriptedEngine(), Metrics(), **options)
+
+
+FIVE_TOKENS = SamplingParams(max_tokens=5)
+
+
+def make_generation_request(
+    *prompts: Prompt,
+    sampling: SamplingParams = FIVE_TOKENS,
+    n: int = 1,
+    tier: str | None = None,
+    model: str = "demo",
+    request_id: str = "",
+) -> GenerationRequest:
+    return GenerationRequest(model, prompts or ((1, 2, 3),), sampling, n, tier, request_id)
+
+
+async def complete(service: GenerationService, request: GenerationRequest) -> GenerationResult:
+    async with await service.start(request) as stream:
+        return await stream.result()
 
 
 async def until(condition: Callable[[], bool], patience_s: float = 20.0) -> None:

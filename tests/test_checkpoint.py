@@ -121,6 +121,12 @@ def test_impossible_number_of_layers(broken: Path, value: object) -> None:
     expect_refusal(broken, "num_hidden_layers", repr(value))
 
 
+@pytest.mark.parametrize("key", ["num_key_value_heads", "head_dim", "max_position_embeddings"])
+def test_impossible_dimension(broken: Path, key: str) -> None:
+    edit_config(broken, **{key: "16"})
+    expect_refusal(broken, key, "'16'")
+
+
 def test_pickled_weights_are_refused_by_name(broken: Path) -> None:
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
     expect_refusal(broken, "pytorch_model.bin", "safetensors")
@@ -203,4 +209,4 @@ def test_missing_output_head_matters_only_when_untied(tmp_path: Path) -> None:
 
 def test_vocabulary_of_another_size(broken: Path) -> None:
     edit_config(broken, vocab_size=511)
-    expect_refusal(broken, "512x64", "511x64")
+    expect_refusal(broken, "[512, 64]", "[511, 64]")

@@ -8,6 +8,7 @@ import torch
 from naive_attention import attend
 
 from omniserve.devices.attention import AttentionBatch, Chunk
+from omniserve.devices.chunk_attention import sdpa_chunk, tiled_chunk
 from omniserve.devices.cpu_attention import CpuAttention, decode_shape
 from omniserve.devices.sdpa import SdpaAttention
 
@@ -131,6 +132,26 @@ def test_large_scores_do_not_overflow() -> None:
     case.q *= 300
     actual = case.run(make_backend("kernel", case, None))
     assert (actual - case.expected(None)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("window", [None, 5, 90])
+@pytest.mark.parametrize(("start", "num_tokens"), [(0, 1), (0, 150), (70, 130)])
+def test_tiled_chunks(start: int, num_tokens: int, window: int | None) -> None:
+    """In float32, so that nothing hides behind rounding; more tokens than one tile holds."""
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(num_tokens, 6, 32, generator=generator)
+    keys, values = torch.randn(2, 3, start + num_tokens, 32, generator=generator)
+    expected = attend(
+        q.double().numpy(),
+        keys.double().transpose(0, 1).numpy(),
+        values.double().transpose(0, 1).numpy(),
+        32**-0.5,
+        window,
+    )
+    for chunk_attention in (tiled_chunk, sdpa_chunk):
+        actual = chunk_attention(q, keys, values, start, window)
+        error = (actual.double() - torch.from_numpy(expected).flatten(1)).abs().max()
+        assert error < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("head_dim", [24, 512])

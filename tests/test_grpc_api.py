@@ -24,8 +24,6 @@ from omniserve.settings import ModelStats
 from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
 
-PATIENCE_S = 60.0
-
 
 def make_request(text: str = "Hello", *, tier: str = "", **sampling: Any) -> pb.GenerateRequest:
     sampling = {"temperature": 0.0, "max_tokens": 8} | sampling

@@ -1,57 +1,37 @@
 """The generation service over an engine that follows a script."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from service_builders import (
+    FIVE_TOKENS,
     MAX_MODEL_LEN,
     VOCAB_SIZE,
     ScriptedEngine,
+    complete,
     make_config,
-    make_output,
+    make_generation_request,
     make_service,
-    sample,
-    silent,
-    until,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from omniserve.chat import ChatMessage
 from omniserve.errors import (
     CheckpointError,
-    ClientTooSlow,
-    EngineError,
     EngineUnavailable,
     InvalidRequest,
     OmniServeError,
-    RequestCancelled,
     UnknownModel,
 )
-from omniserve.generation import ChatPrompt, Chunk, GenerationRequest, GenerationResult, Prompt
+from omniserve.generation import ChatPrompt, GenerationRequest, Prompt
 from omniserve.metrics import Metrics
-from omniserve.output_buffer import MAX_PENDING
-from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
+from omniserve.requests import SamplingParams
 from omniserve.service import GenerationService
-
-FIVE_TOKENS = SamplingParams(max_tokens=5)
-
-
-def make_request(
-    *prompts: Prompt,
-    sampling: SamplingParams = FIVE_TOKENS,
-    n: int = 1,
-    tier: str | None = None,
-    model: str = "demo",
-    request_id: str = "",
-) -> GenerationRequest:
-    return GenerationRequest(model, prompts or ((1, 2, 3),), sampling, n, tier, request_id)
-
-
-async def complete(service: GenerationService, request: GenerationRequest) -> GenerationResult:
-    async with await service.start(request) as stream:
-        return await stream.result()
 
 
 async def refusal(service: GenerationService, request: GenerationRequest) -> OmniServeError:
@@ -64,7 +44,7 @@ async def refusal(service: GenerationService, request: GenerationRequest) -> Omn
 async def test_streams_what_the_engine_gives(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
-    request = make_request(request_id="mine")
+    request = make_generation_request(request_id="mine")
     async with await service.start(request) as stream:
         assert (stream.request_id, stream.model, stream.tier) == ("mine", "demo", "interactive")
         chunks = [chunk async for chunk in stream]
@@ -82,7 +62,7 @@ async def test_streams_what_the_engine_gives(tiny_checkpoint: Path) -> None:
 async def test_every_prompt_gets_n_choices(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
-    request = make_request((1, 2), (3,), n=3, sampling=replace(FIVE_TOKENS, seed=40))
+    request = make_generation_request((1, 2), (3,), n=3, sampling=replace(FIVE_TOKENS, seed=40))
     result = await complete(service, request)
     assert [choice.index for choice in result.choices] == list(range(6))
     assert {choice.text for choice in result.choices} == {"0 1 2 3 4 "}
@@ -97,7 +77,7 @@ async def test_every_prompt_gets_n_choices(tiny_checkpoint: Path) -> None:
 async def test_one_client_id_may_run_twice_at_once(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
-    request = make_request(request_id="same")
+    request = make_generation_request(request_id="same")
     await asyncio.gather(*(complete(service, request) for _ in range(3)))
     assert len({sequence.request_id for sequence in engine.started}) == 3
     assert all(sequence.request_id.startswith("same/") for sequence in engine.started)
@@ -108,14 +88,36 @@ async def test_text_and_chat_become_tokens(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
     chat = ChatPrompt((ChatMessage("user", "Hello"),))
-    await complete(service, make_request("Hello"))
-    await complete(service, make_request(chat))
+    await complete(service, make_generation_request("Hello"))
+    await complete(service, make_generation_request(chat))
     prompts: tuple[Prompt, ...] = ("Hello", chat)
     for prompt, sequence in zip(prompts, engine.started, strict=True):
         assert sequence.prompt_token_ids == await service.tokenize("demo", prompt)
     text = service.detokenize("demo", engine.started[0].prompt_token_ids, keep_special_tokens=False)
     assert text == "Hello"
     assert len(engine.started[1].prompt_token_ids) > len(engine.started[0].prompt_token_ids)
+
+
+@pytest.mark.asyncio
+async def test_special_tokens_are_added_to_text_and_left_to_the_template(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"<s>": 0, "[UNK]": 1, "Hello": 2}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("<s> {{ messages[0].content }}")
+    service = make_service(tmp_path)
+    assert await service.tokenize("demo", "Hello") == (0, 2)
+    chat = ChatPrompt((ChatMessage("user", "Hello"),))
+    assert await service.tokenize("demo", chat) == (0, 2)
+
+
+@pytest.mark.asyncio
+async def test_a_chat_needs_a_template(tmp_path: Path) -> None:
+    Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    chat = ChatPrompt((ChatMessage("user", "Hello"),))
+    error = await refusal(make_service(tmp_path), make_generation_request(chat))
+    assert "has no chat template" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_tier_names(
 async def test_tier_and_class_reach_the_engine(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
-    await complete(service, make_request(tier="flex"))
+    await complete(service, make_generation_request(tier="flex"))
     assert (engine.started[0].tier, engine.started[0].service_class) == ("batch", "best_effort")
 
 
@@ -158,29 +160,44 @@ def test_flex_needs_a_best_effort_tier(tiny_checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "kind", "param", "part"),
     [
-        (make_request(model="gone"), UnknownModel, None, "'gone' is not served; served: demo"),
-        (make_request(model=""), InvalidRequest, "model", "served: demo"),
-        (make_request(tier="gold"), InvalidRequest, "tier", "'gold'"),
-        (make_request(""), InvalidRequest, "prompt", "is empty"),
-        (make_request(()), InvalidRequest, "prompt", "is empty"),
-        (make_request("a", ""), InvalidRequest, "prompt[1]", "is empty"),
-        (make_request((VOCAB_SIZE,)), InvalidRequest, "prompt", f"0 to {VOCAB_SIZE - 1}"),
-        (make_request((-1,)), InvalidRequest, "prompt", "token id -1"),
-        (make_request((1,) * MAX_MODEL_LEN), InvalidRequest, "prompt", "256 tokens are too long"),
-        (make_request("word " * 300), InvalidRequest, "prompt", "are too long"),
-        (make_request(ChatPrompt(())), InvalidRequest, "messages", "0 are not allowed"),
         (
-            make_request(ChatPrompt((ChatMessage("user", "word " * 3000),))),
+            make_generation_request(model="gone"),
+            UnknownModel,
+            None,
+            "'gone' is not served; served: demo",
+        ),
+        (make_generation_request(model=""), InvalidRequest, "model", "served: demo"),
+        (make_generation_request(tier="gold"), InvalidRequest, "tier", "'gold'"),
+        (make_generation_request(""), InvalidRequest, "prompt", "is empty"),
+        (make_generation_request(()), InvalidRequest, "prompt", "is empty"),
+        (make_generation_request("a", ""), InvalidRequest, "prompt[1]", "is empty"),
+        (
+            make_generation_request((VOCAB_SIZE,)),
+            InvalidRequest,
+            "prompt",
+            f"0 to {VOCAB_SIZE - 1}",
+        ),
+        (make_generation_request((-1,)), InvalidRequest, "prompt", "token id -1"),
+        (
+            make_generation_request((1,) * MAX_MODEL_LEN),
+            InvalidRequest,
+            "prompt",
+            "256 tokens are too long",
+        ),
+        (make_generation_request("word " * 300), InvalidRequest, "prompt", "are too long"),
+        (make_generation_request(ChatPrompt(())), InvalidRequest, "messages", "0 are not allowed"),
+        (
+            make_generation_request(ChatPrompt((ChatMessage("user", "word " * 3000),))),
             InvalidRequest,
             "messages",
             "are too long",
         ),
-        (make_request(sampling=SamplingParams(top_p=2)), InvalidRequest, "top_p", "2"),
-        (make_request(n=17), InvalidRequest, "n", "1 to 16"),
-        (make_request(*[(1,)] * 129), InvalidRequest, "prompt", "1 to 128"),
-        (make_request(*[(1,)] * 9, n=15), InvalidRequest, "n", "128 sequences"),
-        (make_request(request_id="x" * 129), InvalidRequest, "request_id", "128"),
-        (make_request(request_id="a\nb"), InvalidRequest, "request_id", "printable"),
+        (make_generation_request(sampling=SamplingParams(top_p=2)), InvalidRequest, "top_p", "2"),
+        (make_generation_request(n=17), InvalidRequest, "n", "1 to 16"),
+        (make_generation_request(*[(1,)] * 129), InvalidRequest, "prompt", "1 to 128"),
+        (make_generation_request(*[(1,)] * 9, n=15), InvalidRequest, "n", "128 sequences"),
+        (make_generation_request(request_id="x" * 129), InvalidRequest, "request_id", "128"),
+        (make_generation_request(request_id="a\nb"), InvalidRequest, "request_id", "printable"),
     ],
 )
 async def test_refuses(
@@ -203,13 +220,15 @@ async def test_output_limit_is_what_the_context_leaves(tiny_checkpoint: Path) ->
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
     prompt = (1,) * 250
-    unlimited = make_request(prompt, sampling=SamplingParams())
+    unlimited = make_generation_request(prompt, sampling=SamplingParams())
     await complete(service, unlimited)
     await complete(service, replace(unlimited, default_max_tokens=16))
     await complete(service, replace(unlimited, default_max_tokens=2))
-    await complete(service, make_request(prompt, sampling=SamplingParams(max_tokens=6)))
+    await complete(service, make_generation_request(prompt, sampling=SamplingParams(max_tokens=6)))
     assert [sequence.sampling.max_tokens for sequence in engine.started] == [6, 6, 2, 6]
-    error = await refusal(service, make_request(prompt, sampling=SamplingParams(max_tokens=7)))
+    error = await refusal(
+        service, make_generation_request(prompt, sampling=SamplingParams(max_tokens=7))
+    )
     assert str(error) == (
         "max_tokens: 7 tokens of output after 250 tokens of prompt are more than the model's "
         "context of 256; allowed: up to 6"
@@ -220,128 +239,19 @@ async def test_output_limit_is_what_the_context_leaves(tiny_checkpoint: Path) ->
 @pytest.mark.parametrize("state", ["starting", "restarting", "failed"])
 async def test_no_engine_is_unavailable(tiny_checkpoint: Path, state: str) -> None:
     service = make_service(tiny_checkpoint, ScriptedEngine(ready=False, state=state))
-    assert isinstance(await refusal(service, make_request()), EngineUnavailable)
-    assert isinstance(await refusal(service, make_request(model="gone")), UnknownModel)
+    assert isinstance(await refusal(service, make_generation_request()), EngineUnavailable)
+    assert isinstance(await refusal(service, make_generation_request(model="gone")), UnknownModel)
     assert (service.state, service.is_serving) == (state, False)
 
 
 @pytest.mark.asyncio
 async def test_draining_refuses_new_requests_only(tiny_checkpoint: Path) -> None:
     service = make_service(tiny_checkpoint)
-    async with await service.start(make_request()) as stream:
+    async with await service.start(make_generation_request()) as stream:
         service.draining = True
-        assert isinstance(await refusal(service, make_request()), EngineUnavailable)
+        assert isinstance(await refusal(service, make_generation_request()), EngineUnavailable)
         assert len((await stream.result()).choices[0].token_ids) == 5
     assert (service.state, service.is_serving) == ("draining", False)
-
-
-@pytest.mark.asyncio
-async def test_leaving_early_aborts_every_sequence(tiny_checkpoint: Path) -> None:
-    engine = ScriptedEngine(silent)
-    service = make_service(tiny_checkpoint, engine)
-    async with await service.start(make_request(n=4)):
-        await until(lambda: len(engine.running) == 4)
-    assert not engine.running
-    labels = ('model="demo"', 'tier="interactive"', 'outcome="cancelled"')
-    assert sample(service.metrics, "omniserve_requests_total", labels) == 1
-
-
-@pytest.mark.asyncio
-async def test_cancelling_the_reader_aborts(tiny_checkpoint: Path) -> None:
-    engine = ScriptedEngine(silent)
-    service = make_service(tiny_checkpoint, engine)
-    reader = asyncio.create_task(complete(service, make_request()))
-    await until(lambda: len(engine.running) == 1)
-    reader.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reader
-    assert not engine.running
-
-
-async def failing(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-    """Choice 1 fails after a token; the others stay silent after theirs."""
-    yield make_output(request, 0, 5)
-    if not request.request_id.endswith("#1"):
-        await asyncio.Event().wait()
-    yield replace(make_output(request, 1, 5), finish_reason="error", error="out of luck")
-
-
-async def dying(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-    yield make_output(request, 0, 5)
-    raise EngineUnavailable("the engine was lost")
-
-
-async def cancelling(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-    yield replace(make_output(request, 0, 5), finish_reason="cancelled")
-
-
-async def ending_without_reason(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-    yield make_output(request, 0, 5)
-
-
-async def raising(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-    yield make_output(request, 0, 5)
-    raise ZeroDivisionError
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("script", "kind"),
-    [
-        (failing, EngineError),
-        (dying, EngineUnavailable),
-        (cancelling, RequestCancelled),
-        (ending_without_reason, EngineError),
-        (raising, ZeroDivisionError),
-    ],
-)
-async def test_a_failure_ends_the_whole_request(
-    tiny_checkpoint: Path, script: object, kind: type[Exception]
-) -> None:
-    engine = ScriptedEngine(script)  # type: ignore[arg-type]
-    service = make_service(tiny_checkpoint, engine)
-    with pytest.raises(kind):
-        await complete(service, make_request(n=3))
-    assert not engine.running
-
-
-@pytest.mark.asyncio
-async def test_what_came_before_a_failure_is_delivered_first(tiny_checkpoint: Path) -> None:
-    service = make_service(tiny_checkpoint, ScriptedEngine(dying))
-    chunks: list[Chunk] = []
-    with pytest.raises(EngineUnavailable):
-        async with await service.start(make_request()) as stream:
-            async for chunk in stream:
-                chunks.append(chunk)
-    assert [chunk.text for chunk in chunks] == ["0 "]
-
-
-@pytest.mark.asyncio
-async def test_waiting_chunks_are_merged(tiny_checkpoint: Path) -> None:
-    engine = ScriptedEngine()
-    service = make_service(tiny_checkpoint, engine)
-    sampling = SamplingParams(max_tokens=50, logprobs=2)
-    async with await service.start(make_request(sampling=sampling)) as stream:
-        await until(lambda: bool(engine.started) and not engine.running)
-        (chunk,) = [chunk async for chunk in stream]
-    assert chunk.token_ids == tuple(range(50))
-    assert chunk.text == "".join(f"{place} " for place in range(50))
-    assert [entry.token_id for entry in chunk.logprobs] == list(range(50))
-    assert chunk.finish_reason == "length"
-
-
-@pytest.mark.asyncio
-async def test_a_client_that_does_not_read_is_cut_off(tiny_checkpoint: Path) -> None:
-    engine = ScriptedEngine(max_model_len=2 * MAX_PENDING)
-    service = make_service(tiny_checkpoint, engine)
-    num_read = 0
-    sampling = SamplingParams(max_tokens=MAX_PENDING + 100)
-    with pytest.raises(ClientTooSlow):
-        async with await service.start(make_request(sampling=sampling)) as stream:
-            await until(lambda: bool(engine.started) and not engine.running)
-            async for chunk in stream:
-                num_read += len(chunk.token_ids)
-    assert num_read == MAX_PENDING
 
 
 @pytest.mark.asyncio

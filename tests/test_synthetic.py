@@ -54,7 +54,8 @@ def load(path: Path) -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
-    "overrides", [{}, {"tie_word_embeddings": True}, {"rope_parameters": LLAMA3_ROPE}],
+    "overrides",
+    [{}, {"tie_word_embeddings": True}, {"rope_parameters": LLAMA3_ROPE}],
     ids=["plain", "tied", "llama3-rope"],
 )
 def test_transformers_loads_every_tensor(
@@ -73,8 +74,10 @@ def test_transformers_loads_every_tensor(
 
 
 def test_peculiarities_of_the_architectures(tmp_path: Path) -> None:
-    tensors = {arch: inspect_checkpoint(make(tmp_path / arch, arch)).tensors for arch in
-               ("qwen2", "qwen3", "mixtral", "qwen3_moe")}
+    tensors = {
+        arch: inspect_checkpoint(make(tmp_path / arch, arch)).tensors
+        for arch in ("qwen2", "qwen3", "mixtral", "qwen3_moe")
+    }
     attention = "model.layers.0.self_attn."
     weights = load_file(tmp_path / "qwen2" / "model.safetensors")
     assert all(weights[f"{attention}{part}_proj.bias"].abs().max() > 0.1 for part in "qkv")
@@ -123,10 +126,16 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     first = contents(make(tmp_path / "first"))
     # Another process, with other hash seeds and another number of threads.
     subprocess.run(
-        [sys.executable, "-c",
-         "import sys; from omniserve.synthetic.create import write_checkpoint as write; "
-         "write(sys.argv[1], arch='llama', preset='tiny')", str(tmp_path / "again")],
-        check=True, env={"RAYON_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}, timeout=60,
+        [
+            sys.executable,
+            "-c",
+            "import sys; from omniserve.synthetic.create import write_checkpoint as write; "
+            "write(sys.argv[1], arch='llama', preset='tiny')",
+            str(tmp_path / "again"),
+        ],
+        check=True,
+        env={"RAYON_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        timeout=60,
     )
     assert contents(tmp_path / "again") == first
     other = contents(make(tmp_path / "other", seed=1))
@@ -177,7 +186,8 @@ def test_tokenizer_round_trip_and_chat(tmp_path: Path) -> None:
         assert tokenizer(text).input_ids == raw_tokenizer(path).encode(text).ids
         chat = tokenizer.apply_chat_template(
             [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"}],
-            tokenize=False, add_generation_prompt=True,
+            tokenize=False,
+            add_generation_prompt=True,
         )
         assert chat == (
             "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"

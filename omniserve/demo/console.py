@@ -51,7 +51,7 @@ def _table(result: DemoResult) -> Table:
     table.add_column("tier", no_wrap=True)
     for heading in (
         *("requests", "errors", "TTFT\np50 ms", "TTFT\np99 ms", "TPOT\np50 ms", "TPOT\np99 ms"),
-        *("within\nobjectives", "tokens/s"),
+        *("share\nwithin", "tokens/s"),
     ):
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for summary in result.summaries:

@@ -22,9 +22,9 @@ class DemoOptions:
     config: Path = DEFAULT_CONFIG
     report: Path = DEFAULT_REPORT
     duration_s: float = 45.0
-    ls_rate: float = 2.0
+    ls_rate: float = 4.0
     """Arrivals of latency-sensitive requests per second."""
-    be_concurrency: int = 6
+    be_concurrency: int = 8
     """Best-effort requests that are kept unfinished at any time."""
     seed: int = 0
     model: str | None = None

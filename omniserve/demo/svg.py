@@ -65,10 +65,11 @@ def time_axis(label: str, high: float) -> Axis:
 def log_axis(label: str, values: Sequence[float]) -> Axis:
     """From the first number of 1, 2, 5, 10 … at or below all values to the first one above."""
     positive = [value for value in values if value > 0] or [1.0, 10.0]
-    first = math.floor(math.log10(min(positive)))
+    # A decade more than needed: the logarithm of a number just below a power of ten may be whole.
+    first = math.floor(math.log10(min(positive))) - 1
     last = math.ceil(math.log10(max(positive))) + 1
     steps = [digit * 10.0**power for power in range(first, last) for digit in (1, 2, 5)]
-    low = max(step for step in steps if step <= min(positive) * 1.0001)
+    low = max(step for step in steps if step <= min(positive))
     high = min(step for step in [*steps, 10.0**last] if step > max(positive))
     ticks = tuple(step for step in steps if low <= step <= high)
     if len(ticks) > _MAX_TICKS:

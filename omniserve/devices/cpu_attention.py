@@ -12,8 +12,9 @@ from cpu_attn import paged_decode
 from cpu_attn.element import Element
 from cpu_attn.paged_decode import DecodeShape, decode_kernel, new_task
 from omniserve.devices.attention import AttentionBatch
+from omniserve.devices.chunk_attention import Window
 from omniserve.devices.openmp_team import OpenMpTeam
-from omniserve.devices.sdpa import SdpaAttention, SdpaPlan, Window
+from omniserve.devices.sdpa import SdpaAttention, SdpaPlan
 
 _ELEMENTS = {
     torch.float32: Element.FLOAT32,

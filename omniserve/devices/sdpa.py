@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omniserve.devices.attention import AttentionBatch, Chunk, IntArray
+from omniserve.devices.chunk_attention import Window, chunk_attention_for
 from omniserve.devices.kv_write import KvWriter
-
-Window = int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +18,6 @@ class _ChunkPlan:
     chunk: Chunk
     pages: Tensor
     """Indices [2, num_kv_heads * num_blocks] of the chunk's key and value pages."""
-    masks: dict[Window, Tensor | None]
-    """By window: [num_tokens, context] of bool, or None where plain causal attention is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +40,7 @@ class SdpaAttention:
         self._windows = tuple(windows)
         self._device = kv_cache.device
         self._writer = KvWriter(kv_cache)
+        self._attend_chunk = chunk_attention_for(kv_cache)
 
     def plan(self, batch: AttentionBatch) -> SdpaPlan:
         decode_pages, decode_masks = None, {}
@@ -64,14 +62,14 @@ class SdpaAttention:
 
     def run(self, plan: SdpaPlan, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._writer.run(plan.writes, layer, k, v)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
         if plan.num_decodes:
             out[: plan.num_decodes] = self._decode(plan, layer, q[: plan.num_decodes])
         for chunk_plan in plan.chunks:
             first = chunk_plan.chunk.first_row
             rows = slice(first, first + chunk_plan.chunk.num_tokens)
             out[rows] = self._chunk(chunk_plan, layer, q[rows], k[rows], v[rows])
-        return out.flatten(1)
+        return out
 
     def _page_indices(self, tables: IntArray) -> Tensor:
         """[2, rows * num_kv_heads * blocks] page indices of block tables [rows, blocks]."""
@@ -89,19 +87,7 @@ class SdpaAttention:
         return visible[:, None, None, :]
 
     def _plan_chunk(self, chunk: Chunk) -> _ChunkPlan:
-        masks: dict[Window, Tensor | None] = {}
-        for window in set(self._windows):
-            plain = chunk.start == 0 and (window is None or window >= chunk.num_tokens)
-            masks[window] = None if plain else self._chunk_mask(chunk, window)
-        return _ChunkPlan(chunk, self._page_indices(chunk.block_ids[None]), masks)
-
-    def _chunk_mask(self, chunk: Chunk, window: Window) -> Tensor:
-        rows = torch.arange(chunk.start, chunk.context_len, device=self._device)[:, None]
-        columns = torch.arange(chunk.context_len, device=self._device)
-        visible = columns <= rows
-        if window is not None:
-            visible &= columns > rows - window
-        return visible
+        return _ChunkPlan(chunk, self._page_indices(chunk.block_ids[None]))
 
     def _decode(self, plan: SdpaPlan, layer: int, q: Tensor) -> Tensor:
         assert plan.decode_pages is not None
@@ -118,24 +104,16 @@ class SdpaAttention:
         values.masked_fill_(hidden, 0)
         return F.scaled_dot_product_attention(
             q.reshape(shape), keys, values, attn_mask=mask
-        ).reshape(q.shape)
+        ).reshape(rows, -1)
 
     def _chunk(self, plan: _ChunkPlan, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = plan.masks[self._windows[layer]]
-        if mask is None:
+        chunk = plan.chunk
+        if chunk.start == 0:
+            # All there is to see has just been computed.
             keys, values = k.transpose(0, 1), v.transpose(0, 1)
         else:
             shape = (self._num_kv_heads, -1, self._head_dim)
-            context = plan.chunk.context_len
             pages = self._pages[layer]
-            keys = pages.index_select(0, plan.pages[0]).view(shape)[:, :context]
-            values = pages.index_select(0, plan.pages[1]).view(shape)[:, :context]
-        out = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
-        )
-        return out[0].transpose(0, 1)
+            keys = pages.index_select(0, plan.pages[0]).view(shape)[:, : chunk.context_len]
+            values = pages.index_select(0, plan.pages[1]).view(shape)[:, : chunk.context_len]
+        return self._attend_chunk(q, keys, values, chunk.start, self._windows[layer])

@@ -64,7 +64,8 @@ than them can only some could its these may then do first any my now such our ov
 your between after under while before during without against within because although until toward
 """.split()
 
-_FRAMES = """
+_FRAMES = (
+    """
 The {a} {n} {w} the {n}. | Why does the {n} {v} {d}? | {P} and {p} {v} {d} in the {a} {n}.
 | I {v} the {n} because it is {a}. | You should {v} your {n} before the {n} {w} it.
 | It is {a} to {v} a {n}, but {a} to {v} two. | When we {v} the {p}, the {n} was {d} {a}.
@@ -74,7 +75,10 @@ The {a} {n} {w} the {n}. | Why does the {n} {v} {d}? | {P} and {p} {v} {d} in th
 | In {i}, the {n} will {v} {i}% of its {p}. | First, {v} the {n}. Second, {v} the {p}.
 | {f} {f} {n} {f} {w} {f} {a} {p}, {f} {f} {n}. | {D}, {f} {p} {f} {f} {v} {f} {n}.
 | Here is a list: {n}, {n}, {p} and {p}. | The {n} of {p} is not {a}; it's {a}.
-""".strip().replace("\n", " ").split(" | ")
+""".strip()
+    .replace("\n", " ")
+    .split(" | ")
+)
 
 _CODE = """
 def {n}_{v}(self, {n}: int, {n}: str) -> None:

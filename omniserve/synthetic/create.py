@@ -55,7 +55,9 @@ def _resolve_shape(
     arch: str, preset: str, dtype: str, seed: int, vocab_size: int | None
 ) -> ModelShape:
     for field, value, allowed in (
-        ("arch", arch, tuple(ARCHITECTURES)), ("preset", preset, PRESETS), ("dtype", dtype, DTYPES)
+        ("arch", arch, tuple(ARCHITECTURES)),
+        ("preset", preset, PRESETS),
+        ("dtype", dtype, DTYPES),
     ):
         if value not in allowed:
             raise CheckpointError(f"{field} {value!r}: use one of {', '.join(allowed)}")

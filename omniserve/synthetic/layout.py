@@ -41,7 +41,6 @@ class Scales:
     qk_bias: float = 0.5
     v_bias: float = 0.1
 
-
     def attention_score(self, num_layers: int) -> float:
         """Standard deviation of attention scores.
 
