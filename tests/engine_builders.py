@@ -22,7 +22,7 @@ def make_engine(
     poll_arrivals: Callable[[], None] | None = None,
     threads: int = 1,
 ) -> Engine:
-    """One thread by default: tiny layers gain nothing from more, and lose much on a busy machine."""
+    """One thread by default: tiny layers gain nothing from more, and lose much under load."""
     settings = EngineSettings(DeviceSettings(kind="cpu", threads=threads), tuple(models))
     return Engine(settings, poll_arrivals=poll_arrivals)
 

@@ -142,6 +142,11 @@ def test_failed_requests_make_the_exit_status_1(tmp_path: Path, tiny_checkpoint:
         (["--duration-s", "0"], 2, "'0' is not allowed; allowed: 1 to 86400 seconds"),
         (["--be-concurrency", "-1"], 2, "allowed: a whole number from 0 to 1024"),
         (["--ls-rate", "nan"], 2, "allowed: 0.01 to 1000 requests per second"),
+        (
+            ["--attach", "127.0.0.1:1", "http://127.0.0.1:2"],
+            2,
+            "--attach http://127.0.0.1:2: the host",
+        ),
         (["--model", "other"], 2, "--model other: is not in the configuration; it has demo"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from omniserve.demo.measure import (
     RequestTrace,
     Tier,
+    mean_by_bin,
     percentile,
     running_over_time,
     share_within,
@@ -139,6 +140,28 @@ def test_counts_over_time_equal_counting_at_each_moment(
         assert [count for begin_s, count in running if begin_s <= at_s][-1] == expected
         expected = sum(sent < at_s < sent + wait for sent, wait, _, _ in spans)
         assert [count for begin_s, count in waiting if begin_s <= at_s][-1] == expected
+
+
+@given(spans, st.integers(1, 45), st.integers(1, 50))
+def test_means_by_bin_keep_the_area(
+    spans: list[tuple[int, int, int, bool]], until: int, num_bins: int
+) -> None:
+    traces = []
+    for sent, wait, _, _ in spans:
+        trace = RequestTrace("fast", float(sent))
+        trace.add(float(sent + wait), 1)
+        traces.append(trace)
+    means = mean_by_bin(waiting_over_time(traces), until, num_bins)
+    assert len(means) == num_bins
+    area = sum(mean for _, mean in means) * until / num_bins
+    expected = sum(max(0, min(sent + wait, until) - sent) for sent, wait, _, _ in spans)
+    assert area == pytest.approx(expected)
+    assert [at_s for at_s, _ in means] == sorted(at_s for at_s, _ in means)
+
+
+def test_means_by_bin_stand_where_they_belong() -> None:
+    counts = [(0.0, 0), (0.5, 2), (2.0, 1)]
+    assert mean_by_bin(counts, 4.0, 4) == [(0.5, 1.0), (1.5, 2.0), (2.5, 1.0), (3.5, 1.0)]
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 9)), max_size=20), st.integers(0, 5))

@@ -76,8 +76,14 @@ class DaemonClients:
                 pb.ListModelsRequest(), timeout=CONNECT_TIMEOUT_S
             )
             status = await self._admin.GetStatus(pb.GetStatusRequest(), timeout=CONNECT_TIMEOUT_S)
+            # The first use of a client imports much; that must not delay the requests measured.
+            health = await self._http.get("/health", timeout=CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise RequestFailed(f"cannot ask the daemon what it serves: {_said(error)}") from None
+        except httpx.HTTPError as error:
+            raise RequestFailed(f"cannot reach the daemon over HTTP: {_http_said(error)}") from None
+        if health.status_code != httpx.codes.OK:
+            raise RequestFailed(f"the daemon is not ready: {health.text[:MAX_ERROR_CHARS]}")
         chosen = next((each for each in listed.models if model in (None, each.name)), None)
         if chosen is None:
             names = ", ".join(each.name for each in listed.models) or "none yet"
@@ -146,7 +152,7 @@ class DaemonClients:
                     elif event["usage"]:
                         num_tokens = event["usage"]["completion_tokens"]
         except httpx.HTTPError as error:
-            raise RequestFailed(f"HTTP: {type(error).__name__}: {error}") from None
+            raise RequestFailed(_http_said(error)) from None
         _check_complete(num_tokens, document.max_tokens)
         return num_tokens
 
@@ -190,6 +196,10 @@ def _check_complete(num_tokens: int, expected: int) -> None:
 
 def _said(error: grpc.aio.AioRpcError) -> str:
     return f"gRPC {error.code().name}: {(error.details() or '')[:MAX_ERROR_CHARS]}"
+
+
+def _http_said(error: httpx.HTTPError) -> str:
+    return f"HTTP {type(error).__name__}: {str(error)[:MAX_ERROR_CHARS]}"
 
 
 def _http_error(status: int, body: bytes) -> str:

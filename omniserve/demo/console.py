@@ -82,6 +82,6 @@ def _remarks(summary: TierSummary) -> list[str]:
         lines.append(f"{name}: {goal_text(summary.tier)}: {verdict}")
     if summary.num_cut_off:
         lines.append(
-            f"{name}: {summary.num_cut_off} of {summary.num_sent} requests were cut off at the end"
+            f"{name}: {summary.num_cut_off} of {summary.num_sent} requests cut off at the end"
         )
     return lines

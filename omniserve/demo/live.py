@@ -17,7 +17,7 @@ from omniserve.demo.traffic import Record
 
 REDRAW_S = 0.5
 LINE_S = 5.0
-SPARK_S = 24
+SPARK_S = 16
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -87,12 +87,12 @@ def _line(served: Served, record: Record) -> str:
 def _picture(served: Served, record: Record) -> RenderableType:
     views = (view_of(served.interactive, record), view_of(served.batch, record))
     top = max((rate for view in views for rate in view.tokens_per_s), default=0.0)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("tier")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("tier", no_wrap=True, vertical="bottom")
     for name in ("running", "waiting", "done", "failed", "TTFT\np50 ms", "TPOT\np50 ms"):
         table.add_column(name, justify="right", vertical="bottom")
     table.add_column("tokens/s", justify="right", vertical="bottom")
-    table.add_column(f"last {SPARK_S} s", min_width=SPARK_S)
+    table.add_column(f"last {SPARK_S} s", min_width=SPARK_S, no_wrap=True, vertical="bottom")
     for view in views:
         table.add_row(
             styled(view.tier),
@@ -112,7 +112,7 @@ def _clock(record: Record) -> RenderableType:
     now_s = record.now_s()
     line = Table.grid(padding=(0, 2, 0, 0))
     text = f"{min(now_s, record.window_s):3.0f} of {record.window_s:.0f} s"
-    over = "  no new requests; the running ones may end" if now_s > record.window_s else ""
+    over = "letting the running requests end" if now_s > record.window_s else ""
     bar = ProgressBar(total=record.window_s, completed=min(now_s, record.window_s), width=30)
     line.add_row(text, bar, over)
     return line

@@ -186,3 +186,21 @@ def _count_over_time(
         count += changes[at_s]
         counts.append((at_s, count))
     return counts
+
+
+def mean_by_bin(
+    counts: Sequence[tuple[float, int]], until_s: float, num_bins: int
+) -> list[tuple[float, float]]:
+    """The mean of a step function over equal parts of 0 to `until_s`, at the middle of each."""
+    width_s = until_s / num_bins
+    areas = [0.0] * num_bins
+    ends = [at_s for at_s, _ in counts[1:]] + [until_s]
+    for (begin_s, count), end_s in zip(counts, ends, strict=True):
+        at_s, end_s = begin_s, min(end_s, until_s)
+        while count and at_s < end_s:
+            place = min(num_bins - 1, math.floor(at_s / width_s))
+            # The next border; rounding must not leave it where we are.
+            next_s = max(min(end_s, (place + 1) * width_s), math.nextafter(at_s, math.inf))
+            areas[place] += count * (next_s - at_s)
+            at_s = next_s
+    return [((place + 0.5) * width_s, area / width_s) for place, area in enumerate(areas)]

@@ -59,7 +59,8 @@ figcaption { font-size: 13px; margin-top: 0; }
 .mark { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 4 4; }
 .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 .area { opacity: 0.88; }
-pre { padding: 12px 14px; margin: 6px 0 18px; overflow-x: auto;
+pre { padding: 12px 14px; margin: 6px 0 18px; white-space: pre-wrap;
+  overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; }
 """
 

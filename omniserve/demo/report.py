@@ -1,14 +1,17 @@
 """The result as one HTML page that needs nothing else: inline style, inline SVG, no scripts."""
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from omniserve.demo.load import CHAT_TOKENS, DOCUMENT_TOKENS
 from omniserve.demo.measure import (
     RequestTrace,
     TierSummary,
+    mean_by_bin,
     running_over_time,
     tokens_by_second,
     tpots_ms,
@@ -32,6 +35,8 @@ from omniserve.demo.text import NOTHING, format_ms, format_share, goal_text
 
 MAX_CURVE_POINTS = 500
 MAX_ERRORS = 20
+MAX_BINS = 100
+MIN_BIN_S = 0.5
 
 HEADINGS = (
     *("tier", "class", "requests", "done", "errors", "cut off", "TTFT p50 ms", "TTFT p99 ms"),
@@ -158,12 +163,12 @@ def _figures(result: DemoResult) -> list[str]:
         figure("Throughput", "tokens per second, stacked", _throughput(result)),
         figure(
             "Waiting requests",
-            "sent, and no token yet",
+            "sent, and no token yet; mean of short spans",
             _counts(result, "waiting requests", waiting_over_time),
         ),
         figure(
             "Running requests",
-            "between first and last token",
+            "between first and last token; mean of short spans",
             _counts(result, "running requests", running_over_time),
         ),
         *_kv_figure(result),
@@ -229,17 +234,18 @@ def _counts(
 ) -> str:
     ended = [trace.ended_s for trace in result.record.traces if trace.ended_s is not None]
     until = max([result.record.window_s, *ended])
+    num_bins = min(MAX_BINS, math.ceil(until / MIN_BIN_S))
     series = [
         Series(
             summary.tier.name,
             COLOURS[summary.tier.service_class],
-            steps(counts_of(_by_tier(result)[summary.tier.name]), until),
+            mean_by_bin(counts_of(_by_tier(result)[summary.tier.name]), until, num_bins),
         )
         for summary in result.summaries
     ]
-    top = max(value for each in series for _, value in each.points)
+    top = max(value for each in series for value in _heights(each))
     marks = [Mark(result.record.window_s, "no new requests")]
-    x, y = time_axis("s since the start", until), linear_axis("requests", max(top, 5))
+    x, y = time_axis("s since the start", until), linear_axis("requests", max(top, 1))
     return line_chart(title, x, y, series, marks)
 
 
@@ -265,12 +271,12 @@ def _setting(result: DemoResult) -> str:
     )
     interactive, batch = result.served.interactive.name, result.served.batch.name
     lines = [
-        f"{interactive}: Poisson arrivals, {options.ls_rate:g} per second, short chats with 32 to "
-        "64 output tokens, streamed over gRPC Generate.",
-        f"{batch}: {options.be_concurrency} unfinished requests at any time, 128 to 256 output "
-        "tokens, streamed over OpenAI HTTP /v1/completions.",
-        f"No new requests after {record.window_s:g} s. {result.num_cut_off} requests were cut off "
-        "then: best-effort ones that had not begun, and what did not end in time.",
+        f"{interactive}: Poisson arrivals, {options.ls_rate:g} per second, short chats with "
+        f"{_range(CHAT_TOKENS)} output tokens, streamed over gRPC Generate.",
+        f"{batch}: {options.be_concurrency} unfinished requests at any time, "
+        f"{_range(DOCUMENT_TOKENS)} output tokens, streamed over OpenAI HTTP /v1/completions.",
+        f"No new requests after {record.window_s:g} s. Requests cut off then: "
+        f"{result.num_cut_off} (best-effort ones that had not begun, and what did not end soon).",
         "Times are the client's: TTFT from just before sending to the first token, TPOT from "
         "there to the last token, divided by the tokens after the first. tokens/s counts what "
         "came before the last new request.",
@@ -278,6 +284,10 @@ def _setting(result: DemoResult) -> str:
         f"Seed {options.seed}.",
     ]
     return section("How it was measured", "".join(f"<p>{escape(line)}</p>" for line in lines))
+
+
+def _range(bounds: tuple[int, int]) -> str:
+    return f"{bounds[0]} to {bounds[1]}"
 
 
 def _step(step: Step) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from omniserve.config import Config, ModelConfig, load_config
+from omniserve.config_values import split_address
 from omniserve.demo.clients import DaemonClients, Served
 from omniserve.demo.console import make_console, print_next_steps, print_result
 from omniserve.demo.daemon_child import DaemonChild
@@ -28,6 +29,7 @@ def run_demo(options: DemoOptions) -> bool:
     """Whether every request succeeded. Raises OmniServeError where the demo cannot run."""
     console = make_console()
     _check_report_path(options.report)
+    _check_attach(options.attach)
     config = None if options.attach else load_config(options.config)
     if config is not None:
         _make_missing_model(console, config, options.model)
@@ -112,7 +114,8 @@ class _Session:
         )
 
     def _say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        # A terminal breaks lines between words; what goes to a file keeps its lines.
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
 
 async def _unless_dead(traffic: Traffic, child: DaemonChild | None) -> None:
@@ -151,6 +154,16 @@ def _check_report_path(path: Path) -> None:
         raise ConfigError(f"--report {path}: cannot make its directory: {error.strerror}") from None
     if path.is_dir():
         raise ConfigError(f"--report {path}: is a directory; name a file")
+
+
+def _check_attach(addresses: Addresses | None) -> None:
+    for address in (addresses.grpc, addresses.http) if addresses else ():
+        try:
+            split_address(address)
+        except ValueError as error:
+            raise ConfigError(
+                f"--attach {address}: {error}; give host:port, for example 127.0.0.1:8000"
+            ) from None
 
 
 def _make_missing_model(console: Console, config: Config, name: str | None) -> None:

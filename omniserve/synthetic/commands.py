@@ -17,10 +17,19 @@ _REPORT_EVERY_S = 2.0
 
 def add_model_commands(subparsers: "Subparsers") -> None:
     """Register `model` with its subcommands; each sets `handler`, which returns an exit code."""
-    model = subparsers.add_parser("model", help="make a model on the spot, or describe one")
+    model = subparsers.add_parser(
+        "model",
+        help="make a model on the spot, or describe one",
+        description="Makes and inspects checkpoints.",
+    )
     commands = model.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
 
-    new = commands.add_parser("new", help="write a checkpoint with random weights")
+    new = commands.add_parser(
+        "new",
+        help="write a checkpoint with random weights",
+        description="Writes a Hugging Face checkpoint with random weights, a tokenizer and a chat "
+        "template. It loads in transformers and in vLLM as it is.",
+    )
     new.add_argument("directory", metavar="DIR", help="where to write it: absent or empty")
     new.add_argument("--arch", choices=tuple(ARCHITECTURES), default="llama")
     new.add_argument("--preset", choices=PRESETS, default="small", help="size of the model")
@@ -30,7 +39,12 @@ def add_model_commands(subparsers: "Subparsers") -> None:
     new.add_argument("--force", action="store_true", help="replace a checkpoint that is there")
     new.set_defaults(handler=_new)
 
-    info = commands.add_parser("info", help="print a checkpoint's sizes")
+    info = commands.add_parser(
+        "info",
+        help="print a checkpoint's sizes",
+        description="Prints architecture, parameters and KV bytes per token of a checkpoint, "
+        "from its config and headers alone.",
+    )
     info.add_argument("directory", metavar="DIR")
     info.set_defaults(handler=_info)
 
