@@ -102,6 +102,18 @@ def test_an_interrupted_demo_leaves_nothing_behind(
     assert not (tmp_path / "demo.html").exists()
 
 
+def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = write_config(tmp_path, tiny_checkpoint)
+    arguments = ("--config", str(config), "--report", str(tmp_path / "demo.html"), *LIGHT_LOAD)
+    with DaemonProcess("-m", "omniserve", "demo", *arguments) as demo:
+        wait_for_line(demo, "s of traffic")
+        others = [each for each in processes_of(demo) if each.pid != demo.process.pid]
+        demo.signal(signal.SIGKILL)
+        assert demo.wait() == -signal.SIGKILL
+        _, alive = psutil.wait_procs(others, timeout=PATIENCE_S)
+        assert alive == []
+
+
 def test_a_daemon_that_dies_ends_the_demo(tmp_path: Path, tiny_checkpoint: Path) -> None:
     config = write_config(tmp_path, tiny_checkpoint)
     arguments = ("--config", str(config), "--report", str(tmp_path / "demo.html"), *LIGHT_LOAD)

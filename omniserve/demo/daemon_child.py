@@ -40,18 +40,29 @@ class DaemonChild:
         self.ready_after_s = 0.0
 
     async def __aenter__(self) -> Self:
-        self._directory = tempfile.TemporaryDirectory(prefix="omniserve-demo-")
         return self
 
     async def start(self) -> Addresses:
         """Returns once the daemon is ready; raises DaemonFailed."""
         started_s = time.monotonic()
-        config_path = Path(self._directory.name) / "omniserve.json"
-        config_path.write_text(_derived(self._config), encoding="utf-8")
+        # The daemon reads the file once, so it need not stay for longer than the start takes.
+        with tempfile.TemporaryDirectory(prefix="omniserve-demo-") as directory:
+            config_path = Path(directory) / "omniserve.json"
+            config_path.write_text(_derived(self._config), encoding="utf-8")
+            self._process = await self._spawn(config_path)
+            assert self._process.stdout is not None
+            line = (await self._process.stdout.readline()).decode("utf-8", "replace")
+        ready = _READY.match(line)
+        if ready is None:
+            raise await self.death()
+        self.ready_after_s = time.monotonic() - started_s
+        return Addresses(ready[1], ready[2])
+
+    async def _spawn(self, config_path: Path) -> asyncio.subprocess.Process:
         # Looked up before the fork, after which as little as possible should happen.
         prctl = ctypes.CDLL(None).prctl
         with self.log_path.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "omniserve", "serve", str(config_path)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
@@ -60,13 +71,6 @@ class DaemonChild:
                 start_new_session=True,
                 preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
             )
-        assert self._process.stdout is not None
-        line = (await self._process.stdout.readline()).decode("utf-8", "replace")
-        ready = _READY.match(line)
-        if ready is None:
-            raise await self.death()
-        self.ready_after_s = time.monotonic() - started_s
-        return Addresses(ready[1], ready[2])
 
     async def death(self) -> DaemonFailed:
         """Waits for the end of the process and describes it."""
@@ -83,11 +87,8 @@ class DaemonChild:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if self._process is not None and self._process.returncode is None:
-                await self._stop(self._process)
-        finally:
-            self._directory.cleanup()
+        if self._process is not None and self._process.returncode is None:
+            await self._stop(self._process)
 
     async def _stop(self, process: asyncio.subprocess.Process) -> None:
         process.send_signal(signal.SIGTERM)

@@ -31,9 +31,14 @@ def add_model_commands(subparsers: "Subparsers") -> None:
         "template. It loads in transformers and in vLLM as it is.",
     )
     new.add_argument("directory", metavar="DIR", help="where to write it: absent or empty")
-    new.add_argument("--arch", choices=tuple(ARCHITECTURES), default="llama")
+    new.add_argument(
+        "--arch",
+        choices=tuple(ARCHITECTURES),
+        default="llama",
+        help="architecture (default: llama)",
+    )
     new.add_argument("--preset", choices=PRESETS, default="small", help="size of the model")
-    new.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    new.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights")
     new.add_argument("--seed", type=int, default=0, help="same seed, same weights (default 0)")
     new.add_argument("--vocab-size", type=int, help="pad the vocabulary to this many tokens")
     new.add_argument("--force", action="store_true", help="replace a checkpoint that is there")
@@ -45,7 +50,7 @@ def add_model_commands(subparsers: "Subparsers") -> None:
         description="Prints architecture, parameters and KV bytes per token of a checkpoint, "
         "from its config and headers alone.",
     )
-    info.add_argument("directory", metavar="DIR")
+    info.add_argument("directory", metavar="DIR", help="the checkpoint")
     info.set_defaults(handler=_info)
 
 
