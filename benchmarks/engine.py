@@ -96,6 +96,8 @@ def checkpoint(options: argparse.Namespace, vocab_size: int) -> Path:
 def start_ours(options: argparse.Namespace, settings: dict[str, Any]) -> Worker:
     command = [sys.executable, str(HERE / "omniserve_worker.py")]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(options.threads)}
+    # As the daemon starts its engine.
+    environment["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
     return Worker(command, environment, settings, options.out / "omniserve.log")
 
 

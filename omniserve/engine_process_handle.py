@@ -24,6 +24,10 @@ ENGINE_COMMAND = (sys.executable, "-P", "-m", "omniserve.engine.process")
 FRONT_PID_VARIABLE = "OMNISERVE_FRONT_PID"
 """Tells the engine whose death it must not survive."""
 
+_OPENMP_DEFAULTS = {"GOMP_SPINCOUNT": "10000"}
+"""How long compute threads spin before they sleep. GNU OpenMP's own 300,000 is no faster, and
+leaves half the speed or less once another process wants one of the cores."""
+
 _MAX_DIRECTORY_BYTES = 107 - len("/engine.sock")
 """What the kernel's limit on socket paths leaves for the directory."""
 
@@ -118,7 +122,8 @@ def _make_private_directory() -> Path:
 
 def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of the engine: ours, and a way to import this very package."""
-    environment = dict(os.environ) | dict(extra) | {FRONT_PID_VARIABLE: str(os.getpid())}
+    environment = _OPENMP_DEFAULTS | dict(os.environ) | dict(extra)
+    environment[FRONT_PID_VARIABLE] = str(os.getpid())
     root = str(Path(omniserve.__file__).resolve().parents[1])
     if root not in site.getsitepackages():
         paths = [root, environment.get("PYTHONPATH", "")]
