@@ -65,8 +65,8 @@ async def collect(client: EngineClient, request: EngineRequest) -> list[RequestO
 def private_temp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where clients put their sockets, so that a test sees what is left of them.
 
-    Not `tmp_path` itself, whose name is too long for a socket; asked for all the same, because pytest
-    makes its own directories on first use, which must not be in here.
+    Not `tmp_path` itself, whose name is too long for a socket; asked for all the same, because
+    pytest makes its own directories on first use, which must not be in here.
     """
     with tempfile.TemporaryDirectory(prefix="t-") as directory:
         monkeypatch.setattr(tempfile, "tempdir", directory)
