@@ -28,6 +28,16 @@ def load_f32(typing_context, address):
     return types.float32(types.int64), codegen
 
 
+@intrinsic
+def store_f32(typing_context, address, value):
+    """Writes a float32 to an address."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], F32.as_pointer()))
+
+    return types.void(types.int64, types.float32), codegen
+
+
 @intrinsic(prefer_literal=True)
 def copy_bytes(typing_context, target, source, num_bytes):
     """Copies a literal number of bytes, a multiple of 32, between addresses of any alignment."""

@@ -27,6 +27,20 @@ def _signature(num_addresses: int, literals: tuple[Any, ...], result: Any = type
     return result(*([types.int64] * num_addresses), *literals)
 
 
+def _row_groups(num_rows: int, head_dim: int) -> list[tuple[int, int]]:
+    """(first row, rows) to score together: as many as share registers with sixteen sums."""
+    most = 4 if head_dim <= 32 else 2 if head_dim <= 64 else 1
+    groups = []
+    row = 0
+    while row < num_rows:
+        count = most
+        while count > num_rows - row:
+            count //= 2
+        groups.append((row, count))
+        row += count
+    return groups
+
+
 @intrinsic(prefer_literal=True)
 def load_query(typing_context, source, scale, q, element, head_dim):
     """One query row of `element` times `scale` (float32) to float32."""
@@ -57,23 +71,31 @@ def score_tile(typing_context, q, keys, scores, stride, ahead, element, rows, he
         v = VectorBuilder(builder)
         q_address, k_address, s_address, row_stride, ahead_address = args[:5]
         row_bytes = dim * kind.num_bytes
-        for row in range(num_rows):
-            query = [
-                v.load(v.offset(q_address, 4 * dim * row + 64 * i), V_F32)
+        for start, count in _row_groups(num_rows, dim):
+            query = {
+                (row, i): v.load(v.offset(q_address, 4 * dim * row + 64 * i), V_F32)
+                for row in range(start, start + count)
                 for i in range(dim // LANES)
-            ]
-            sums = []
-            for token in range(LANES):
-                if row == 0:
-                    for line in range(0, row_bytes, 64):
-                        v.prefetch(v.offset(ahead_address, row_bytes * token + line))
-                key = v.load_elements(v.offset(k_address, row_bytes * token), kind, dim)
-                total = builder.fmul(query[0], key[0])
-                for a, c in zip(query[1:], key[1:], strict=True):
-                    total = v.fma(a, c, total)
-                sums.append(total)
-            row_offset = builder.mul(row_stride, ir.Constant(I64, 4 * row))
-            v.store(v.sum_each(sums), builder.add(s_address, row_offset))
+            }
+            # Sixteen sums at a time go through one reduction: `count` rows of 16 / count tokens.
+            tokens_at_once = LANES // count
+            for base in range(0, LANES, tokens_at_once):
+                sums: dict[tuple[int, int], Any] = {}
+                for token in range(base, base + tokens_at_once):
+                    if start == 0:
+                        for line in range(0, row_bytes, 64):
+                            v.prefetch(v.offset(ahead_address, row_bytes * token + line))
+                    key = v.load_elements(v.offset(k_address, row_bytes * token), kind, dim)
+                    for row in range(start, start + count):
+                        total = builder.fmul(query[row, 0], key[0])
+                        for i in range(1, dim // LANES):
+                            total = v.fma(query[row, i], key[i], total)
+                        sums[row, token] = total
+                reduced = v.sum_each([sums[place] for place in sorted(sums)])
+                for index in range(count):
+                    place = builder.mul(row_stride, ir.Constant(I64, 4 * (start + index)))
+                    address = v.offset(builder.add(s_address, place), 4 * base)
+                    v.store_lanes(reduced, index * tokens_at_once, tokens_at_once, address)
 
     return signature, codegen
 

@@ -62,6 +62,10 @@ class VectorBuilder:
         store = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
         store.align = 2 if value.type is V_F16 else 4
 
+    def store_lanes(self, vector: Any, first: int, count: int, address: Any) -> None:
+        """Stores `count` lanes from `first` on."""
+        self.store(self._shuffle(vector, vector, list(range(first, first + count))), address)
+
     def load_scalar(self, address: Any) -> Any:
         value = self.b.load(self.b.inttoptr(address, F32.as_pointer()))
         value.align = 4

@@ -16,6 +16,11 @@ from omniserve.errors import CheckpointError, InvalidRequest
 
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 4096
+_UNUSABLE = (
+    *(OSError, ValueError, AttributeError, LookupError, TypeError),
+    jinja2.TemplateSyntaxError,
+)
+"""What a file of another shape than expected leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,12 @@ class ChatTemplate:
         path = config_path
         try:
             config = msgspec.json.decode(config_path.read_bytes()) if config_path.exists() else {}
-            path = template_path
-            source = template_path.read_text("utf-8") if template_path.exists() else None
-            source = source or _default_template(config.get("chat_template"))
+            source = _default_template(config.get("chat_template"))
+            if template_path.exists():
+                path = template_path
+                source = template_path.read_text("utf-8") or source
             return None if source is None else cls(source, _special_tokens(config))
-        except (OSError, ValueError, AttributeError, jinja2.TemplateSyntaxError) as error:
+        except _UNUSABLE as error:
             raise CheckpointError(f"{path}: not a usable chat template: {error}") from error
 
     def render(self, messages: Sequence[ChatMessage]) -> str:

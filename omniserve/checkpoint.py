@@ -5,7 +5,7 @@ Needs neither torch nor transformers, so that a broken checkpoint is refused bef
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -180,14 +180,7 @@ def _check_complete(
     directory: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]
 ) -> None:
     """Refuse what transformers would fill up with random weights and only a warning."""
-    names = ["model.norm.weight"]
-    if not config.get("tie_word_embeddings"):
-        names.append("lm_head.weight")
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        names += [f"{prefix}self_attn.{part}_proj.weight" for part in "qkvo"]
-        names += [f"{prefix}input_layernorm.weight", f"{prefix}post_attention_layernorm.weight"]
-    for name in ("model.embed_tokens.weight", *names):
+    for name in _expected_names(config):
         if name not in tensors:
             raise CheckpointError(f"{directory}: the weights hold no {name}")
     shape = tensors["model.embed_tokens.weight"].shape
@@ -197,3 +190,14 @@ def _check_complete(
             f"{directory}: model.embed_tokens.weight has shape {list(shape)}, "
             f"config.json says {list(expected)}"
         )
+
+
+def _expected_names(config: dict[str, Any]) -> Iterator[str]:
+    """One at a time: config.json may name any number of layers."""
+    yield from ("model.embed_tokens.weight", "model.norm.weight")
+    if not config.get("tie_word_embeddings"):
+        yield "lm_head.weight"
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        yield from (f"{prefix}self_attn.{part}_proj.weight" for part in "qkvo")
+        yield from (f"{prefix}{place}_layernorm.weight" for place in ("input", "post_attention"))

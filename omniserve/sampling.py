@@ -15,13 +15,14 @@ INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 
 def check_sampling(params: SamplingParams, n: int, vocab_size: int) -> SamplingParams:
-    """The parameters with `top_k` -1 written as 0; raises InvalidRequest."""
+    """The parameters, with a `top_k` that keeps every token written as 0; raises InvalidRequest."""
     _check_distribution(params)
     _check_penalties(params)
     _check_logit_bias(params.logit_bias, vocab_size)
     _check_stops(params, vocab_size)
     _check_integers(params, n)
-    return replace(params, top_k=0) if params.top_k == -1 else params
+    # Also what is not below the vocabulary: JSON integers have no bounds, messages and tensors do.
+    return params if 0 <= params.top_k < vocab_size else replace(params, top_k=0)
 
 
 def _check_distribution(params: SamplingParams) -> None:

@@ -63,19 +63,34 @@ def tiled_chunk(q: Tensor, keys: Tensor, values: Tensor, start: int, window: Win
     for first in range(0, num_tokens, tile):
         stop = min(num_tokens, first + tile)
         size = stop - first
-        # Keys that some token of the tile sees; the mask below says which token sees which.
+        # Keys that some token of the tile sees: but for the corners, every token sees them all.
         oldest = 0 if window is None else max(0, start + first - window + 1)
         seen = slice(oldest, start + stop)
         rows = queries[:, :, first:stop].reshape(num_kv_heads, group * size, head_dim)
         scores = torch.matmul(rows, transposed_keys[:, :, seen])
         scores = scores.view(num_kv_heads, group, size, -1)
-        hidden = ~_visible(size, start + first, window, q.device)[:, oldest:]
-        scores.masked_fill_(hidden, float("-inf"))
+        scores[..., -size:].masked_fill_(_later(size, q.device), float("-inf"))
+        if window is not None:
+            too_old = _too_old(size, start + first - window + 1 - oldest, q.device)
+            corner = scores[..., :size]
+            corner.masked_fill_(too_old[:, : corner.shape[-1]], float("-inf"))
         weights = scores.softmax(dim=-1).view(num_kv_heads, group * size, -1)
         attended = torch.matmul(weights, values[:, seen])
         attended = attended.view(num_kv_heads, group, size, head_dim)
         out[first:stop] = attended.permute(2, 0, 1, 3)
     return out.view(num_tokens, -1)
+
+
+@lru_cache(maxsize=64)
+def _later(size: int, device: torch.device) -> Tensor:
+    """Bool [size, size]: which of the tile's own tokens come after each of them."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
+
+
+@lru_cache(maxsize=64)
+def _too_old(size: int, shift: int, device: torch.device) -> Tensor:
+    """Bool [size, size]: which of the oldest keys have left each token's window; `shift` <= 0."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril(shift - 1)
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from cpu_attn.element import Element
 from cpu_attn.paged_decode import DecodeShape, decode_kernel, new_task
 from omniserve.devices.attention import AttentionBatch
 from omniserve.devices.chunk_attention import Window
-from omniserve.devices.openmp_team import OpenMpTeam
+from omniserve.devices.openmp_team import OpenMpTeam, TeamKernel
 from omniserve.devices.sdpa import SdpaAttention, SdpaPlan
 
 _ELEMENTS = {
@@ -21,6 +21,8 @@ _ELEMENTS = {
     torch.float16: Element.FLOAT16,
     torch.bfloat16: Element.BFLOAT16,
 }
+
+_ITEMS_PER_THREAD = 4
 
 
 def decode_shape(kv_cache: Tensor, num_heads: int) -> DecodeShape | None:
@@ -37,9 +39,12 @@ def decode_shape(kv_cache: Tensor, num_heads: int) -> DecodeShape | None:
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
     num_decodes: int
+    heads_per_item: int
     block_tables: NDArray[np.int32]
     context_lens: NDArray[np.int32]
     """Kept alive here: tasks hold their addresses."""
+    block_tables_address: int
+    context_lens_address: int
     chunks: SdpaPlan | None
 
 
@@ -47,19 +52,26 @@ class CpuAttention:
     """Decode reads each KV block once, where it lies; nothing is gathered or padded."""
 
     def __init__(self, kv_cache: Tensor, windows: Sequence[Window], shape: DecodeShape) -> None:
-        self._kernel = decode_kernel(shape)
-        self._team = OpenMpTeam()
+        team = OpenMpTeam()
+        callback = decode_kernel(shape)
+        self._num_kv_heads = kv_cache.shape[3]
         self._chunks = SdpaAttention(kv_cache, windows)
         self._tasks = [new_task(shape.head_dim**-0.5, window) for window in windows]
+        self._fields = [memoryview(task) for task in self._tasks]
+        self._kernels = [TeamKernel(team, callback, task) for task in self._tasks]
         for task, layer in zip(self._tasks, kv_cache, strict=True):
-            task[paged_decode.NUM_KV_HEADS] = kv_cache.shape[3]
+            task[paged_decode.NUM_KV_HEADS] = self._num_kv_heads
             task[paged_decode.CACHE] = layer.data_ptr()
 
     def plan(self, batch: AttentionBatch) -> CpuPlan:
+        tables = np.ascontiguousarray(batch.decode_block_tables)
         return CpuPlan(
             batch.num_decodes,
-            np.ascontiguousarray(batch.decode_block_tables),
+            self._heads_per_item(batch.num_decodes),
+            tables,
             batch.decode_context_lens,
+            tables.ctypes.data,
+            batch.decode_context_lens.ctypes.data,
             self._chunks.plan(batch.without_decodes()) if batch.chunks else None,
         )
 
@@ -72,22 +84,25 @@ class CpuAttention:
             out[rows] = self._chunks.run(plan.chunks, layer, q[rows], k[rows], v[rows])
         return out
 
+    def _heads_per_item(self, num_decodes: int) -> int:
+        """Whole sequences where there are enough of them: their pages are long runs of memory."""
+        num_items = _ITEMS_PER_THREAD * torch.get_num_threads()
+        splits = -(-num_items // max(1, num_decodes))
+        return max(1, self._num_kv_heads // splits)
+
     def _decode(
         self, plan: CpuPlan, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor
     ) -> None:
-        assert all(x.stride(1) == x.shape[2] and x.stride(2) == 1 for x in (q, k, v))
-        task = self._tasks[layer]
-        task[paged_decode.NEXT_ITEM] = 0
-        task[paged_decode.NUM_SEQUENCES] = plan.num_decodes
-        for field, tensor in (
-            (paged_decode.Q, q),
-            (paged_decode.K, k),
-            (paged_decode.V, v),
-            (paged_decode.OUT, out),
-        ):
-            task[field] = tensor.data_ptr()
-            task[field + 1] = tensor.stride(0)
-        task[paged_decode.TABLES] = plan.block_tables.ctypes.data
-        task[paged_decode.TABLE_STRIDE] = plan.block_tables.shape[1]
-        task[paged_decode.CONTEXT_LENS] = plan.context_lens.ctypes.data
-        self._team.run(self._kernel.address, task.ctypes.data)
+        # Python per field, not per row: plain integers, set where the kernel reads them.
+        fields = self._fields[layer]
+        fields[paged_decode.NEXT_ITEM] = 0
+        fields[paged_decode.NUM_SEQUENCES] = plan.num_decodes
+        fields[paged_decode.HEADS_PER_ITEM] = plan.heads_per_item
+        fields[paged_decode.Q], fields[paged_decode.Q_STRIDE] = q.data_ptr(), q.stride(0)
+        fields[paged_decode.K], fields[paged_decode.K_STRIDE] = k.data_ptr(), k.stride(0)
+        fields[paged_decode.V], fields[paged_decode.V_STRIDE] = v.data_ptr(), v.stride(0)
+        fields[paged_decode.OUT], fields[paged_decode.OUT_STRIDE] = out.data_ptr(), out.stride(0)
+        fields[paged_decode.TABLES] = plan.block_tables_address
+        fields[paged_decode.TABLE_STRIDE] = plan.block_tables.shape[1]
+        fields[paged_decode.CONTEXT_LENS] = plan.context_lens_address
+        self._kernels[layer].run()

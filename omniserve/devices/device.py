@@ -10,6 +10,7 @@ from torch import Tensor
 from omniserve.devices.attention import AttentionBackend
 from omniserve.devices.sdpa import SdpaAttention
 from omniserve.errors import ConfigError
+from omniserve.models.row_ops import RowOps, TorchRowOps
 from omniserve.settings import DeviceSettings
 
 
@@ -21,6 +22,15 @@ class Device:
     description: str
     pipeline_depth: int
     """Plans in flight: 1 where the host computes itself, 2 where it only launches work."""
+
+    def row_ops(self, dtype: torch.dtype) -> RowOps:
+        """The best row-wise operations of this device."""
+        if self.torch_device.type == "cpu":
+            from omniserve.devices.cpu_row_ops import CpuRowOps
+            from omniserve.devices.openmp_team import OpenMpTeam
+
+            return CpuRowOps(dtype, OpenMpTeam())
+        return TorchRowOps()
 
     def attention(
         self, kv_cache: Tensor, windows: Sequence[int | None], num_heads: int

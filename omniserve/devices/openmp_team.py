@@ -5,12 +5,12 @@ starts a parallel region with one exported call, which any address can be given 
 """
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-
-Callback = Callable[..., None]
+from numpy.typing import NDArray
 
 
 def _loaded_libgomp() -> ctypes.CDLL | None:
@@ -25,11 +25,11 @@ def _loaded_libgomp() -> ctypes.CDLL | None:
 
 
 class OpenMpTeam:
-    """Calls `callback(argument)` once on every torch thread, and returns when all have."""
+    """The threads of torch's pool; without GNU OpenMP, the calling thread alone."""
 
     def __init__(self) -> None:
         library = _loaded_libgomp()
-        self._parallel = None
+        self._parallel: Any = None
         if library is not None:
             self._parallel = library.GOMP_parallel
             self._parallel.argtypes = (
@@ -40,10 +40,28 @@ class OpenMpTeam:
             )
             self._parallel.restype = None
 
-    def run(self, callback_address: int, argument_address: int) -> None:
-        """Both are plain addresses: a C function `void (*)(void *)` and what it is given."""
+    def run(self, callback_address: int, task_address: int) -> bool:
+        """Runs a callback once on each thread and waits; False if there is no one to share with."""
         num_threads = torch.get_num_threads()
         if self._parallel is None or num_threads == 1:
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(callback_address)(argument_address)
-        else:
-            self._parallel(callback_address, argument_address, num_threads, 0)
+            return False
+        self._parallel(callback_address, task_address, num_threads, 0)
+        return True
+
+
+class TeamKernel:
+    """A compiled callback `void (*)(int64_t *task)` bound to the task it reads."""
+
+    def __init__(self, team: OpenMpTeam, callback: Any, task: NDArray[np.int64]) -> None:
+        self._team = team
+        # Both are kept alive here: what is called knows their addresses only.
+        self._callback = callback
+        self._task = task
+        self._callback_address: int = callback.address
+        self._task_address: int = task.ctypes.data
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(callback.address)
+
+    def run(self, *, alone: bool = False) -> None:
+        """Runs the task, on the calling thread only where it is too small to share."""
+        if alone or not self._team.run(self._callback_address, self._task_address):
+            self._call(self._task_address)

@@ -32,7 +32,9 @@ def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
     num_blocks, max_model_len = plan_kv_capacity(
         settings, bytes_per_token, config.max_position_embeddings
     )
-    model = load_model(path, config, dtype, device.torch_device, max_model_len)
+    model = load_model(
+        path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype)
+    )
     kv_pool = allocate_kv_pool(model, num_blocks, settings.block_size, device.torch_device)
     executor = Executor(
         model,

@@ -47,7 +47,10 @@ class Engine:
 
     @property
     def has_unfinished(self) -> bool:
-        return any(runtime.has_unfinished for runtime in self._runtimes.values())
+        # A parked step holds its blocks even where all its requests were aborted meanwhile.
+        return self._parked is not None or any(
+            runtime.has_unfinished for runtime in self._runtimes.values()
+        )
 
     def runtime(self, model: str) -> ModelRuntime:
         """The runtime of a model.
@@ -125,12 +128,16 @@ class Engine:
         return runtime.finish(step)
 
     def _pass_urgent(self) -> list[RequestOutput] | None:
-        """One step for a request that is urgently awaited, or None if none can be planned."""
+        """One step for a request that is urgently awaited, or None if none would help it."""
         for runtime in self._runtimes.values():
             if runtime.has_urgent_work:
                 step = runtime.begin(latency_sensitive_only=True)
                 if step is not None:
                     return self._run_through(runtime, step)
+                # The token it waits for may be sampled already, by a step still in flight.
+                outputs = runtime.collect()
+                if outputs:
+                    return outputs
         return None
 
     def _resume(self) -> list[RequestOutput]:

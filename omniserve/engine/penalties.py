@@ -7,6 +7,9 @@ from torch import Tensor
 
 from omniserve.requests import SamplingParams
 
+_MAX_LOGIT = 1e30
+"""Still finite after a division by the lowest temperature."""
+
 
 def has_penalties(params: SamplingParams) -> bool:
     """Whether earlier tokens of the request change its logits."""
@@ -52,6 +55,8 @@ class LogitAdjuster:
             penalised = torch.where(
                 logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty
             )
+            # A penalty near zero overflows, and what is infinite cannot be sampled from.
+            penalised = penalised.clamp(-_MAX_LOGIT, _MAX_LOGIT)
             logits.copy_(torch.where(self._seen, penalised, logits))
         if params.frequency_penalty:
             logits.sub_(self._counts, alpha=params.frequency_penalty)

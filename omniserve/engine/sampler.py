@@ -99,7 +99,8 @@ def _sample_random(logits: Tensor, rows: Sequence[SamplingRow], indices: list[in
         token_ids[cut] = sample_truncated(
             scaled[cut],
             [chosen[i].params.top_k for i in cut],
-            column([chosen[i].params.top_p for i in cut]),
+            # What float32 rounds to zero would keep no candidate, not even the best.
+            column([max(chosen[i].params.top_p, 1e-30) for i in cut]),
             numbers[cut],
         )
     return token_ids
@@ -109,7 +110,9 @@ def _inverse_cdf(weights: Tensor, numbers: Tensor) -> Tensor:
     """The index at which the running sum of weights [rows, n] passes numbers * total."""
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     targets = numbers[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    # Weights that are not numbers, as of a model that overflows, must not become an invalid token.
+    last = weights.shape[-1] - 1
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=last)
 
 
 def _logprobs(

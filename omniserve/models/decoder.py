@@ -3,28 +3,29 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from omniserve.models.families import Family, Window
 from omniserve.models.linear import Linear, fuse
-from omniserve.models.rotary import RotaryTable, rotate
-
-
-def _rms_norm(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+from omniserve.models.rotary import RotaryTable
+from omniserve.models.row_ops import RowOps
 
 
 class DenseMlp:
     """Gated MLP with gate and up projections fused."""
 
-    def __init__(self, mlp: Any, packed: bool) -> None:
+    def __init__(self, mlp: Any, packed: bool, row_ops: RowOps) -> None:
         self._act = mlp.act_fn
+        self._is_silu = isinstance(mlp.act_fn, torch.nn.SiLU)
+        self._row_ops = row_ops
         self._gate_up = fuse([mlp.gate_proj, mlp.up_proj], packed)
         self._down = fuse([mlp.down_proj], packed)
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        gate_up = self._gate_up(x)
+        if self._is_silu:
+            return self._down(self._row_ops.gated_silu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self._down(self._act(gate) * up)
 
 
@@ -42,8 +43,9 @@ class SparseMlp:
 class DecoderLayer:
     """One layer as two functions over rows [rows, hidden_size]; rows do not see each other here."""
 
-    def __init__(self, layer: Any, packed: bool) -> None:
+    def __init__(self, layer: Any, packed: bool, row_ops: RowOps) -> None:
         attention = layer.self_attn
+        self._row_ops = row_ops
         self.head_dim: int = attention.head_dim
         self._input_norm = layer.input_layernorm
         self._post_norm = layer.post_attention_layernorm
@@ -53,7 +55,9 @@ class DecoderLayer:
         self.num_kv_heads: int = attention.config.num_key_value_heads
         self._qk_norm_weight, self._qk_norm_eps = self._head_norm(attention)
         self._mlp: DenseMlp | SparseMlp = (
-            DenseMlp(layer.mlp, packed) if hasattr(layer.mlp, "gate_proj") else SparseMlp(layer.mlp)
+            DenseMlp(layer.mlp, packed, row_ops)
+            if hasattr(layer.mlp, "gate_proj")
+            else SparseMlp(layer.mlp)
         )
 
     def _head_norm(self, attention: Any) -> tuple[Tensor | None, float]:
@@ -70,25 +74,29 @@ class DecoderLayer:
         Returns q [rows, num_heads, head_dim], k and v [rows, num_kv_heads, head_dim] (strided
         views).
         """
-        qkv = self._qkv(_rms_norm(residual, self._input_norm))
+        norm = self._input_norm
+        qkv = self._qkv(self._row_ops.norm(residual, norm.weight, norm.variance_epsilon))
         heads = qkv.view(residual.shape[0], -1, self.head_dim)
         num_rotated = self.num_heads + self.num_kv_heads
         qk, v = heads[:, :num_rotated], heads[:, num_rotated:]
-        if self._qk_norm_weight is not None:
-            qk = F.rms_norm(qk, (self.head_dim,), None, self._qk_norm_eps) * self._qk_norm_weight
-        qk = rotate(qk, *rotary)
+        qk = self._row_ops.rotate_heads(qk, self._qk_norm_weight, self._qk_norm_eps, rotary)
         return qk[:, : self.num_heads], qk[:, self.num_heads :], v
 
     def post(self, residual: Tensor, attention_out: Tensor) -> Tensor:
         """O projection, add, norm, MLP, add; attention_out is [rows, num_heads * head_dim]."""
-        residual = residual + self._o(attention_out)
-        return residual + self._mlp(_rms_norm(residual, self._post_norm))
+        norm = self._post_norm
+        residual, normed = self._row_ops.add_norm(
+            residual, self._o(attention_out), norm.weight, norm.variance_epsilon
+        )
+        return residual + self._mlp(normed)
 
 
 class DecoderModel:
     """`embed`, the layers, and `logits` of a loaded transformers model."""
 
-    def __init__(self, module: Any, family: Family, max_model_len: int, packed: bool) -> None:
+    def __init__(
+        self, module: Any, family: Family, max_model_len: int, packed: bool, row_ops: RowOps
+    ) -> None:
         config = module.config
         self.config = config
         self.architecture = family.architecture
@@ -97,9 +105,10 @@ class DecoderModel:
         self._embedding: Tensor = module.model.embed_tokens.weight.detach()
         self.dtype = self._embedding.dtype
         self._norm = module.model.norm
+        self._row_ops = row_ops
         self._head = self._output_head(module, packed)
         self.rotary = RotaryTable(module.model.rotary_emb, max_model_len, self.dtype)
-        self.layers = [DecoderLayer(layer, packed) for layer in module.model.layers]
+        self.layers = [DecoderLayer(layer, packed, row_ops) for layer in module.model.layers]
         self.windows: tuple[Window, ...] = tuple(
             family.window(config, index) for index in range(len(self.layers))
         )
@@ -127,4 +136,5 @@ class DecoderModel:
 
     def logits(self, residual: Tensor) -> Tensor:
         """Final norm and output head: [rows, vocab_size] in the model's dtype."""
-        return self._head(_rms_norm(residual, self._norm))
+        norm = self._norm
+        return self._head(self._row_ops.norm(residual, norm.weight, norm.variance_epsilon))

@@ -11,6 +11,7 @@ from omniserve.models.decoder import DecoderModel
 from omniserve.models.families import family_of
 from omniserve.models.linear import can_pack
 from omniserve.models.rotary import check_rope
+from omniserve.models.row_ops import RowOps
 
 DTYPES = {
     "float32": torch.float32,
@@ -34,7 +35,12 @@ def load_config(path: Path) -> Any:
 
 
 def load_model(
-    path: Path, config: Any, dtype: torch.dtype, device: torch.device, max_model_len: int
+    path: Path,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    row_ops: RowOps,
 ) -> DecoderModel:
     """Loads the weights to `device` and lays them out for it.
 
@@ -66,4 +72,5 @@ def load_model(
             raise CheckpointError(f"{path}: {problem.replace('_', ' ')} in the checkpoint: {names}")
     module = module.eval().to(device)
     with torch.inference_mode():
-        return DecoderModel(module, family_of(config), max_model_len, can_pack(device, dtype))
+        packed = can_pack(device, dtype)
+        return DecoderModel(module, family_of(config), max_model_len, packed, row_ops)
