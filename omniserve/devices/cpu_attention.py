@@ -57,7 +57,7 @@ class CpuAttention:
         self._num_kv_heads = kv_cache.shape[3]
         self._chunks = SdpaAttention(kv_cache, windows)
         self._tasks = [new_task(shape.head_dim**-0.5, window) for window in windows]
-        self._fields = [memoryview(task) for task in self._tasks]
+        self._fields = [task.data for task in self._tasks]
         self._kernels = [TeamKernel(team, callback, task) for task in self._tasks]
         for task, layer in zip(self._tasks, kv_cache, strict=True):
             task[paged_decode.NUM_KV_HEADS] = self._num_kv_heads
