@@ -75,6 +75,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointSummary:
     _check_complete(directory, config, tensors)
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(f"{directory}: tokenizer.json is missing")
+    _check_generation_config(directory / "generation_config.json")
     return CheckpointSummary(
         directory, architecture, MappingProxyType(config), MappingProxyType(tensors)
     )
@@ -112,6 +113,16 @@ def _check_config(path: Path, config: dict[str, Any]) -> str:
         if type(value) is not int or value < 1:
             raise CheckpointError(f"{path}: {key} is {value!r}, not a whole number above 0")
     return str(named[0])
+
+
+def _check_generation_config(path: Path) -> None:
+    """Where there is one it has to name end-of-sequence tokens as the engine reads them."""
+    if not path.exists():
+        return
+    eos = _read_json(path).get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(token_id) is int for token_id in ids):
+        raise CheckpointError(f"{path}: eos_token_id is {eos!r}, not a token id or a list of them")
 
 
 def _read_tensors(directory: Path) -> dict[str, TensorInfo]:

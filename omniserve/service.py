@@ -146,9 +146,9 @@ class GenerationService:
         else:
             found = self.config.tier(name)
         if found is None:
-            allowed = ", ".join(
-                [*(tier.name for tier in tiers), "auto", "default", *_CLASS_OF_ROLE]
-            )
+            classes = {tier.service_class for tier in tiers}
+            roles = [role for role, wanted in _CLASS_OF_ROLE.items() if wanted in classes]
+            allowed = ", ".join([*(tier.name for tier in tiers), "auto", "default", *roles])
             raise InvalidRequest(f"tier: {name[:64]!r} is not served; allowed: {allowed}", "tier")
         return found
 

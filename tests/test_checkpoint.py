@@ -210,3 +210,17 @@ def test_missing_output_head_matters_only_when_untied(tmp_path: Path) -> None:
 def test_vocabulary_of_another_size(broken: Path) -> None:
     edit_config(broken, vocab_size=511)
     expect_refusal(broken, "[512, 64]", "[511, 64]")
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        ('{"eos_token_id": ', "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>'"),
+        ('{"eos_token_id": [1, true]}', "eos_token_id is [1, True]"),
+    ],
+)
+def test_broken_generation_config(broken: Path, content: str, fragment: str) -> None:
+    (broken / "generation_config.json").write_text(content)
+    expect_refusal(broken, "generation_config.json", fragment)

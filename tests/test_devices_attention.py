@@ -7,10 +7,13 @@ import pytest
 import torch
 from naive_attention import attend
 
+from cpu_attn.element import Element
 from omniserve.devices.attention import AttentionBatch, Chunk
-from omniserve.devices.chunk_attention import sdpa_chunk, tiled_chunk
+from omniserve.devices.chunk_attention import ChunkAttention, sdpa_chunk
 from omniserve.devices.cpu_attention import CpuAttention, decode_shape
+from omniserve.devices.openmp_team import OpenMpTeam
 from omniserve.devices.sdpa import SdpaAttention
+from omniserve.devices.tiled_chunk import TiledChunkAttention
 
 NUM_BLOCKS = 64
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -148,7 +151,9 @@ def test_tiled_chunks(start: int, num_tokens: int, window: int | None) -> None:
         32**-0.5,
         window,
     )
-    for chunk_attention in (tiled_chunk, sdpa_chunk):
+    tiled = TiledChunkAttention(Element.FLOAT32, OpenMpTeam())
+    backends: list[ChunkAttention] = [tiled, sdpa_chunk]
+    for chunk_attention in backends:
         actual = chunk_attention(q, keys, values, start, window)
         error = (actual.double() - torch.from_numpy(expected).flatten(1)).abs().max()
         assert error < TOLERANCE[torch.float32]

@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from engine_builders import GREEDY, make_engine, make_model_settings, make_request, run_all
 
+from omniserve.devices.device import Device
+from omniserve.engine.build import build_runtime
 from omniserve.engine.core import Engine
 from omniserve.errors import CheckpointError, ConfigError, InvalidRequest, UnknownModel
-from omniserve.requests import SamplingParams
+from omniserve.requests import EngineRequest, SamplingParams
 
 PROMPT = list(range(30, 70))
 
@@ -196,3 +199,46 @@ def test_two_models_share_the_engine(tiny_checkpoint: Path) -> None:
                 ended.append(output.request_id)
     assert ended == ["be", "ls"]
     assert tokens["be"] == tokens["ls"][:16]
+
+
+def park_best_effort_step(path: Path, late: EngineRequest, pipeline_depth: int) -> Engine:
+    """An engine whose best-effort step stands between two layers, as `late` has arrived."""
+    arrivals = [late]
+    engine: Engine
+
+    def poll() -> None:
+        if arrivals:
+            engine.add(arrivals.pop())
+
+    settings = make_model_settings(path)
+    engine = make_engine(settings, poll_arrivals=poll)
+    device = Device(torch.device("cpu"), "cpu", pipeline_depth)
+    engine._runtimes["tiny"] = build_runtime(settings, device)
+    engine.add(make_request("early", PROMPT, service_class="best_effort"))
+    assert engine.step() == []
+    assert not arrivals
+    return engine
+
+
+def test_aborting_all_while_a_step_is_parked_leaves_nothing(tiny_checkpoint: Path) -> None:
+    engine = park_best_effort_step(tiny_checkpoint, make_request("late", PROMPT), 1)
+    engine.abort("early")
+    engine.abort("late")
+    while engine.has_unfinished:
+        assert engine.step() == []
+    assert engine.stats()[0].kv_used_bytes == 0
+
+
+@pytest.mark.parametrize("pipeline_depth", [1, 2])
+@pytest.mark.parametrize("max_tokens", [1, 2])
+def test_a_first_token_does_not_wait_for_the_parked_step(
+    tiny_checkpoint: Path, pipeline_depth: int, max_tokens: int
+) -> None:
+    """Also where nothing of the request is left to plan once its token is being sampled."""
+    late = make_request("late", PROMPT, replace(GREEDY, max_tokens=max_tokens))
+    engine = park_best_effort_step(tiny_checkpoint, late, pipeline_depth)
+    first: list[str] = []
+    while not first:
+        first = [output.request_id for output in engine.step()]
+    assert first == ["late"]
+    assert engine._parked is not None, "the best-effort step was run to its end first"

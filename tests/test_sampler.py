@@ -150,3 +150,37 @@ def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     logits = make_logits(3)
     rows = [make_row(seed=i, temperature=temperature) for i in range(3)]
     assert sample(logits.clone(), rows).token_ids.tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 1e-46, 5e-324])
+def test_lowest_top_p_keeps_the_best_token(top_p: float) -> None:
+    logits = make_logits()
+    assert support(logits, temperature=1.0, top_p=top_p) == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("penalty", [1e-39, 5e-324])
+@pytest.mark.parametrize("temperature", [1e-9, 1.0])
+def test_repetition_penalty_near_zero_prefers_seen_tokens(
+    penalty: float, temperature: float
+) -> None:
+    logits = make_logits()
+    seen = int(logits.argmax())
+    params = SamplingParams(repetition_penalty=penalty, temperature=temperature)
+    adjuster = LogitAdjuster(params, [seen], VOCAB, logits.device)
+    rows = [SamplingRow(params, 1, index, adjuster) for index in range(50)]
+    assert sample(logits.expand(50, -1).clone(), rows).token_ids.tolist() == [seen] * 50
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"logprobs": 3}]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_give_a_token_all_the_same(
+    params: dict[str, Any], value: float
+) -> None:
+    logits = make_logits(2)
+    logits[1] = value
+    rows = [make_row(seed=1, temperature=1.0, **params)] * 2
+    tokens = sample(logits, rows).token_ids.tolist()
+    assert tokens[0] == sample(logits[:1], rows[:1]).token_ids.item()
+    assert 0 <= tokens[1] < VOCAB

@@ -154,6 +154,8 @@ def test_flex_needs_a_best_effort_tier(tiny_checkpoint: Path) -> None:
     service = GenerationService(config, ScriptedEngine(), Metrics())
     with pytest.raises(InvalidRequest, match="^tier: 'flex' is not served; allowed: interactive"):
         service.resolve_tier("demo", "flex")
+    with pytest.raises(InvalidRequest, match="voice, auto, default, priority$"):
+        service.resolve_tier("demo", "gold")
 
 
 @pytest.mark.asyncio

@@ -19,7 +19,7 @@ def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
-        ConfigError: the KV limit is too small.
+        ConfigError: the KV limit is too small, or more than the device can allocate.
     """
     path = Path(settings.path)
     config = load_config(path)
@@ -35,7 +35,7 @@ def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
     model = load_model(
         path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype)
     )
-    kv_pool = allocate_kv_pool(model, num_blocks, settings.block_size, device.torch_device)
+    kv_pool = allocate_kv_pool(settings, model, num_blocks, device.torch_device)
     executor = Executor(
         model,
         device.attention(kv_pool.cache, model.windows, model.num_heads),

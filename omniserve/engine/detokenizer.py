@@ -1,18 +1,15 @@
 """Token ids to text as they come: whole characters only, and never any part of a stop string."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from tokenizers import Tokenizer
 
 _NUM_PRIMING_TOKENS = 6
-# A character has at most four bytes; what is unfinished after this many tokens never will be.
+# After this many tokens only the end may still become a character; the bytes before it never will.
 _MOST_UNFINISHED_TOKENS = 8
+# Of the four bytes that a character may have; some decoders replace each of them by itself.
+_MOST_UNFINISHED_BYTES = 3
 _REPLACEMENT = "\ufffd"
-
-
-class Detokenizer(Protocol):
-    def push(self, token_id: int) -> str: ...
 
 
 class TextStream:
@@ -37,10 +34,12 @@ class TextStream:
         num_unread = len(self._window) - self._num_read
         if text.endswith(_REPLACEMENT) and num_unread < _MOST_UNFINISHED_TOKENS:
             return ""
-        new_text = text[len(self._read_text) :]
+        num_unfinished = _count_unfinished(text)
+        new_text = text[len(self._read_text) : len(text) - num_unfinished]
         self._window = self._window[self._num_read :]
         self._num_read = len(self._window)
-        self._read_text = self._decode(self._window)
+        read_text = self._decode(self._window)
+        self._read_text = read_text[: len(read_text) - num_unfinished]
         return new_text
 
     def _decode(self, token_ids: list[int]) -> str:
@@ -48,11 +47,9 @@ class TextStream:
         return text
 
 
-class NoText:
-    """For models without a tokenizer: token ids alone."""
-
-    def push(self, token_id: int) -> str:
-        return ""
+def _count_unfinished(text: str) -> int:
+    """How much at the end of the text may stand for the first bytes of a character."""
+    return min(len(text) - len(text.rstrip(_REPLACEMENT)), _MOST_UNFINISHED_BYTES)
 
 
 class StopStringFilter:

@@ -69,15 +69,26 @@ def plan_kv_capacity(
 
 
 def allocate_kv_pool(
-    model: DecoderModel, num_blocks: int, block_size: int, device: torch.device
+    settings: ModelSettings, model: DecoderModel, num_blocks: int, device: torch.device
 ) -> DeviceKvPool:
-    """Allocates the pool; on a CPU device pages are touched only when they are first used."""
+    """Allocates the pool; on a CPU device pages are touched only when they are first used.
+
+    Raises:
+        ConfigError: the device has no room for it.
+    """
     shape = (
         model.num_layers,
         num_blocks,
         2,
         model.num_kv_heads,
-        block_size,
+        settings.block_size,
         model.head_dim,
     )
-    return DeviceKvPool(torch.empty(shape, dtype=model.dtype, device=device))
+    try:
+        cache = torch.empty(shape, dtype=model.dtype, device=device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"models.{settings.name}.device_kv_bytes: the {device.type} device cannot allocate "
+            f"{settings.device_kv_bytes} bytes; give less"
+        ) from error
+    return DeviceKvPool(cache)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from omniserve.engine.detokenizer import Detokenizer, StopStringFilter
+from omniserve.engine.detokenizer import StopStringFilter, TextStream
 from omniserve.engine.penalties import LogitAdjuster, has_penalties
 from omniserve.engine.sampler import SamplingRow
 from omniserve.requests import EngineRequest, FinishReason, RequestOutput, TokenLogprob
@@ -29,7 +29,7 @@ class Sequence:
         self,
         request: EngineRequest,
         state: Request,
-        detokenizer: Detokenizer,
+        text_stream: TextStream,
         eos_token_ids: SequenceOf[int],
         vocab_size: int,
         device: torch.device,
@@ -37,7 +37,7 @@ class Sequence:
         params = request.sampling
         self.request = request
         self.state = state
-        self._detokenizer = detokenizer
+        self._text_stream = text_stream
         self._stop_filter = StopStringFilter(params.stop)
         self._eos_token_ids = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._stop_token_ids = frozenset(params.stop_token_ids)
@@ -62,7 +62,7 @@ class Sequence:
             return Progress(self._stop_filter.flush(), "stop", token_id)
         if token_id in self._eos_token_ids:
             return Progress(self._stop_filter.flush(), "stop", None)
-        text, stop = self._stop_filter.push(self._detokenizer.push(token_id))
+        text, stop = self._stop_filter.push(self._text_stream.push(token_id))
         return Progress(text, "stop" if stop is not None else None, stop)
 
     def output(

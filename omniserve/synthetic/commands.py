@@ -37,8 +37,15 @@ def add_model_commands(subparsers: "Subparsers") -> None:
         default="llama",
         help="architecture (default: llama)",
     )
-    new.add_argument("--preset", choices=PRESETS, default="small", help="size of the model")
-    new.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights")
+    new.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="small",
+        help="size of the model; 8b takes about 15 GiB in bfloat16 (default: small)",
+    )
+    new.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: bfloat16)"
+    )
     new.add_argument("--seed", type=int, default=0, help="same seed, same weights (default 0)")
     new.add_argument("--vocab-size", type=int, help="pad the vocabulary to this many tokens")
     new.add_argument("--force", action="store_true", help="replace a checkpoint that is there")
