@@ -122,6 +122,7 @@ def decode_kernel(shape: DecodeShape) -> Any:
             new_k = task[K] + size * task[K_STRIDE] * sequence + first_head * row_bytes
             new_v = task[V] + size * task[V_STRIDE] * sequence + first_head * row_bytes
             query = task[Q] + size * task[Q_STRIDE] * sequence + first_head * group_bytes
+            # Cleared through its name: that is also what keeps it alive behind the addresses.
             scratch[:] = 0.0
             for head in range(num_heads):
                 copy_bytes(place + head * page_bytes, new_k + head * row_bytes, row_bytes)

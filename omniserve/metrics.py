@@ -47,6 +47,7 @@ class Metrics:
         # Else every series is there twice, once with the time of its creation.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
+        self._tiers: tuple[str, ...] = ()
         labels = ("model", "tier")
         self.ttft = self._histogram(
             "omniserve_ttft_seconds", "Time from arrival to the first token.", TTFT_BUCKETS_S
@@ -77,7 +78,7 @@ class Metrics:
 
     def expect(self, models: Iterable[str], tiers: Iterable[str]) -> None:
         """Creates every series at zero, so that rates are right from the first request on."""
-        tiers = tuple(tiers)
+        tiers = self._tiers = tuple(tiers)
         for model in models:
             for tier in tiers:
                 for histogram in (self.ttft, self.tpot, self.e2e):
@@ -88,8 +89,8 @@ class Metrics:
                     self.tokens.labels(model, tier, kind)
 
     def watch_engine(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
-        """Adds the engine's gauges, read from `stats` at every scrape."""
-        self._registry.register(_EngineGauges(stats))
+        """Adds the engine's gauges, read from `stats` at every scrape; to be called after `expect`."""
+        self._registry.register(_EngineGauges(stats, self._tiers))
 
     def num_tokens(self, model: str, kind: TokenKind) -> int:
         """Tokens of one kind since the start, over all tiers."""
@@ -107,8 +108,12 @@ class Metrics:
 
 
 class _EngineGauges(Collector):
-    def __init__(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
+    def __init__(
+        self, stats: Callable[[], Mapping[str, ModelStats]], tiers: tuple[str, ...]
+    ) -> None:
         self._stats = stats
+        # A series that disappears when nothing runs would keep its last value in a graph.
+        self._zeros = dict.fromkeys(tiers, 0)
 
     def describe(self) -> Iterable[Metric]:
         return _gauge_families()
@@ -117,7 +122,7 @@ class _EngineGauges(Collector):
         running, waiting, kv_used = _gauge_families()
         for model, stats in self._stats().items():
             for family, by_tier in ((running, stats.running), (waiting, stats.waiting)):
-                for tier, count in by_tier.items():
+                for tier, count in (self._zeros | dict(by_tier)).items():
                     family.add_metric((model, tier), count)
             kv_used.add_metric((model, "device"), stats.kv_used_bytes)
         yield from (running, waiting, kv_used)

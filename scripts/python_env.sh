@@ -6,7 +6,7 @@ TORCH_VERSION=2.13.0
 say() { printf '==> %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# Prints the first interpreter that is Python 3.11 or newer; PYTHON= names one and then no other is tried.
+# Prints the first interpreter that is Python 3.11 or 3.12; PYTHON= names one and then no other is tried.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3 python3.12 python3.11}; do

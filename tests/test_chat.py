@@ -92,11 +92,17 @@ def test_a_checkpoint_may_have_no_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", ["{", "[]", json.dumps({"chat_template": "{% if %}"}), '{"chat_template": 3}']
+    "config",
+    [
+        *("{", "[]", json.dumps({"chat_template": "{% if %}"}), '{"chat_template": 3}'),
+        *('{"chat_template": [3]}', '{"chat_template": [{"name": "default"}]}'),
+    ],
 )
 def test_broken_template_is_named(tmp_path: Path, config: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(config)
-    with pytest.raises(CheckpointError, match="not a usable chat template"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer_config\.json: not a usable chat template"
+    ):
         ChatTemplate.load(tmp_path)
 
 

@@ -193,8 +193,9 @@ def test_index_that_leaves_the_directory(broken: Path) -> None:
     expect_refusal(broken, "../x.safetensors")
 
 
-def test_weights_of_too_few_layers(broken: Path) -> None:
-    edit_config(broken, num_hidden_layers=4)
+@pytest.mark.parametrize("num_layers", [4, 10**12])
+def test_weights_of_too_few_layers(broken: Path, num_layers: int) -> None:
+    edit_config(broken, num_hidden_layers=num_layers)
     expect_refusal(broken, "model.layers.3.")
 
 

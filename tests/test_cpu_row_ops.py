@@ -1,7 +1,11 @@
 """Compiled row-wise operations against torch's, over dtypes, lengths and numbers of rows."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from engine_builders import make_engine, make_model_settings, make_request, run_all
 
 from omniserve.devices.cpu_row_ops import CpuRowOps
 from omniserve.devices.openmp_team import OpenMpTeam
@@ -73,6 +77,22 @@ def test_extreme_gates_neither_overflow_nor_lose_their_sign() -> None:
     torch.testing.assert_close(
         make_ops(torch.float32).gated_silu(gate_up), TorchRowOps().gated_silu(gate_up)
     )
+
+
+def test_a_loaded_model_uses_them(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever fall-back there is, none is taken for a model of ordinary shape."""
+    called = set()
+    for name in ("norm", "add_norm", "rotate_heads", "gated_silu"):
+        original = getattr(CpuRowOps, name)
+
+        def spy(self: CpuRowOps, *args: Any, name: str = name, original: Any = original) -> Any:
+            called.add(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(CpuRowOps, name, spy)
+    engine = make_engine(make_model_settings(tiny_checkpoint))
+    run_all(engine, [make_request("a", [5, 6, 7])])
+    assert called == {"norm", "add_norm", "rotate_heads", "gated_silu"}
 
 
 def test_a_nan_stays_in_its_row() -> None:

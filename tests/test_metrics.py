@@ -159,6 +159,14 @@ def test_engine_gauges_follow_the_snapshot(metrics: Metrics) -> None:
     assert sample(metrics, "omniserve_kv_used_bytes", kv_labels) == 1 << 20
 
 
+def test_gauges_of_idle_tiers_are_zero_not_absent(metrics: Metrics) -> None:
+    metrics.expect(["demo"], ["interactive", "batch"])
+    idle = ModelStats("demo", {}, {}, 0, 1 << 20, 1, 0, 0, 1.0)
+    metrics.watch_engine(lambda: {"demo": idle})
+    assert sample(metrics, "omniserve_running_requests", LABELS) == 0
+    assert sample(metrics, "omniserve_waiting_requests", LABELS) == 0
+
+
 def test_names_are_the_contract_and_nothing_else(metrics: Metrics, clock: ManualClock) -> None:
     metrics.watch_engine(dict)
     run_one(metrics, clock)

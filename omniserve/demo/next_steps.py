@@ -26,7 +26,10 @@ def next_steps(options: DemoOptions, addresses: Addresses, model: str, tier: str
 
 def _serve(options: DemoOptions) -> str:
     command = f"omniserve serve {shlex.quote(str(options.config))}"
-    return f"make serve    # or: {command}" if options.config == DEFAULT_CONFIG else command
+    # The default file lies in a checkout, where the command need not be on the PATH.
+    return (
+        f"make serve    # or: .venv/bin/{command}" if options.config == DEFAULT_CONFIG else command
+    )
 
 
 def _curl(addresses: Addresses, model: str, tier: str) -> str:

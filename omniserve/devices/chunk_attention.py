@@ -47,7 +47,7 @@ def sdpa_chunk(q: Tensor, keys: Tensor, values: Tensor, start: int, window: Wind
     return out[0].transpose(0, 1).flatten(1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _visible(num_tokens: int, start: int, window: Window, device: torch.device) -> Tensor:
     """Bool [num_tokens, start + num_tokens]: what each token sees, the same in all layers."""
     rows = torch.arange(start, start + num_tokens, device=device)[:, None]

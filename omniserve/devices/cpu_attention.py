@@ -9,18 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cpu_attn import paged_decode
-from cpu_attn.element import Element
 from cpu_attn.paged_decode import DecodeShape, decode_kernel, new_task
 from omniserve.devices.attention import AttentionBatch
 from omniserve.devices.chunk_attention import Window
+from omniserve.devices.elements import ELEMENTS
 from omniserve.devices.openmp_team import OpenMpTeam, TeamKernel
 from omniserve.devices.sdpa import SdpaAttention, SdpaPlan
-
-_ELEMENTS = {
-    torch.float32: Element.FLOAT32,
-    torch.float16: Element.FLOAT16,
-    torch.bfloat16: Element.BFLOAT16,
-}
 
 _ITEMS_PER_THREAD = 4
 
@@ -28,7 +22,7 @@ _ITEMS_PER_THREAD = 4
 def decode_shape(kv_cache: Tensor, num_heads: int) -> DecodeShape | None:
     """The kernel for a cache of this shape and dtype, or None where there is none."""
     _, _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
-    shape = DecodeShape(_ELEMENTS[kv_cache.dtype], num_heads // num_kv_heads, head_dim, block_size)
+    shape = DecodeShape(ELEMENTS[kv_cache.dtype], num_heads // num_kv_heads, head_dim, block_size)
     try:
         shape.check()
     except ValueError:

@@ -6,16 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpu_attn.element import Element
 from cpu_attn.row_kernels import NUM_FIELDS, add_norm_kernel, gated_silu_kernel, rotate_kernel
+from omniserve.devices.elements import ELEMENTS
 from omniserve.devices.openmp_team import OpenMpTeam, TeamKernel
 from omniserve.models.row_ops import TorchRowOps
 
-_ELEMENTS = {
-    torch.float32: Element.FLOAT32,
-    torch.float16: Element.FLOAT16,
-    torch.bfloat16: Element.BFLOAT16,
-}
 # Below this, waking the other threads takes longer than the work.
 _FEW_ELEMENTS = 16384
 _MULTIPLE = 32
@@ -45,7 +40,7 @@ class CpuRowOps(TorchRowOps):
     """Falls back to torch where a length does not fill whole vectors."""
 
     def __init__(self, dtype: torch.dtype, team: OpenMpTeam) -> None:
-        element = _ELEMENTS[dtype]
+        element = ELEMENTS[dtype]
         self._element = element
         self._team = team
         self._norm = _RowTask(team, add_norm_kernel(element, False))

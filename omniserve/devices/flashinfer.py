@@ -13,6 +13,7 @@ from omniserve.devices.attention import AttentionBatch
 from omniserve.devices.kv_write import KvWriter
 
 _WORKSPACE_BYTES = 128 << 20
+_NUM_PLANS = 2
 
 
 def is_usable(kv_cache: Tensor) -> bool:
@@ -40,13 +41,18 @@ class FlashInferAttention:
         self._kv_cache = kv_cache
         self._windows = tuple(windows)
         self._writer = KvWriter(kv_cache)
-        self._wrappers: dict[int | None, Any] = {
-            window: flashinfer.BatchPrefillWithPagedKVCacheWrapper(
-                torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=kv_cache.device),
-                kv_layout="HND",
-            )
-            for window in set(self._windows)
-        }
+        # A wrapper's plan is copied to the device from pinned memory of its own, asynchronously:
+        # with two steps in flight, planning the next with it would write under that copy.
+        self._wrapper_sets: list[dict[int | None, Any]] = [
+            {
+                window: flashinfer.BatchPrefillWithPagedKVCacheWrapper(
+                    torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=kv_cache.device),
+                    kv_layout="HND",
+                )
+                for window in set(self._windows)
+            }
+            for _ in range(_NUM_PLANS)
+        ]
         self._planned: FlashInferPlan | None = None
 
     def plan(self, batch: AttentionBatch) -> FlashInferPlan:
@@ -55,9 +61,9 @@ class FlashInferAttention:
     def run(self, plan: FlashInferPlan, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._writer.run(plan.writes, layer, k, v)
         if self._planned is not plan:
-            # Wrappers hold one plan; a step that was parked between layers plans again.
+            # Also for a step that was parked between layers while others took its wrappers.
             self._plan_wrappers(plan, q)
-        wrapper = self._wrappers[self._windows[layer]]
+        wrapper = self._wrapper_sets[0][self._windows[layer]]
         out: Tensor = wrapper.run(q.contiguous(), self._kv_cache[layer])
         return out.flatten(1)
 
@@ -83,7 +89,8 @@ class FlashInferAttention:
 
     def _plan_wrappers(self, plan: FlashInferPlan, q: Tensor) -> None:
         _, _, _, num_kv_heads, block_size, head_dim = self._kv_cache.shape
-        for window, wrapper in self._wrappers.items():
+        self._wrapper_sets.append(self._wrapper_sets.pop(0))
+        for window, wrapper in self._wrapper_sets[0].items():
             wrapper.plan(
                 *plan.page_table,
                 q.shape[1],

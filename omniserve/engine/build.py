@@ -9,6 +9,7 @@ from omniserve.engine.executor import Executor
 from omniserve.engine.kv_pool import allocate_kv_pool, kv_bytes_per_token, plan_kv_capacity
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.text import TextModel
+from omniserve.errors import CheckpointError
 from omniserve.models.loading import DTYPES, load_config, load_model
 from omniserve.settings import ModelInfo, ModelSettings
 from scheduler import Scheduler, SchedulerSettings
@@ -73,8 +74,14 @@ def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:
     """generation_config.json names them, else config.json."""
     file = path / "generation_config.json"
-    generation = json.loads(file.read_text()) if file.exists() else {}
-    ids = generation.get("eos_token_id", config.eos_token_id)
+    try:
+        generation = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        ids = generation.get("eos_token_id", config.eos_token_id)
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not a usable generation config: {error}") from None
     if ids is None:
         return ()
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+    ids = ids if isinstance(ids, list) else [ids]
+    if not all(type(token_id) is int for token_id in ids):
+        raise CheckpointError(f"{file}: eos_token_id is {ids!r}, not one or several token ids")
+    return tuple(ids)

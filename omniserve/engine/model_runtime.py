@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from omniserve.engine.executor import Executor, StepCursor
+from omniserve.engine.host_copy import HostCopy
 from omniserve.engine.kv_pool import DeviceKvPool
 from omniserve.engine.limits import check_prompt, most_output_tokens
 from omniserve.engine.penalties import has_penalties
@@ -31,6 +32,8 @@ class RunningStep:
     cursor: StepCursor
     started_s: float
     sampled: Sampled | None = None
+    tokens: HostCopy | None = None
+    """The sampled tokens on their way to the host."""
 
 
 class ModelRuntime:
@@ -143,6 +146,8 @@ class ModelRuntime:
     def finish(self, step: RunningStep) -> list[RequestOutput]:
         """Samples a step whose layers are done; outputs are those of the oldest step in flight."""
         step.sampled = self._sample(step)
+        if step.sampled is not None:
+            step.tokens = HostCopy(step.sampled.token_ids)
         self._in_flight.append(step)
         if len(self._in_flight) < self._pipeline_depth and self.scheduler.has_unfinished:
             return []
@@ -199,9 +204,9 @@ class ModelRuntime:
 
     def _accept(self, step: RunningStep) -> dict[str, tuple[int, Progress, int]]:
         """By request: its new token, what that did, and the row it was sampled from."""
-        if step.sampled is None:
+        if step.tokens is None:
             return {}
-        token_ids = step.sampled.token_ids.tolist()
+        token_ids = step.tokens.wait()
         advances = {}
         for row, group in enumerate(step.cursor.batch.sampling_groups):
             sequence = self._sequences.get(group.request_id)

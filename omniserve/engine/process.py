@@ -43,6 +43,7 @@ class EngineProcess:
         self._engine = Engine(message.settings, poll_arrivals=self._receive_all)
         self._stopping = False
         self._next_stats_s = 0.0
+        self._was_busy = False
 
     def serve(self) -> None:
         """Steps until the front says stop."""
@@ -91,8 +92,10 @@ class EngineProcess:
 
     def _send_stats(self) -> None:
         now_s = time.monotonic()
-        if now_s >= self._next_stats_s:
-            busy = self._engine.has_unfinished
+        busy = self._engine.has_unfinished
+        # At once where work begins or ends: what is freed is to be seen to be free.
+        if busy != self._was_busy or now_s >= self._next_stats_s:
+            self._was_busy = busy
             self._next_stats_s = now_s + (_BUSY_STATS_S if busy else _IDLE_STATS_S)
             self._send(Stats(models=self._engine.stats()))
 

@@ -22,8 +22,12 @@ def sample_truncated(
     Top-p acts on the distribution that top-k leaves, as in transformers and vLLM.
     """
     vocab_size = scaled.shape[-1]
-    width = min(vocab_size, max(_FEW_CANDIDATES, *top_ks))
+    # Only where the host computes anyway: to look whether a few were enough stops an accelerator.
+    few = _FEW_CANDIDATES if scaled.device.type == "cpu" else vocab_size
+    width = min(vocab_size, max(few, *top_ks))
     token_ids, covered = _sample_among(scaled, width, top_ks, top_p, numbers)
+    if width == vocab_size:
+        return token_ids
     missed = (~covered).nonzero()[:, 0]
     if len(missed):
         # A flat distribution: the mass reaches beyond the candidates, so these rows are sorted

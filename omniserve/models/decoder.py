@@ -10,13 +10,15 @@ from omniserve.models.linear import Linear, fuse
 from omniserve.models.rotary import RotaryTable
 from omniserve.models.row_ops import RowOps
 
+_SILU = ("silu", "swish")
+
 
 class DenseMlp:
     """Gated MLP with gate and up projections fused."""
 
-    def __init__(self, mlp: Any, packed: bool, row_ops: RowOps) -> None:
+    def __init__(self, mlp: Any, packed: bool, row_ops: RowOps, is_silu: bool) -> None:
         self._act = mlp.act_fn
-        self._is_silu = isinstance(mlp.act_fn, torch.nn.SiLU)
+        self._is_silu = is_silu
         self._row_ops = row_ops
         self._gate_up = fuse([mlp.gate_proj, mlp.up_proj], packed)
         self._down = fuse([mlp.down_proj], packed)
@@ -55,7 +57,7 @@ class DecoderLayer:
         self.num_kv_heads: int = attention.config.num_key_value_heads
         self._qk_norm_weight, self._qk_norm_eps = self._head_norm(attention)
         self._mlp: DenseMlp | SparseMlp = (
-            DenseMlp(layer.mlp, packed, row_ops)
+            DenseMlp(layer.mlp, packed, row_ops, attention.config.hidden_act in _SILU)
             if hasattr(layer.mlp, "gate_proj")
             else SparseMlp(layer.mlp)
         )
