@@ -16,6 +16,10 @@ from omniserve.errors import CheckpointError, InvalidRequest
 
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 4096
+_REFUSALS = (
+    *(jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError),
+    *(MemoryError, RecursionError),
+)
 _UNUSABLE = (
     *(OSError, ValueError, AttributeError, LookupError, TypeError),
     jinja2.TemplateSyntaxError,
@@ -64,7 +68,7 @@ class ChatTemplate:
                 **self._special_tokens,
             )
         # A template is a program that sees the client's messages: whatever it raises is about them.
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
             message = f"messages: the chat template refuses them: {error}"
             raise InvalidRequest(message, "messages") from error
 

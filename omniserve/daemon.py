@@ -130,7 +130,8 @@ class Daemon:
         """Refuses new requests and waits for the running ones, up to the grace period."""
         grace_s = self._config.daemon.shutdown_grace_s
         num_running = self._engine.num_in_flight
-        log_event(_logger, "draining", num_running=num_running, grace_s=grace_s)
+        hint = "a second signal ends at once"
+        log_event(_logger, "draining", num_running=num_running, grace_s=grace_s, hint=hint)
         if self._front is not None:
             self._front.refuse_new_requests()
         try:

@@ -89,7 +89,7 @@ class Metrics:
                     self.tokens.labels(model, tier, kind)
 
     def watch_engine(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
-        """Adds the engine's gauges, read from `stats` at every scrape; to be called after `expect`."""
+        """Adds the engine's gauges, read from `stats` at every scrape; call `expect` before."""
         self._registry.register(_EngineGauges(stats, self._tiers))
 
     def num_tokens(self, model: str, kind: TokenKind) -> int:

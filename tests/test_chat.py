@@ -117,6 +117,7 @@ def test_broken_template_is_named(tmp_path: Path, config: str) -> None:
         "{{ messages.__class__.__mro__ }}",
         "{{ raise_exception.__globals__['json'] }}",
         "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_failing_or_escaping_template_refuses_the_request(source: str) -> None:

@@ -1,6 +1,5 @@
 """Synthetic checkpoints as files: they load everywhere, are the same every time, or not there."""
 
-import argparse
 import errno
 import json
 import subprocess
@@ -13,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from omniserve.checkpoint import inspect_checkpoint
+from omniserve.cli import main
 from omniserve.errors import CheckpointError
-from omniserve.synthetic.commands import add_model_commands
 from omniserve.synthetic.create import write_checkpoint
 from omniserve.synthetic.info import model_report
 from omniserve.synthetic.layout import TensorSpec, tensor_specs
@@ -37,12 +36,8 @@ def make(directory: Path, arch: str = "llama", **options: Any) -> Path:
 
 
 def command(*words: str) -> int:
-    """Runs `model ...` as the command line does, and gives its exit code."""
-    parser = argparse.ArgumentParser()
-    add_model_commands(parser.add_subparsers(required=True))
-    arguments = parser.parse_args(["model", *words])
-    code: int = arguments.handler(arguments)
-    return code
+    """Runs `omniserve model ...` and gives its exit code."""
+    return main(["model", *words])
 
 
 def load(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -301,8 +296,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_commands_fail_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("info", str(tmp_path)) == 1
-    assert command("new", str(tmp_path), "--vocab-size", "7") == 1
+    assert command("info", str(tmp_path)) == 2
+    assert command("new", str(tmp_path), "--vocab-size", "7") == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert len(output.err.splitlines()) == 2

@@ -16,7 +16,7 @@ from omniserve.demo.console import make_console, print_next_steps, print_result
 from omniserve.demo.daemon_child import DaemonChild
 from omniserve.demo.live import show_lines, show_live
 from omniserve.demo.next_steps import next_steps
-from omniserve.demo.options import Addresses, DemoOptions
+from omniserve.demo.options import DEFAULT_CONFIG, Addresses, DemoOptions
 from omniserve.demo.report import render_report, write_report
 from omniserve.demo.result import DemoResult, make_result
 from omniserve.demo.traffic import Traffic
@@ -32,7 +32,7 @@ def run_demo(options: DemoOptions) -> bool:
     _check_attach(options.attach)
     config = None if options.attach else load_config(options.config)
     if config is not None:
-        _make_missing_model(console, config, options.model)
+        _make_missing_model(console, config, options)
     result = asyncio.run(_Session(options, console).run(config))
     listen = options.attach
     if config is not None:
@@ -166,12 +166,14 @@ def _check_attach(addresses: Addresses | None) -> None:
             ) from None
 
 
-def _make_missing_model(console: Console, config: Config, name: str | None) -> None:
+def _make_missing_model(console: Console, config: Config, options: DemoOptions) -> None:
+    name = options.model
     model = config.models[0] if name is None else config.model(name)
     if model is None:
         names = ", ".join(each.name for each in config.models)
         raise ConfigError(f"--model {name}: is not in the configuration; it has {names}")
-    if not Path(model.path).exists():
+    # Only the demo's own: a path of somebody's configuration may be mistyped.
+    if options.config == DEFAULT_CONFIG and not Path(model.path).exists():
         _make_model(console, model)
 
 

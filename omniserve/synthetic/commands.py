@@ -5,7 +5,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from omniserve.errors import CheckpointError
 from omniserve.synthetic.presets import ARCHITECTURES, DTYPES, PRESETS
 
 if TYPE_CHECKING:
@@ -64,19 +63,16 @@ def add_model_commands(subparsers: "Subparsers") -> None:
 def _new(arguments: argparse.Namespace) -> int:
     from omniserve.synthetic.create import write_checkpoint
 
-    try:
-        path = write_checkpoint(
-            arguments.directory,
-            arch=arguments.arch,
-            preset=arguments.preset,
-            dtype=arguments.dtype,
-            seed=arguments.seed,
-            vocab_size=arguments.vocab_size,
-            force=arguments.force,
-            progress=_ProgressLines(),
-        )
-    except CheckpointError as error:
-        return _fail(error)
+    path = write_checkpoint(
+        arguments.directory,
+        arch=arguments.arch,
+        preset=arguments.preset,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+        vocab_size=arguments.vocab_size,
+        force=arguments.force,
+        progress=_ProgressLines(),
+    )
     sys.stdout.write(f"wrote {path}\n")
     return 0
 
@@ -84,17 +80,8 @@ def _new(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     from omniserve.synthetic.info import describe, model_report
 
-    try:
-        report = model_report(arguments.directory)
-    except CheckpointError as error:
-        return _fail(error)
-    sys.stdout.write(describe(report) + "\n")
+    sys.stdout.write(describe(model_report(arguments.directory)) + "\n")
     return 0
-
-
-def _fail(error: CheckpointError) -> int:
-    sys.stderr.write(f"omniserve: error: {error}\n")
-    return 1
 
 
 class _ProgressLines:
