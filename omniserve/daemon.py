@@ -1,8 +1,10 @@
 """The life of the daemon: build, start, ready, serve, drain, stop."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from omniserve.logs import LogSettings, get_logger, log_event
 if TYPE_CHECKING:
     from omniserve.front import Front
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ENGINE_STOP_S = 5.0
 """How long an engine without work may take to exit."""
 SERVER_STOP_S = 2.0
@@ -34,11 +36,12 @@ async def serve(
     announce: Callable[[str], None],
     log_settings: LogSettings,
 ) -> None:
-    """Runs the daemon until SIGTERM or SIGINT; `announce` gets the one line that says it is ready.
+    """Runs the daemon until a stop signal; `announce` gets the one line that says it is ready.
 
     Raises ConfigError or CheckpointError where the daemon cannot start, and whatever else ends it.
     A second signal ends the process at once, with the status 128 + signal number.
     """
+    _raise_descriptor_limit()
     for model in config.models:
         _check_checkpoint(model.name, Path(model.path))
     for key, address in (("listen.grpc", config.listen.grpc), ("listen.http", config.listen.http)):
@@ -46,6 +49,13 @@ async def serve(
         if not is_loopback(address):
             log_event(_logger, "open_to_the_network", level=logging.WARNING, address=address)
     await Daemon(config, announce, supervision_of(config, log_settings)).run()
+
+
+def _raise_descriptor_limit() -> None:
+    """Connections need descriptors; the usual soft limit is for programs that use select."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def supervision_of(config: Config, log_settings: LogSettings) -> EngineSupervision:

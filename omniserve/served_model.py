@@ -53,6 +53,9 @@ class ServedModel:
     def detokenize(
         self, token_ids: tuple[int, ...], info: ModelInfo, *, keep_special_tokens: bool
     ) -> str:
+        if len(token_ids) > info.max_model_len:
+            message = f"{len(token_ids)} tokens are more than the {info.max_model_len} of the model"
+            raise InvalidRequest(f"token_ids: {message}", "token_ids")
         check_token_ids(token_ids, info.vocab_size, "token_ids")
         return self.tokenizer.decode(token_ids, keep_special_tokens=keep_special_tokens)
 

@@ -242,3 +242,28 @@ def test_a_first_token_does_not_wait_for_the_parked_step(
         first = [output.request_id for output in engine.step()]
     assert first == ["late"]
     assert engine._parked is not None, "the best-effort step was run to its end first"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_weights_end_a_request_with_an_error(
+    tmp_path: Path, tiny_checkpoint: Path, temperature: float
+) -> None:
+    """One request's broken numbers are its own: the engine and the others go on."""
+    engine = make_engine(make_model_settings(tiny_checkpoint))
+    embedding = engine.runtime("tiny")._model._embedding
+    embedding[77] = float("nan")
+    sampling = replace(GREEDY, temperature=temperature)
+    requests = [make_request("bad", [5, 77, 6], sampling), make_request("good", PROMPT[:5])]
+    results = run_all(engine, requests)
+    assert results["bad"].finish_reason == "error"
+    assert results["bad"].token_ids == []
+    assert len(results["good"].token_ids) == 16
+    assert engine.stats()[0].kv_used_bytes == 0
+
+
+def test_warm_up_refuses_a_model_without_finite_logits(tiny_checkpoint: Path) -> None:
+    engine = make_engine(make_model_settings(tiny_checkpoint))
+    engine.warm_up()
+    engine.runtime("tiny")._model._embedding[:] = float("inf")
+    with pytest.raises(CheckpointError, match="not finite"):
+        engine.warm_up()

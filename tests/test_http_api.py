@@ -286,3 +286,24 @@ async def test_a_port_in_use_is_named(tiny_checkpoint: Path) -> None:
         with pytest.raises(ConfigError, match=f"listen.http: cannot listen on {address}"):
             await server.start()
         await server.stop(0)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+        ("application/json; charset=utf-8", 200),
+    ],
+)
+async def test_what_a_web_page_may_send_unasked_is_refused(
+    tiny_checkpoint: Path, kind: str, status: int
+) -> None:
+    headers = {"content-type": kind}
+    answer = await ask(tiny_checkpoint, COMPLETIONS, make_body(COMPLETIONS), headers=headers)
+    if status == 200:
+        assert answer.status_code == 200
+    else:
+        check_error(answer, status, None, "allowed: application/json")

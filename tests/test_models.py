@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from omniserve.errors import CheckpointError
 from omniserve.models.families import FAMILIES, family_of
-from omniserve.models.linear import PackedLinear, can_pack, fuse
+from omniserve.models.linear import PackedLinear, can_pack, fuse, row_bucket
 from omniserve.models.loading import load_config, load_model
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import TorchRowOps
@@ -57,6 +57,19 @@ def test_half_precision_logits_are_near_the_models_own(tmp_path: Path, dtype: to
             residual = layer.post(residual, out[0].transpose(0, 1).flatten(1))
         actual = model.logits(residual).float()
     assert (actual - expected).abs().mean() < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 63, 65, 257, 300])
+def test_rows_added_to_fill_a_bucket_are_never_seen(rows: int) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(24, 32), torch.randn(rows, 32)
+    out = PackedLinear(weight, None)(x)
+    torch.testing.assert_close(out, F.linear(x, weight))
+    assert rows <= row_bucket(rows) <= rows * 1.3
+
+
+def test_few_sizes_are_computed() -> None:
+    assert len({row_bucket(rows) for rows in range(1, 513)}) < 60
 
 
 def test_unsupported_architectures_are_named_with_those_that_are() -> None:

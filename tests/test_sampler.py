@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
 
 from omniserve.engine.penalties import LogitAdjuster
 from omniserve.engine.random_numbers import uniform
-from omniserve.engine.sampler import SamplingRow, sample
+from omniserve.engine.sampler import NO_TOKEN, SamplingRow, sample
 from omniserve.requests import SamplingParams
 
 VOCAB = 600
@@ -175,12 +175,10 @@ def test_repetition_penalty_near_zero_prefers_seen_tokens(
     "params", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"logprobs": 3}]
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_no_numbers_give_a_token_all_the_same(
-    params: dict[str, Any], value: float
-) -> None:
+def test_logits_that_are_no_numbers_give_no_token(params: dict[str, Any], value: float) -> None:
     logits = make_logits(2)
     logits[1] = value
     rows = [make_row(seed=1, temperature=1.0, **params)] * 2
     tokens = sample(logits, rows).token_ids.tolist()
     assert tokens[0] == sample(logits[:1], rows[:1]).token_ids.item()
-    assert 0 <= tokens[1] < VOCAB
+    assert tokens[1] == NO_TOKEN

@@ -83,6 +83,7 @@ class _Endpoints:
             request_id=request.headers.get(REQUEST_ID_HEADER, ""),
             arrival_s=time.monotonic(),
         )
+        _check_content_type(request)
         raw = await _read_body(request)
         # A long parse must not hold up the streams of other clients.
         is_large = len(raw) > LARGE_BODY_BYTES
@@ -125,6 +126,15 @@ class _Endpoints:
 
 def _json(body: object, status: int = 200) -> Response:
     return Response(to_json(body), status, media_type="application/json")
+
+
+def _check_content_type(request: Request) -> None:
+    """Refuses what a web page may send anywhere without asking: forms and plain text."""
+    content_type = request.headers.get("content-type", "application/json")
+    kind = content_type.split(";", 1)[0].strip().lower()
+    if kind != "application/json":
+        message = f"content-type: {kind[:64]!r} is not served; allowed: application/json"
+        raise HTTPException(415, message)
 
 
 async def _read_body(request: Request) -> bytes:

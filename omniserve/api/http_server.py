@@ -7,14 +7,18 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from omniserve.api.http_app import create_app
 from omniserve.config_values import split_address
 from omniserve.errors import ConfigError
 from omniserve.service import GenerationService
 
-BACKLOG = 1024
+BACKLOG = 128
+MAX_CONNECTIONS = 2048
+"""Beyond it requests get 503: descriptors must be left for the engine's sockets and files."""
 KEEP_ALIVE_S = 75
+HEADERS_S = 30
 _POLL_S = 0.01
 
 
@@ -27,13 +31,14 @@ class HttpServer:
         self._server = _EmbeddedServer(
             uvicorn.Config(
                 create_app(service),
-                http="httptools",
+                http=_ImpatientProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
+                limit_concurrency=MAX_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
@@ -64,6 +69,18 @@ class HttpServer:
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
         await self._task
+
+
+class _ImpatientProtocol(HttpToolsProtocol):
+    """Closes a connection that has not sent a request's headers in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEADERS_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 class _EmbeddedServer(uvicorn.Server):

@@ -45,6 +45,8 @@ class TiledChunkAttention:
         out = q.new_empty(num_tokens, num_kv_heads, group, head_dim)
         for first in range(0, num_tokens, tile):
             stop = min(num_tokens, first + tile)
+            # A last tile of few sizes, as each makes kernels of its own: some tokens come twice.
+            first = max(0, stop - _round_up(stop - first, _LEAST_TILE_TOKENS))
             size = stop - first
             oldest = 0 if window is None else max(0, start + first - window + 1)
             seen = slice(oldest // CHUNK * CHUNK, _round_up(start + stop))
@@ -74,5 +76,5 @@ class TiledChunkAttention:
         return sums
 
 
-def _round_up(length: int) -> int:
-    return -(-length // CHUNK) * CHUNK
+def _round_up(length: int, multiple: int = CHUNK) -> int:
+    return -(-length // multiple) * multiple

@@ -7,7 +7,7 @@ import torch
 from omniserve.devices.device import open_device
 from omniserve.engine.build import build_runtime
 from omniserve.engine.model_runtime import ModelRuntime, RunningStep
-from omniserve.errors import UnknownModel
+from omniserve.errors import CheckpointError, UnknownModel
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from scheduler import ModelDemand, ModelTurns
@@ -80,14 +80,20 @@ class Engine:
                 return
 
     def warm_up(self) -> None:
-        """Generates two tokens with every model: no request pays for what is made on first use."""
+        """Generates two tokens with every model: no request pays for what is made on first use.
+
+        Raises:
+            CheckpointError: a model's logits are not finite.
+        """
         for name in self._runtimes:
             sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=2)
             prompt = (0,) * min(4, self._runtimes[name].info.max_model_len - 2)
             if prompt:
                 self.add(EngineRequest("warm-up", name, prompt, sampling, "best_effort", "warm-up"))
                 while self.has_unfinished:
-                    self.step()
+                    for output in self.step():
+                        if output.error is not None:
+                            raise CheckpointError(f"model {name!r}: {output.error}")
 
     def stats(self) -> tuple[ModelStats, ...]:
         return tuple(runtime.stats() for runtime in self._runtimes.values())

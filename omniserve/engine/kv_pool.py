@@ -51,6 +51,11 @@ def plan_kv_capacity(
             f"one block of {settings.block_size} tokens takes {block_bytes} bytes"
         )
     capacity = num_blocks * settings.block_size
+    if min(capacity, max_positions) < 2:
+        raise ConfigError(
+            f"models.{settings.name}: {settings.device_kv_bytes} bytes of KV hold {capacity} "
+            f"tokens and the model has {max_positions} positions; prompt and output need 2"
+        )
     if settings.max_model_len is None:
         return num_blocks, min(max_positions, capacity)
     if settings.max_model_len > max_positions:

@@ -13,8 +13,8 @@ from omniserve.engine.host_copy import HostCopy
 from omniserve.engine.kv_pool import DeviceKvPool
 from omniserve.engine.limits import check_prompt, most_output_tokens
 from omniserve.engine.penalties import has_penalties
-from omniserve.engine.sampler import THROWN_AWAY, Sampled, sample
-from omniserve.engine.sequence import Progress, Sequence
+from omniserve.engine.sampler import NO_TOKEN, THROWN_AWAY, Sampled, sample
+from omniserve.engine.sequence import FAILED, Progress, Sequence
 from omniserve.engine.text import TextModel
 from omniserve.engine.timings import StepTimings
 from omniserve.errors import InvalidRequest
@@ -213,7 +213,9 @@ class ModelRuntime:
             # A plan made ahead may hold one more row of a request that has ended meanwhile.
             if sequence is not None:
                 token_id = token_ids[row]
-                advances[group.request_id] = (token_id, sequence.accept(token_id), row)
+                failed = token_id == NO_TOKEN
+                progress = FAILED if failed else sequence.accept(token_id)
+                advances[group.request_id] = (token_id, progress, row)
         return advances
 
     def _complete(
@@ -230,6 +232,9 @@ class ModelRuntime:
         finished = {state.request_id for state in self.scheduler.complete(step.plan, result)}
         outputs = []
         for request_id, (token_id, progress, row) in advances.items():
+            if progress is FAILED:
+                outputs.append(self._sequences[request_id].failure())
+                continue
             logprobs = step.sampled.logprobs.get(row) if step.sampled is not None else None
             outputs.append(
                 self._sequences[request_id].output(

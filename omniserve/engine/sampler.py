@@ -31,6 +31,7 @@ class SamplingRow:
         )
 
 
+NO_TOKEN = -1
 THROWN_AWAY = SamplingRow(SamplingParams(temperature=0.0), 0, 0, None)
 """For a row whose token nobody waits for any more: the cheapest way to sample."""
 
@@ -40,7 +41,7 @@ class Sampled:
     """Tokens of a step, still on the device; `logprobs` holds the rows that asked for them."""
 
     token_ids: Tensor
-    """int64 [rows]"""
+    """int64 [rows]; NO_TOKEN where the logits were not finite."""
     logprobs: dict[int, "RowLogprobs"]
 
 
@@ -58,7 +59,8 @@ class RowLogprobs:
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     """Samples one token a row; `logits` is [rows, vocab_size] in any float dtype."""
     if all(row.is_plain for row in rows):
-        return Sampled(logits.argmax(dim=-1), {})
+        best = logits.argmax(dim=-1)
+        return Sampled(_marked(best, logits, best), {})
     raw = logits.float()
     adjusted = raw
     if any(row.adjuster is not None for row in rows):
@@ -66,11 +68,19 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
         for index, row in enumerate(rows):
             if row.adjuster is not None:
                 row.adjuster.apply(adjusted[index])
-    token_ids = adjusted.argmax(dim=-1)
+    best = adjusted.argmax(dim=-1)
+    token_ids = best.clone()
     random_rows = [index for index, row in enumerate(rows) if row.params.temperature > 0.0]
     if random_rows:
         token_ids[random_rows] = _sample_random(adjusted, rows, random_rows)
-    return Sampled(token_ids, _logprobs(raw, rows, token_ids))
+    logprobs = _logprobs(raw, rows, token_ids)
+    return Sampled(_marked(token_ids, adjusted, best), logprobs)
+
+
+def _marked(token_ids: Tensor, logits: Tensor, best: Tensor) -> Tensor:
+    """`token_ids` with NO_TOKEN where the best logit is not finite: such a row says nothing."""
+    is_finite = logits.gather(1, best[:, None])[:, 0].isfinite()
+    return torch.where(is_finite, token_ids, NO_TOKEN)
 
 
 def _sample_random(logits: Tensor, rows: Sequence[SamplingRow], indices: list[int]) -> Tensor:

@@ -22,6 +22,10 @@ class Progress:
     stop_reason: str | int | None
 
 
+FAILED = Progress("", "error", None)
+"""The model's logits were not finite, so there is no token."""
+
+
 class Sequence:
     """Joins what the client asked for, the scheduler's state, and the text so far."""
 
@@ -64,6 +68,18 @@ class Sequence:
             return Progress(self._stop_filter.flush(), "stop", None)
         text, stop = self._stop_filter.push(self._text_stream.push(token_id))
         return Progress(text, "stop" if stop is not None else None, stop)
+
+    def failure(self) -> RequestOutput:
+        """The message that ends a request whose logits were not finite."""
+        return RequestOutput(
+            request_id=self.request.request_id,
+            text="",
+            token_ids=(),
+            finish_reason="error",
+            num_prompt_tokens=self.state.num_prompt_tokens,
+            num_output_tokens=self.num_output_tokens,
+            error="the model's logits are not finite: broken weights, or its dtype overflows",
+        )
 
     def output(
         self, token_id: int, progress: Progress, logprob: TokenLogprob | None, at_limit: bool

@@ -25,6 +25,17 @@ class PlainLinear:
         return F.linear(x, self._weight, self._bias)
 
 
+def row_bucket(rows: int) -> int:
+    """The number of rows that is really computed: a few sizes instead of every one.
+
+    oneDNN compiles and keeps a kernel for each size, which takes milliseconds and about 100 KiB.
+    """
+    if rows <= 16:
+        return rows
+    step = 4 if rows <= 64 else 16 if rows <= 256 else 32
+    return -(-rows // step) * step
+
+
 class PackedLinear:
     """A linear layer over a weight in oneDNN's blocked layout: 2-2.7 x `F.linear` at few rows."""
 
@@ -33,10 +44,14 @@ class PackedLinear:
         self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        padded_rows = row_bucket(rows)
+        if padded_rows != rows:
+            x = F.pad(x, (0, 0, 0, padded_rows - rows))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._weight, self._bias, "none", [], ""
         )
-        return out
+        return out[:rows]
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

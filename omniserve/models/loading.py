@@ -64,7 +64,8 @@ def load_model(
             output_loading_info=True,
         )
     except Exception as error:
-        raise CheckpointError(f"{path}: cannot load the weights: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: cannot load the weights: {reason}") from error
     module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
