@@ -11,7 +11,7 @@ from cpu_attn.element import Element
 from omniserve.devices.openmp_team import OpenMpTeam, TeamKernel
 
 _MOST_TILE_SCORES = 1 << 22
-_MOST_TILE_TOKENS, _LEAST_TILE_TOKENS = 64, 16
+_MOST_TILE_TOKENS, _LEAST_TILE_TOKENS = 128, 16
 
 
 class TiledChunkAttention:
@@ -24,6 +24,7 @@ class TiledChunkAttention:
     def __init__(self, element: Element, team: OpenMpTeam) -> None:
         numbers = np.zeros(NUM_FIELDS, dtype=np.int64)
         self._fields = numbers.data
+        self._memory = torch.empty(0)
         self._scale: Any = numbers.view(np.float64).data
         self._softmax = TeamKernel(team, chunk_softmax_kernel(element), numbers)
 
@@ -51,12 +52,20 @@ class TiledChunkAttention:
             oldest = 0 if window is None else max(0, start + first - window + 1)
             seen = slice(oldest // CHUNK * CHUNK, _round_up(start + stop))
             rows = queries[:, :, first:stop].reshape(num_kv_heads, group * size, head_dim)
-            weights = torch.matmul(rows, transposed_keys[:, :, seen])
+            weights = self._scores(num_kv_heads, group * size, seen.stop - seen.start, q.dtype)
+            torch.bmm(rows, transposed_keys[:, :, seen], out=weights)
             sums = self._weigh(weights, size, start + first + 1 - seen.start, window, head_dim)
-            attended = torch.matmul(weights, padded_values[:, seen]) / sums
+            attended = torch.bmm(weights, padded_values[:, seen]) / sums
             attended = attended.view(num_kv_heads, group, size, head_dim)
             out[first:stop] = attended.permute(2, 0, 1, 3)
         return out.view(num_tokens, -1)
+
+    def _scores(self, num_kv_heads: int, num_rows: int, length: int, dtype: torch.dtype) -> Tensor:
+        """Memory for a tile's scores, the same every time: fresh pages cost more than the work."""
+        size = num_kv_heads * num_rows * length
+        if self._memory.numel() < size or self._memory.dtype is not dtype:
+            self._memory = torch.empty(size, dtype=dtype)
+        return self._memory[:size].view(num_kv_heads, num_rows, length)
 
     def _weigh(
         self, scores: Tensor, size: int, first_visible: int, window: int | None, head_dim: int
