@@ -24,9 +24,15 @@ ENGINE_COMMAND = (sys.executable, "-P", "-m", "omniserve.engine.process")
 FRONT_PID_VARIABLE = "OMNISERVE_FRONT_PID"
 """Tells the engine whose death it must not survive."""
 
-_OPENMP_DEFAULTS = {"GOMP_SPINCOUNT": "10000"}
-"""How long compute threads spin before they sleep. GNU OpenMP's own 300,000 is no faster, and
-leaves half the speed or less once another process wants one of the cores."""
+_ENGINE_DEFAULTS = {
+    # How long compute threads spin before they sleep. GNU OpenMP's own 300,000 is no faster, and
+    # leaves half the speed or less once another process wants one of the cores.
+    "GOMP_SPINCOUNT": "10000",
+    # Compiled kernels that oneDNN and torch's layer above it keep, one for each shape. Their own 1024
+    # let the engine grow by hundreds of MiB as batch shapes vary; 64 is as fast.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+}
 
 _MAX_DIRECTORY_BYTES = 107 - len("/engine.sock")
 """What the kernel's limit on socket paths leaves for the directory."""
@@ -122,7 +128,7 @@ def _make_private_directory() -> Path:
 
 def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of the engine: ours, and a way to import this very package."""
-    environment = _OPENMP_DEFAULTS | dict(os.environ) | dict(extra)
+    environment = _ENGINE_DEFAULTS | dict(os.environ) | dict(extra)
     environment[FRONT_PID_VARIABLE] = str(os.getpid())
     root = str(Path(omniserve.__file__).resolve().parents[1])
     if root not in site.getsitepackages():

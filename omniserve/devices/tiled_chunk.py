@@ -12,6 +12,7 @@ from omniserve.devices.openmp_team import OpenMpTeam, TeamKernel
 
 _MOST_TILE_SCORES = 1 << 22
 _MOST_TILE_TOKENS, _LEAST_TILE_TOKENS = 128, 16
+_COARSE_LENGTH = 128
 
 
 class TiledChunkAttention:
@@ -38,7 +39,9 @@ class TiledChunkAttention:
         tile = min(_MOST_TILE_TOKENS, max(_LEAST_TILE_TOKENS, tile))
         queries = q.view(num_tokens, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
         # Rows of scores must fill whole vectors: what is added is never seen.
-        padded_len = _round_up(context_len)
+        padded_len = _padded_length(context_len)
+        if window is not None:
+            padded_len += _COARSE_LENGTH
         transposed_keys = keys.new_zeros(num_kv_heads, head_dim, padded_len)
         transposed_keys[:, :, :context_len] = keys.transpose(1, 2)
         padded_values = values.new_zeros(num_kv_heads, padded_len, head_dim)
@@ -46,11 +49,12 @@ class TiledChunkAttention:
         out = q.new_empty(num_tokens, num_kv_heads, group, head_dim)
         for first in range(0, num_tokens, tile):
             stop = min(num_tokens, first + tile)
-            # A last tile of few sizes, as each makes kernels of its own: some tokens come twice.
-            first = max(0, stop - _round_up(stop - first, _LEAST_TILE_TOKENS))
+            # A last tile of few sizes (kernels are made for each): some tokens come twice.
+            first = max(0, stop - _tile_size(stop - first))
             size = stop - first
             oldest = 0 if window is None else max(0, start + first - window + 1)
-            seen = slice(oldest // CHUNK * CHUNK, _round_up(start + stop))
+            oldest = oldest // CHUNK * CHUNK
+            seen = slice(oldest, oldest + _padded_length(start + stop - oldest))
             rows = queries[:, :, first:stop].reshape(num_kv_heads, group * size, head_dim)
             weights = self._scores(num_kv_heads, group * size, seen.stop - seen.start, q.dtype)
             torch.bmm(rows, transposed_keys[:, :, seen], out=weights)
@@ -85,5 +89,12 @@ class TiledChunkAttention:
         return sums
 
 
-def _round_up(length: int, multiple: int = CHUNK) -> int:
+def _padded_length(length: int) -> int:
+    """Keys that a tile's scores are computed for: whole vectors, and few different lengths."""
+    multiple = CHUNK if length <= 2 * _COARSE_LENGTH else _COARSE_LENGTH
     return -(-length // multiple) * multiple
+
+
+def _tile_size(num_tokens: int) -> int:
+    """The next power of two from _LEAST_TILE_TOKENS on."""
+    return max(_LEAST_TILE_TOKENS, 1 << (num_tokens - 1).bit_length())
