@@ -28,8 +28,8 @@ _ENGINE_DEFAULTS = {
     # How long compute threads spin before they sleep. GNU OpenMP's own 300,000 is no faster, and
     # leaves half the speed or less once another process wants one of the cores.
     "GOMP_SPINCOUNT": "10000",
-    # Compiled kernels that oneDNN and torch's layer above it keep, one for each shape. Their own 1024
-    # let the engine grow by hundreds of MiB as batch shapes vary; 64 is as fast.
+    # Compiled kernels that oneDNN and torch's layer above it keep, one for each shape. Their own
+    # 1024 let the engine grow by hundreds of MiB as batch shapes vary; 64 is as fast.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }

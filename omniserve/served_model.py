@@ -32,7 +32,6 @@ class ServedModel:
         max_tokens = info.max_model_len - 1
         if isinstance(prompt, tuple):
             token_ids = prompt
-            check_token_ids(token_ids, info.vocab_size, name)
         else:
             is_text = isinstance(prompt, str)
             text = prompt if isinstance(prompt, str) else self._render(prompt)
@@ -42,6 +41,8 @@ class ServedModel:
             )
         if not token_ids or prompt == "":
             raise InvalidRequest(f"{name}: is empty; at least one token is needed", name)
+        # Also of a text: a tokenizer may know more tokens than the model has.
+        check_token_ids(token_ids, info.vocab_size, name)
         if len(token_ids) > max_tokens:
             raise InvalidRequest(
                 f"{name}: {len(token_ids)} tokens are too long; the model's context is "
