@@ -16,6 +16,7 @@ from omniserve.checkpoint import inspect_checkpoint
 from omniserve.config import Config
 from omniserve.config_values import is_loopback, split_address
 from omniserve.engine_client import EngineClient, EngineState, EngineSupervision
+from omniserve.engine_process_handle import remove_stale_directories
 from omniserve.errors import CheckpointError, ConfigError
 from omniserve.logs import LogSettings, get_logger, log_event
 
@@ -42,6 +43,7 @@ async def serve(
     A second signal ends the process at once, with the status 128 + signal number.
     """
     _raise_descriptor_limit()
+    remove_stale_directories()
     for model in config.models:
         _check_checkpoint(model.name, Path(model.path))
     for key, address in (("listen.grpc", config.listen.grpc), ("listen.http", config.listen.http)):

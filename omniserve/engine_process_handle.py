@@ -117,9 +117,19 @@ class EngineProcessHandle:
         self._socket.close()
 
 
+def remove_stale_directories() -> None:
+    """Removes the sockets of daemons that were killed before they could do it themselves."""
+    for directory in Path(tempfile.gettempdir()).glob("omniserve-*-*"):
+        pid = directory.name.split("-")[1]
+        with contextlib.suppress(OSError):
+            is_ours = pid.isdigit() and directory.stat().st_uid == os.getuid()
+            if is_ours and not Path("/proc", pid).exists():
+                shutil.rmtree(directory, ignore_errors=True)
+
+
 def _make_private_directory() -> Path:
     # A new one each time: cleaners of temporary files may have removed an old one.
-    directory = Path(tempfile.mkdtemp(prefix="omniserve-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"omniserve-{os.getpid()}-"))
     if len(os.fsencode(directory)) > _MAX_DIRECTORY_BYTES:
         directory.rmdir()
         raise OSError(f"{directory} is too long a path for a socket; set TMPDIR to a shorter one")

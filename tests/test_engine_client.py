@@ -15,6 +15,7 @@ import pytest
 
 from omniserve.backoff import MAX_DELAY_S, Backoff
 from omniserve.engine_client import EngineClient, EngineSupervision
+from omniserve.engine_process_handle import remove_stale_directories
 from omniserve.errors import CheckpointError, EngineError, EngineUnavailable, InvalidRequest
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
@@ -318,6 +319,19 @@ def test_the_engine_dies_with_a_killed_front(tmp_path: Path) -> None:
         engine = psutil.Process(int(process.stdout.readline()))
         process.kill()
     engine.wait(PATIENCE_S)
+
+
+def test_sockets_of_dead_daemons_are_removed(private_temp_dir: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    stale, mine, foreign = (
+        private_temp_dir / name
+        for name in (f"omniserve-{ended.pid}-x", f"omniserve-{os.getpid()}-x", "omniserve-demo-x")
+    )
+    for directory in (stale, mine, foreign):
+        directory.mkdir()
+    remove_stale_directories()
+    assert sorted(private_temp_dir.iterdir()) == sorted([mine, foreign])
 
 
 def test_backoff_doubles_up_to_its_limit_and_starts_afresh_after_health() -> None:
