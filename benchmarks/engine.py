@@ -23,6 +23,8 @@ from typing import Any
 from engine_report import Case, CaseResult, document
 from engine_worker import Meter, Worker, WorkerDied
 
+from omniserve.engine_process_handle import ENGINE_DEFAULTS
+
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "omniserve" / "bench"
@@ -97,7 +99,7 @@ def start_ours(options: argparse.Namespace, settings: dict[str, Any]) -> Worker:
     command = [sys.executable, str(HERE / "omniserve_worker.py")]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(options.threads)}
     # As the daemon starts its engine.
-    environment["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
+    environment |= {name: os.environ.get(name, value) for name, value in ENGINE_DEFAULTS.items()}
     return Worker(command, environment, settings, options.out / "omniserve.log")
 
 

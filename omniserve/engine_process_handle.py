@@ -24,7 +24,7 @@ ENGINE_COMMAND = (sys.executable, "-P", "-m", "omniserve.engine.process")
 FRONT_PID_VARIABLE = "OMNISERVE_FRONT_PID"
 """Tells the engine whose death it must not survive."""
 
-_ENGINE_DEFAULTS = {
+ENGINE_DEFAULTS = {
     # How long compute threads spin before they sleep. GNU OpenMP's own 300,000 is no faster, and
     # leaves half the speed or less once another process wants one of the cores.
     "GOMP_SPINCOUNT": "10000",
@@ -138,7 +138,7 @@ def _make_private_directory() -> Path:
 
 def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of the engine: ours, and a way to import this very package."""
-    environment = _ENGINE_DEFAULTS | dict(os.environ) | dict(extra)
+    environment = ENGINE_DEFAULTS | dict(os.environ) | dict(extra)
     environment[FRONT_PID_VARIABLE] = str(os.getpid())
     root = str(Path(omniserve.__file__).resolve().parents[1])
     if root not in site.getsitepackages():

@@ -37,6 +37,8 @@ class TiledChunkAttention:
         group = num_heads // num_kv_heads
         tile = _MOST_TILE_SCORES // (num_heads * context_len)
         tile = min(_MOST_TILE_TOKENS, max(_LEAST_TILE_TOKENS, tile))
+        # A power of two, as `_tile_size` gives: else every tile would come partly twice.
+        tile = 1 << (tile.bit_length() - 1)
         queries = q.view(num_tokens, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
         # Rows of scores must fill whole vectors: what is added is never seen.
         padded_len = _padded_length(context_len)
