@@ -22,6 +22,7 @@ from typing import Any
 
 from engine_report import Case, CaseResult, document
 from engine_worker import Meter, Worker, WorkerDied
+from machine import machine, openmp_environment, say
 
 from omniserve.engine_process_handle import ENGINE_DEFAULTS
 
@@ -111,10 +112,7 @@ def start_peer(options: argparse.Namespace, settings: dict[str, Any]) -> Worker 
         return None
     command = [str(options.peer_python), str(HERE / "vllm_worker.py")]
     environment = {"VLLM_CACHE_ROOT": str(options.cache_dir / "vllm")}
-    # vLLM's own advice: without an OpenMP runtime loaded first, its bound threads share a core.
-    runtime = options.peer_python.parent.parent / "lib" / "libiomp5.so"
-    if "LD_PRELOAD" not in os.environ and runtime.exists():
-        environment["LD_PRELOAD"] = str(runtime)
+    environment |= openmp_environment(options.peer_python)
     return Worker(command, environment, settings, options.out / "vllm.log")
 
 
@@ -206,17 +204,6 @@ def describe(workers: list[Worker]) -> Iterator[tuple[str, str]]:
         )
 
 
-def machine() -> str:
-    model = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    return (
-        f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}"
-    )
-
-
 def facts_of(options: argparse.Namespace) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -227,10 +214,6 @@ def facts_of(options: argparse.Namespace) -> dict[str, str]:
         "settings": f"{options.threads} threads, {options.step_tokens} tokens per step, "
         f"{options.decode_steps} decode steps, {options.rounds} rounds, greedy, prefix caching off",
     }
-
-
-def say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine import busy_seconds
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -78,11 +80,8 @@ class Meter:
         self._start = self._snapshot()
 
     def _snapshot(self) -> tuple[float, float, float, float]:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        user, nice, system, _, _, irq, softirq = map(int, fields[:7])
-        busy = (user + nice + system + irq + softirq) / _TICKS
         idle = sum(worker.cpu_seconds() for worker in self._idle)
-        return time.perf_counter(), busy, self._active.cpu_seconds(), idle
+        return time.perf_counter(), busy_seconds(), self._active.cpu_seconds(), idle
 
     def read(self) -> dict[str, float]:
         """Cores used by the measured worker, by the waiting ones and by the rest of the machine."""

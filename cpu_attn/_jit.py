@@ -9,6 +9,8 @@ from typing import Any
 
 import numba
 
+from cpu_attn import isa
+
 
 def _cache_root() -> Path:
     """NUMBA_CACHE_DIR, else beside the package, else the user's cache, else a new directory.
@@ -31,12 +33,19 @@ def _cache_root() -> Path:
 def _source_digest() -> str:
     """Changes with any file of this package; numba itself only watches the kernel's own file."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-numba.config.CACHE_DIR = str(_cache_root() / f"kernels-{_source_digest()}")
+numba.config.CACHE_DIR = str(_cache_root() / f"kernels-{isa.active().name}-{_source_digest()}")
+
+
+def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A function of Python and of other kernels that runs without the interpreter's lock."""
+    decorate: Callable[[Callable[..., Any]], Any]
+    decorate = numba.njit(signature, nogil=True, cache=True, error_model="numpy")
+    return decorate
 
 
 def c_callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:

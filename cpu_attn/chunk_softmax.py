@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 from cpu_attn._jit import c_callback
 from cpu_attn.element import Element
 from cpu_attn.memory import store_f32, take_number
+from cpu_attn.vector_elements import load_elements, store_elements
 from cpu_attn.vector_ir import I32, I64, LANES, V_F32, VectorBuilder
 
 CHUNK = 2 * LANES
@@ -54,7 +55,7 @@ def weights_row(typing_context, scores, first, stop, length, scale, element):
                 not_before = builder.icmp_signed(">=", position, first_lane)
                 before_stop = builder.icmp_signed("<", position, stop_lane)
                 inside.append(builder.and_(not_before, before_stop))
-            return address, v.load_elements(address, kind, CHUNK), inside
+            return address, load_elements(v, address, kind, CHUNK), inside
 
         top = cgutils.alloca_once(builder, V_F32)
         builder.store(lowest, top)
@@ -73,15 +74,15 @@ def weights_row(typing_context, scores, first, stop, length, scale, element):
             for value, visible in zip(values, inside, strict=True):
                 weight = v.exp(builder.fsub(builder.fmul(value, scale_vector), maximum))
                 weights.append(builder.select(visible, weight, zero))
-            v.store_elements(weights, address, kind)
-            for weight in v.load_elements(address, kind, CHUNK):
+            store_elements(v, weights, address, kind)
+            for weight in load_elements(v, address, kind, CHUNK):
                 builder.store(builder.fadd(weight, builder.load(total)), total)
         zeros = [zero, zero]
         chunks = builder.sdiv(length, chunk)
         for from_, to in ((ir.Constant(I64, 0), begin), (end, chunks)):
             with cgutils.for_range_slice(builder, from_, to, one, intp=I64) as (index, _):
                 offset = builder.mul(index, ir.Constant(I64, CHUNK * kind.num_bytes))
-                v.store_elements(zeros, builder.add(scores, offset), kind)
+                store_elements(v, zeros, builder.add(scores, offset), kind)
         return v.reduce_sum(builder.load(total))
 
     return signature, codegen

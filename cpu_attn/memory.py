@@ -66,3 +66,39 @@ def take_number(typing_context, address):
         return builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "monotonic")
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def count_down(typing_context, address):
+    """Decrements the int32 counter at an address; what it was before.
+
+    All that a thread wrote before it counts down is seen by one that counts down later.
+    """
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], I32.as_pointer())
+        before = builder.atomic_rmw("sub", pointer, ir.Constant(I32, 1), "acq_rel")
+        return builder.sext(before, I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_i32(typing_context, address, value):
+    """Writes an int64 as an int32 to an address."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(builder.trunc(args[1], I32), builder.inttoptr(args[0], I32.as_pointer()))
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def count_up(typing_context, address):
+    """Increments the int64 counter at an address; who sees it sees what was written before."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], I64.as_pointer())
+        builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "release")
+
+    return types.void(types.int64), codegen

@@ -10,6 +10,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from cpu_attn.element import Element
+from cpu_attn.vector_elements import load_elements, store_elements
 from cpu_attn.vector_ir import F32, I64, LANES, V_F32, VectorBuilder
 
 _CHUNK = 2 * LANES
@@ -53,27 +54,27 @@ def add_norm_row(typing_context, x, delta, total, weight, out, length, eps, adds
         with cgutils.for_range(builder, num_chunks, intp=I64) as loop:
             place = _chunk_address(builder, source, loop.index, kind)
             if with_sum:
-                a = v.load_elements(_chunk_address(builder, x, loop.index, kind), kind, _CHUNK)
-                d = v.load_elements(_chunk_address(builder, delta, loop.index, kind), kind, _CHUNK)
+                a = load_elements(v, _chunk_address(builder, x, loop.index, kind), kind, _CHUNK)
+                d = load_elements(v, _chunk_address(builder, delta, loop.index, kind), kind, _CHUNK)
                 sums = [builder.fadd(p, q) for p, q in zip(a, d, strict=True)]
-                v.store_elements(sums, place, kind)
-            values = v.load_elements(place, kind, _CHUNK)
+                store_elements(v, sums, place, kind)
+            values = load_elements(v, place, kind, _CHUNK)
             for value, square in zip(values, squares, strict=True):
                 builder.store(v.fma(value, value, builder.load(square)), square)
         both = builder.fadd(builder.load(squares[0]), builder.load(squares[1]))
         factor = _reciprocal_root_mean_square(v, v.reduce_sum(both), length, eps)
         with cgutils.for_range(builder, num_chunks, intp=I64) as loop:
-            values = v.load_elements(
-                _chunk_address(builder, source, loop.index, kind), kind, _CHUNK
+            values = load_elements(
+                v, _chunk_address(builder, source, loop.index, kind), kind, _CHUNK
             )
-            weights = v.load_elements(
-                _chunk_address(builder, weight, loop.index, kind), kind, _CHUNK
+            weights = load_elements(
+                v, _chunk_address(builder, weight, loop.index, kind), kind, _CHUNK
             )
             scaled = [
                 builder.fmul(builder.fmul(value, factor), w)
                 for value, w in zip(values, weights, strict=True)
             ]
-            v.store_elements(scaled, _chunk_address(builder, out, loop.index, kind), kind)
+            store_elements(v, scaled, _chunk_address(builder, out, loop.index, kind), kind)
 
     return signature, codegen
 
@@ -90,27 +91,27 @@ def rotate_head(typing_context, head, weight, cos, signed_sin, eps, norms, eleme
         kind = Element(element_value)
         v = VectorBuilder(builder)
         head, weight, cos, signed_sin, eps = args[:5]
-        values = v.load_elements(head, kind, dim)
+        values = load_elements(v, head, kind, dim)
         if with_norm:
             squares = builder.fmul(values[0], values[0])
             for value in values[1:]:
                 squares = v.fma(value, value, squares)
             length = ir.Constant(I64, dim)
             factor = _reciprocal_root_mean_square(v, v.reduce_sum(squares), length, eps)
-            weights = v.load_elements(weight, kind, dim)
+            weights = load_elements(v, weight, kind, dim)
             values = [
                 builder.fmul(builder.fmul(value, factor), w)
                 for value, w in zip(values, weights, strict=True)
             ]
         half = len(values) // 2
         swapped = values[half:] + values[:half]
-        cosines = v.load_elements(cos, kind, dim)
-        sines = v.load_elements(signed_sin, kind, dim)
+        cosines = load_elements(v, cos, kind, dim)
+        sines = load_elements(v, signed_sin, kind, dim)
         rotated = [
             v.fma(value, c, builder.fmul(other, s))
             for value, other, c, s in zip(values, swapped, cosines, sines, strict=True)
         ]
-        v.store_elements(rotated, head, kind)
+        store_elements(v, rotated, head, kind)
 
     return signature, codegen
 
@@ -129,8 +130,8 @@ def gated_silu_row(typing_context, gate, up, out, length, element):
         num_chunks = builder.udiv(length, ir.Constant(I64, _CHUNK))
         one, zero = v.constant(1.0), v.constant(0.0)
         with cgutils.for_range(builder, num_chunks, intp=I64) as loop:
-            gates = v.load_elements(_chunk_address(builder, gate, loop.index, kind), kind, _CHUNK)
-            ups = v.load_elements(_chunk_address(builder, up, loop.index, kind), kind, _CHUNK)
+            gates = load_elements(v, _chunk_address(builder, gate, loop.index, kind), kind, _CHUNK)
+            ups = load_elements(v, _chunk_address(builder, up, loop.index, kind), kind, _CHUNK)
             results = []
             for g, u in zip(gates, ups, strict=True):
                 positive = builder.fcmp_ordered(">=", g, zero)
@@ -139,6 +140,6 @@ def gated_silu_row(typing_context, gate, up, out, length, element):
                 numerator = builder.select(positive, g, builder.fmul(g, small))
                 silu = builder.fdiv(numerator, builder.fadd(one, small))
                 results.append(builder.fmul(silu, u))
-            v.store_elements(results, _chunk_address(builder, out, loop.index, kind), kind)
+            store_elements(v, results, _chunk_address(builder, out, loop.index, kind), kind)
 
     return signature, codegen

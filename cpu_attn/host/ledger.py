@@ -1,0 +1,242 @@
+"""The publisher's books, compiled: which slot has which task where.
+
+A task is numbered model * num_slots + slot, for a slot has one at a time. It waits in a queue until
+its ring cell is free, is published, and stays in the books until its result was collected.
+"""
+
+from numba import types
+
+from cpu_attn._jit import compiled
+from cpu_attn.host import descriptor as d
+from cpu_attn.host import ring
+from cpu_attn.host.atomics import fetch_add, store_plain, store_release
+from cpu_attn.host.token_parts import count_parts
+
+# Columns of `tasks`, int64 [num_models * num_slots, TASK_FIELDS].
+POSITION = 0
+"""In the ring, or one of these."""
+FREE, WAITING = 0, -1
+LAYER, CONTEXT_LEN, Q_LEN, NUM_PARTS = 1, 2, 3, 4
+EPOCH = 5
+"""The slot's when the task was submitted."""
+ATTEMPTS = 6
+"""Deaths of the process while it was being worked on."""
+TASK_FIELDS = 8
+
+# Columns of `models` and `layers`, int64.
+NUM_LAYERS, MAX_Q_LEN, MAX_TOKENS, FIRST_LAYER = 0, 1, 2, 3
+MODEL_LIMITS = 4
+WINDOW, SINK_TOKENS = 0, 1
+LAYER_FIELDS = 2
+
+# Columns of `requests`, int64.
+REQUEST_SLOT, REQUEST_LAYER, REQUEST_CONTEXT_LEN, REQUEST_Q_LEN = 0, 1, 2, 3
+REQUEST_FIELDS = 4
+
+# Columns of `results`, int64.
+RESULT_MODEL, RESULT_SLOT, RESULT_LAYER, RESULT_STATUS, RESULT_EPOCH = 0, 1, 2, 3, 4
+RESULT_FIELDS = 5
+
+# `counters`, int64.
+TAIL = 0
+"""The next position."""
+OLDEST = 1
+"""All positions before it were collected."""
+QUEUE_HEAD, QUEUE_TAIL = 2, 3
+PROGRESS_SEEN = 4
+NUM_DONE, NUM_DROPPED, NUM_REDONE, NUM_CRASHED = 5, 6, 7, 8
+NUM_COUNTERS = 9
+
+# What `enqueue` finds wrong with a request.
+FINE, NO_SLOT, SLOT_BUSY, NO_LAYER, WRONG_Q_LEN, WRONG_CONTEXT_LEN = 0, 1, 2, 3, 4, 5
+ERROR_BITS = 3
+
+_LOW_BITS, _LOW_MASK, _CRASHED = d.LOW_BITS, d.LOW_MASK, int(d.HostStatus.CRASHED)
+_CONTROL_OLDEST, _PROGRESS, _SLEEPERS, _STOP = d.OLDEST, d.PROGRESS, d.SLEEPERS, d.STOP
+_TICKET, _DONE = d.TICKET * 8, d.DONE * 8
+_CELL_MODEL, _CELL_SLOT, _CELL_LAYER = d.MODEL * 8, d.SLOT * 8, d.LAYER * 8
+_CELL_CONTEXT_LEN, _CELL_Q_LEN = d.CONTEXT_LEN * 8, d.Q_LEN * 8
+_CELL_NUM_PARTS = d.NUM_PARTS * 8
+
+_i64 = types.int64
+_vector, _table = types.int64[::1], types.int64[:, ::1]
+
+
+@compiled(_i64(_vector, _vector, _i64, _i64))
+def _request_error(request, limits, num_slots, position):
+    slot, layer = request[REQUEST_SLOT], request[REQUEST_LAYER]
+    q_len, context_len = request[REQUEST_Q_LEN], request[REQUEST_CONTEXT_LEN]
+    if position != FREE:
+        return SLOT_BUSY
+    if layer < 0 or layer >= limits[NUM_LAYERS]:
+        return NO_LAYER
+    if q_len < 1 or q_len > limits[MAX_Q_LEN]:
+        return WRONG_Q_LEN
+    if context_len < q_len or context_len > limits[MAX_TOKENS]:
+        return WRONG_CONTEXT_LEN
+    return FINE if 0 <= slot < num_slots else NO_SLOT
+
+
+@compiled(_i64(_i64, _i64, _table, _table, _table, _table, _vector, _vector, _vector, _i64))
+def enqueue(
+    model, count, requests, models, layers, tasks, epochs, queue, counters, num_workers
+):
+    """Puts the first `count` requests of a model into the queue: all of them, or none.
+
+    Returns 0, or (row << ERROR_BITS) | what is wrong with the first row that is.
+    """
+    num_slots = tasks.shape[0] // models.shape[0]
+    limits = models[model]
+    error = 0
+    num_taken = 0
+    for row in range(count):
+        request = requests[row]
+        slot = request[REQUEST_SLOT]
+        task = model * num_slots + slot
+        position = tasks[task, POSITION] if 0 <= slot < num_slots else FREE
+        wrong = _request_error(request, limits, num_slots, position)
+        if wrong:
+            error = row << ERROR_BITS | wrong
+            break
+        # At once, so that a slot that stands there twice is found.
+        tasks[task, POSITION] = WAITING
+        num_taken += 1
+    if error:
+        for row in range(num_taken):
+            tasks[model * num_slots + requests[row, REQUEST_SLOT], POSITION] = FREE
+        return error
+    for row in range(count):
+        request = requests[row]
+        task = model * num_slots + request[REQUEST_SLOT]
+        layer = layers[limits[FIRST_LAYER] + request[REQUEST_LAYER]]
+        tasks[task, LAYER] = request[REQUEST_LAYER]
+        tasks[task, CONTEXT_LEN] = request[REQUEST_CONTEXT_LEN]
+        tasks[task, Q_LEN] = request[REQUEST_Q_LEN]
+        tasks[task, NUM_PARTS] = count_parts(
+            request[REQUEST_CONTEXT_LEN],
+            request[REQUEST_Q_LEN],
+            layer[WINDOW],
+            layer[SINK_TOKENS],
+            num_workers,
+        )
+        tasks[task, EPOCH] = epochs[task]
+        tasks[task, ATTEMPTS] = 0
+        _push(queue, counters, task)
+    return 0
+
+
+@compiled(types.void(_vector, _vector, _i64))
+def _push(queue, counters, task):
+    # A slot is in the queue once at most, so the queue cannot overflow.
+    queue[counters[QUEUE_TAIL] % len(queue)] = task
+    counters[QUEUE_TAIL] += 1
+
+
+@compiled(types.void(_i64, _i64, _i64, _i64, _table, _vector, _vector, _vector, _vector))
+def flush(control, cells, mask, num_slots, tasks, epochs, queue, cell_tasks, counters):
+    """Publishes what waits, as far as ring cells are free, and wakes workers for it.
+
+    cell_tasks: int64 [mask + 1], the task that a cell belongs to, or -1.
+    """
+    num_parts = 0
+    while counters[QUEUE_HEAD] < counters[QUEUE_TAIL]:
+        position = counters[TAIL]
+        if position - counters[OLDEST] > mask:
+            break
+        task = queue[counters[QUEUE_HEAD] % len(queue)]
+        counters[QUEUE_HEAD] += 1
+        if tasks[task, EPOCH] != epochs[task]:
+            tasks[task, POSITION] = FREE
+            counters[NUM_DROPPED] += 1
+            continue
+        cell = ring.cell_of(cells, mask, position)
+        store_plain(cell + _CELL_MODEL, task // num_slots)
+        store_plain(cell + _CELL_SLOT, task % num_slots)
+        store_plain(cell + _CELL_LAYER, tasks[task, LAYER])
+        store_plain(cell + _CELL_CONTEXT_LEN, tasks[task, CONTEXT_LEN])
+        store_plain(cell + _CELL_Q_LEN, tasks[task, Q_LEN])
+        store_plain(cell + _CELL_NUM_PARTS, tasks[task, NUM_PARTS])
+        cell_tasks[position & mask] = task
+        tasks[task, POSITION] = position
+        counters[TAIL] = position + 1
+        ring.publish(cell, position, tasks[task, NUM_PARTS])
+        num_parts += tasks[task, NUM_PARTS]
+    if num_parts:
+        num_sleepers = ring.count_sleepers(control)
+        if num_sleepers:
+            ring.wake(control, min(num_parts, num_sleepers))
+
+
+@compiled(_i64(_i64, _i64, _i64, _i64, _table, _vector, _vector, _vector, _table))
+def gather(control, cells, mask, num_slots, tasks, epochs, cell_tasks, counters, results):
+    """Takes all results that are there and frees their slots; how many rows of `results` it wrote.
+
+    Results of slots that were released since are dropped.
+    """
+    progress = ring.read_progress(control)
+    if progress == counters[PROGRESS_SEEN]:
+        return 0
+    counters[PROGRESS_SEEN] = progress
+    count = 0
+    for position in range(counters[OLDEST], counters[TAIL]):
+        task = cell_tasks[position & mask]
+        if task < 0:
+            continue
+        status = ring.read_result(ring.cell_of(cells, mask, position), position)
+        if status < 0:
+            continue
+        cell_tasks[position & mask] = -1
+        tasks[task, POSITION] = FREE
+        if tasks[task, EPOCH] != epochs[task]:
+            counters[NUM_DROPPED] += 1
+            continue
+        counters[NUM_DONE] += 1
+        results[count, RESULT_MODEL] = task // num_slots
+        results[count, RESULT_SLOT] = task % num_slots
+        results[count, RESULT_LAYER] = tasks[task, LAYER]
+        results[count, RESULT_STATUS] = status
+        results[count, RESULT_EPOCH] = tasks[task, EPOCH]
+        count += 1
+    while counters[OLDEST] < counters[TAIL] and cell_tasks[counters[OLDEST] & mask] < 0:
+        counters[OLDEST] += 1
+    store_release(control + _CONTROL_OLDEST, counters[OLDEST])
+    return count
+
+
+@compiled(types.void(_i64, _i64, _i64, _table, _vector, _vector, _vector, _vector, _i64))
+def recover(
+    control, cells, mask, tasks, epochs, queue, cell_tasks, counters, max_attempts
+):
+    """Makes the ring ready for a new process; the old one must be gone for good.
+
+    Results that are there stay. Unfinished tasks go to the front of the queue, except those of
+    released slots, and those that were being worked on for the last of max_attempts times: these
+    end as CRASHED.
+    """
+    num_waiting = counters[QUEUE_TAIL] - counters[QUEUE_HEAD]
+    for position in range(counters[OLDEST], counters[TAIL]):
+        task = cell_tasks[position & mask]
+        cell = ring.cell_of(cells, mask, position)
+        if task < 0 or ring.read_result(cell, position) >= 0:
+            continue
+        if ring.read_ticket(cell) & _LOW_MASK < tasks[task, NUM_PARTS]:
+            tasks[task, ATTEMPTS] += 1
+        # Nobody may find unclaimed parts at this position any more.
+        store_plain(cell + _TICKET, position << _LOW_BITS)
+        if tasks[task, ATTEMPTS] >= max_attempts:
+            store_plain(cell + _DONE, position << _LOW_BITS | _CRASHED)
+            counters[NUM_CRASHED] += 1
+            continue
+        cell_tasks[position & mask] = -1
+        tasks[task, POSITION] = WAITING
+        counters[NUM_REDONE] += tasks[task, EPOCH] == epochs[task]
+        _push(queue, counters, task)
+    # What waited before waits behind those.
+    for _ in range(num_waiting):
+        task = queue[counters[QUEUE_HEAD] % len(queue)]
+        counters[QUEUE_HEAD] += 1
+        _push(queue, counters, task)
+    store_plain(control + _SLEEPERS, 0)
+    store_plain(control + _STOP, 0)
+    # A worker may have died between a result and its progress; and a crash is progress of a kind.
+    fetch_add(control + _PROGRESS, 1)

@@ -1,0 +1,211 @@
+"""What a worker thread runs: one compiled loop without the interpreter's lock.
+
+Addresses are of the process that runs it. A worker has tables that all share and a scratch that is
+its own; it takes parts of tasks from the ring (see `ring`), checks them and calls their kernel.
+"""
+
+import numpy as np
+from numba import types
+
+from cpu_attn import kernel_task
+from cpu_attn._jit import compiled
+from cpu_attn.host import descriptor as d
+from cpu_attn.host.atomics import (
+    call_kernel,
+    futex_wait,
+    load_acquire,
+    load_plain,
+    monotonic_ns,
+    pause,
+)
+from cpu_attn.host.ring import (
+    announce_sleep,
+    cell_of,
+    claim,
+    count_progress,
+    end_sleep,
+    fail_part,
+    publish_result,
+    read_ticket,
+    stop_requested,
+)
+from cpu_attn.host.token_parts import part_tokens, visible_tokens
+from cpu_attn.memory import load_i32
+
+# Fields of a model's row in the table `models`, int64. Addresses and strides are in bytes and of
+# slots; keys, values, queries and outputs of a slot are [q_len, heads, head_dim].
+FIRST_LAYER, NUM_LAYERS = 0, 1
+"""Rows of the table `layers`: kernel tasks in which all is set that does not depend on the slot."""
+NUM_BLOCKS, BLOCK_SIZE = 2, 3
+NUM_SLOTS, MAX_Q_LEN, MAX_BLOCKS = 4, 5, 6
+KERNEL = 7
+Q, Q_STRIDE = 8, 9
+K, V, KV_STRIDE = 10, 11, 12
+OUT, LSE, LSE_STRIDE = 13, 14, 15
+TABLES = 16
+PARTIALS, PARTIALS_STRIDE = 17, 18
+MODEL_FIELDS = 19
+
+# A worker's scratch, int64: a kernel task, then an item (int32), then a context length (int32).
+_ITEM = kernel_task.NUM_FIELDS
+_CONTEXT_LEN = _ITEM + (kernel_task.ITEM_FIELDS + 1) // 2
+SCRATCH_WORDS = -(-(_CONTEXT_LEN + 1) // d.LINE_WORDS) * d.LINE_WORDS
+
+_SPINS_PER_CLOCK = 64
+_OK = int(d.HostStatus.OK)
+_BAD_MODEL, _BAD_SLOT = int(d.HostStatus.BAD_MODEL), int(d.HostStatus.BAD_SLOT)
+_BAD_LAYER, _BAD_Q_LEN = int(d.HostStatus.BAD_LAYER), int(d.HostStatus.BAD_Q_LEN)
+_BAD_CONTEXT_LEN = int(d.HostStatus.BAD_CONTEXT_LEN)
+_BAD_PARTS, _BAD_BLOCK = int(d.HostStatus.BAD_PARTS), int(d.HostStatus.BAD_BLOCK)
+_LOW_BITS, _LOW_MASK, _OLDEST, _WAKE = d.LOW_BITS, d.LOW_MASK, d.OLDEST, d.WAKE
+_MODEL, _SLOT, _LAYER = d.MODEL * 8, d.SLOT * 8, d.LAYER * 8
+_CONTEXT, _Q_LEN, _NUM_PARTS = d.CONTEXT_LEN * 8, d.Q_LEN * 8, d.NUM_PARTS * 8
+_PARTS_LEFT = d.PARTS_LEFT * 8
+
+_i64 = types.int64
+_vector, _table = types.int64[::1], types.int64[:, ::1]
+
+
+@compiled(_i64(_i64, _i64, _i64, _i64))
+def _check_blocks(table: int, first: int, stop: int, num_blocks: int) -> int:
+    for index in range(first, stop):
+        block = load_i32(table + 4 * index)
+        if block < 0 or block >= num_blocks:
+            return _BAD_BLOCK
+    return _OK
+
+
+@compiled(_i64(_i64, _table, _table))
+def check_descriptor(cell, models, layers):
+    """The HostStatus of a descriptor before any of it is used; BAD_PARTS is for `fill_part`."""
+    model_id = load_plain(cell + _MODEL)
+    if model_id < 0 or model_id >= models.shape[0]:
+        return _BAD_MODEL
+    model = models[model_id]
+    slot = load_plain(cell + _SLOT)
+    if slot < 0 or slot >= model[NUM_SLOTS]:
+        return _BAD_SLOT
+    layer = load_plain(cell + _LAYER)
+    if layer < 0 or layer >= model[NUM_LAYERS]:
+        return _BAD_LAYER
+    q_len, context_len = load_plain(cell + _Q_LEN), load_plain(cell + _CONTEXT)
+    if q_len < 1 or q_len > model[MAX_Q_LEN]:
+        return _BAD_Q_LEN
+    block_size = model[BLOCK_SIZE]
+    if context_len < q_len or context_len > model[MAX_BLOCKS] * block_size:
+        return _BAD_CONTEXT_LEN
+    template = layers[model[FIRST_LAYER] + layer]
+    sink_stop, first = visible_tokens(
+        context_len, q_len, template[kernel_task.WINDOW], template[kernel_task.SINK_TOKENS]
+    )
+    # Every part looks at all blocks, not at its own only: so all of them say the same.
+    table = model[TABLES] + 4 * model[MAX_BLOCKS] * slot
+    stop_block = (context_len + block_size - 1) // block_size
+    status = _check_blocks(table, first // block_size, stop_block, model[NUM_BLOCKS])
+    if status == _OK:
+        sink_blocks = (sink_stop + block_size - 1) // block_size
+        status = _check_blocks(table, 0, sink_blocks, model[NUM_BLOCKS])
+    return status
+
+
+@compiled(_i64(_i64, _i64, _table, _table, _vector))
+def fill_part(cell, unclaimed, models, layers, scratch):
+    """Writes the kernel's task for a part of a checked descriptor; its HostStatus."""
+    model = models[load_plain(cell + _MODEL)]
+    slot = load_plain(cell + _SLOT)
+    context_len, q_len = load_plain(cell + _CONTEXT), load_plain(cell + _Q_LEN)
+    num_parts = load_plain(cell + _NUM_PARTS)
+    part = num_parts - unclaimed
+    scratch[:_ITEM] = layers[model[FIRST_LAYER] + load_plain(cell + _LAYER)]
+    first, stop = part_tokens(
+        context_len,
+        q_len,
+        scratch[kernel_task.WINDOW],
+        scratch[kernel_task.SINK_TOKENS],
+        part,
+        num_parts,
+    )
+    if first == stop or num_parts * scratch[kernel_task.PARTIAL_STRIDE] > model[PARTIALS_STRIDE]:
+        return _BAD_PARTS
+    scratch[kernel_task.NUM_ITEMS] = 1
+    scratch[kernel_task.ITEMS] = scratch.ctypes.data + 8 * _ITEM
+    scratch[kernel_task.CONTEXT_LENS] = scratch.ctypes.data + 8 * _CONTEXT_LEN
+    scratch[kernel_task.Q_LEN] = q_len
+    scratch[kernel_task.Q] = model[Q] + model[Q_STRIDE] * slot
+    scratch[kernel_task.K] = model[K] + model[KV_STRIDE] * slot
+    scratch[kernel_task.V] = model[V] + model[KV_STRIDE] * slot
+    scratch[kernel_task.OUT] = model[OUT] + model[Q_STRIDE] * slot
+    scratch[kernel_task.LSE] = model[LSE] + model[LSE_STRIDE] * slot
+    scratch[kernel_task.TABLES] = model[TABLES] + 4 * model[MAX_BLOCKS] * slot
+    scratch[kernel_task.PARTIALS] = model[PARTIALS] + model[PARTIALS_STRIDE] * slot
+    scratch[kernel_task.PARTS_LEFT] = cell + _PARTS_LEFT
+    scratch[_CONTEXT_LEN] = context_len
+    item = scratch[_ITEM:_CONTEXT_LEN].view(np.int32)
+    item[kernel_task.SEQUENCE] = 0
+    item[kernel_task.FIRST_HEAD] = 0
+    item[kernel_task.HEADS] = scratch[kernel_task.NUM_KV_HEADS]
+    item[kernel_task.FIRST_TOKEN] = first
+    item[kernel_task.STOP_TOKEN] = stop
+    item[kernel_task.FIRST_PART] = 0 if num_parts > 1 else -1
+    item[kernel_task.PART] = part
+    item[kernel_task.NUM_PARTS] = num_parts
+    item[kernel_task.GROUP] = 0
+    return _OK
+
+
+@compiled(types.void(_i64, _i64, _i64, _table, _table, _vector))
+def run_part(control, cell, ticket, models, layers, scratch):
+    """Runs the part that was claimed by swapping this ticket, to the end of its duties."""
+    status = check_descriptor(cell, models, layers)
+    if status == _OK:
+        status = fill_part(cell, ticket & _LOW_MASK, models, layers, scratch)
+    if status == _OK:
+        kernel = models[load_plain(cell + _MODEL), KERNEL]
+        call_kernel(kernel, scratch.ctypes.data)
+        is_last = scratch[kernel_task.NUM_FINISHED] > 0
+    else:
+        is_last = fail_part(cell, status)
+    if is_last:
+        publish_result(cell, ticket >> _LOW_BITS)
+    count_progress(control)
+
+
+@compiled(types.void(_i64, _i64, _i64))
+def _sleep(control, cell, position):
+    sequence = announce_sleep(control)
+    if read_ticket(cell) >> _LOW_BITS < position and not stop_requested(control):
+        futex_wait(control + _WAKE, sequence)
+    end_sleep(control)
+
+
+@compiled(types.void(_i64, _i64, _i64, _table, _table, _vector, _i64))
+def serve(control, cells, mask, models, layers, scratch, spin_ns):
+    """Takes parts until told to stop; spins for `spin_ns` without work, then sleeps.
+
+    control, cells: addresses in the arena; mask: cells of the ring - 1; models, layers: tables of
+    all workers; scratch: int64 [SCRATCH_WORDS] of this one.
+    """
+    position = load_acquire(control + _OLDEST)
+    num_spins = 0
+    idle_since_ns = 0
+    while not stop_requested(control):
+        cell = cell_of(cells, mask, position)
+        ticket = read_ticket(cell)
+        published = ticket >> _LOW_BITS
+        if published < position:
+            if num_spins == 0:
+                idle_since_ns = monotonic_ns()
+            num_spins += 1
+            pause()
+            if num_spins % _SPINS_PER_CLOCK == 0 and monotonic_ns() - idle_since_ns > spin_ns:
+                _sleep(control, cell, position)
+                position = max(position, load_acquire(control + _OLDEST))
+                num_spins = 0
+            continue
+        num_spins = 0
+        if published > position:
+            position = max(position + 1, load_acquire(control + _OLDEST))
+        elif ticket & _LOW_MASK == 0:
+            position += 1
+        elif claim(cell, ticket):
+            run_part(control, cell, ticket, models, layers, scratch)

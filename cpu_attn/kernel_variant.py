@@ -1,0 +1,36 @@
+"""What an attention kernel is compiled for."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cpu_attn.element import Element
+from cpu_attn.kv_layout import MAX_HEAD_DIM
+
+
+class Products(IntEnum):
+    """How numbers are multiplied; sums are float32 always."""
+
+    EXACT = 0
+    """Relative error up to 2e-6 against the same keys and values in float64."""
+    BFLOAT16 = 1
+    """Weights are rounded to bfloat16 before they meet the values: up to 2e-3, and less work."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelVariant:
+    """Everything else (heads, query tokens, block size, window) is given to each run."""
+
+    kv: Element
+    io: Element
+    """Of queries, new keys and values, and outputs."""
+    head_dim: int
+    products: Products = Products.EXACT
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where there is no such kernel."""
+        if self.head_dim % 16 or not 16 <= self.head_dim <= MAX_HEAD_DIM:
+            raise ValueError(f"head_dim {self.head_dim}: a multiple of 16 in 16..256 is needed")
+        if self.io is Element.INT8:
+            raise ValueError("io INT8: queries and outputs are floating point")
+        if self.products is Products.BFLOAT16 and self.kv is not Element.BFLOAT16:
+            raise ValueError(f"products BFLOAT16 with a {self.kv.name} cache: BFLOAT16 is needed")

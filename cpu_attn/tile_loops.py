@@ -1,0 +1,79 @@
+"""What the tiles of attention share: how they are compiled and how they go over their rows."""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from cpu_attn import isa
+from cpu_attn.element import Element
+from cpu_attn.kernel_task import TILE_TOKENS
+from cpu_attn.kernel_variant import KernelVariant, Products
+from cpu_attn.vector_elements import LaneOrder, load_order
+from cpu_attn.vector_ir import I64
+
+UNIT_TOKENS = 16
+"""Tokens of one head that one call of a tile goes over: it lies in one block."""
+SCORE_ROW_BYTES = 4 * TILE_TOKENS + 64
+"""Of a row's scores, and of its weights. Ends of rows stay 0: pairs of tokens reach over them."""
+LOW_WEIGHTS_OFFSET = 2 * TILE_TOKENS + 32
+"""From a row's bfloat16 weights to the second parts of DOT_SPLIT."""
+
+
+class Multiply(IntEnum):
+    """How a compiled tile multiplies."""
+
+    FMA = 0
+    """float32, whatever the cache holds."""
+    DOT_SPLIT = 1
+    """bfloat16 pairs; weights as the sum of two bfloat16, so nothing is lost that matters."""
+    DOT = 2
+    """bfloat16 pairs; weights rounded to one bfloat16."""
+
+
+def multiply(variant: KernelVariant) -> Multiply:
+    """The way that this CPU offers for a variant; never a less exact one than was asked for."""
+    if not isa.active().dots_bfloat16 or variant.kv is not Element.BFLOAT16:
+        return Multiply.FMA
+    if variant.products is Products.BFLOAT16:
+        return Multiply.DOT
+    return Multiply.DOT_SPLIT if variant.io is Element.BFLOAT16 else Multiply.FMA
+
+
+def query_order(kv: Element, way: Multiply) -> LaneOrder:
+    """Of query rows, which meet keys as they are loaded."""
+    return load_order(kv) if way is Multiply.FMA else LaneOrder.IN_ORDER
+
+
+def value_order(kv: Element, way: Multiply) -> LaneOrder:
+    """Of accumulator rows, which take values up as they are loaded."""
+    return load_order(kv) if way is Multiply.FMA else LaneOrder.UNPACKED
+
+
+def tile_signature(
+    num_addresses: int, literals: tuple[Any, ...], *others: Any, result: Any = types.void
+) -> Any:
+    """int64 addresses and counts, other types, then integers known to the compiler, or None."""
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in literals):
+        return None
+    return result(*([types.int64] * num_addresses), *others, *literals)
+
+
+def literal_values(signature: Any, count: int) -> list[int]:
+    return [argument.literal_value for argument in signature.args[-count:]]
+
+
+def for_row_groups(builder: Any, num_rows: Any, emit: Callable[[int, Any, Any], None]) -> None:
+    """Emits rows in groups of 4, then 2, then 1: emit(rows of the group, first row, is first)."""
+    zero = ir.Constant(I64, 0)
+    fours = builder.lshr(num_rows, ir.Constant(I64, 2))
+    with cgutils.for_range(builder, fours, intp=I64) as loop:
+        row = builder.shl(loop.index, ir.Constant(I64, 2))
+        emit(4, row, builder.icmp_signed("==", row, zero))
+    for count in (2, 1):
+        has_group = builder.icmp_signed("!=", builder.and_(num_rows, ir.Constant(I64, count)), zero)
+        with builder.if_then(has_group):
+            row = builder.and_(num_rows, ir.Constant(I64, -2 * count))
+            emit(count, row, builder.icmp_signed("==", row, zero))
