@@ -4,7 +4,8 @@ A round reads a large buffer, runs our kernel, reads again, then runs the compet
 them works at a time and all take turns, so that what the machine does meanwhile meets them all.
 Ratios are taken within a round; the table has their medians and the middle half of the rounds.
 Every cache is larger than the processor's, its blocks lie in random order. torch gets contiguous
-keys and values; ratios to competitors are of time for the same tokens.
+keys and values; ratios to competitors are of time for the same tokens. vLLM has no int8 cache on
+CPUs: there it gets an fp8 one, and queries in bfloat16.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from cpu_attention_case import ELEMENT_BYTES, AttentionCase, huge_memory, token_bytes
 from cpu_attention_ours import OurAttention, PagedCache
 from cpu_attention_report import CaseResult, Form, document, forms_table
+from cpu_attention_ring import describe_ring, measure_ring
 from cpu_attention_torch import BestSdpa, best_sdpa, shape_key
 from engine_worker import Worker, WorkerDied
 from machine import OtherLoad, machine, openmp_environment, say
@@ -68,6 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-vllm/bin/python")
     parser.add_argument("--no-peer", action="store_true", help="without vLLM")
     parser.add_argument("--no-sdpa", action="store_true", help="without torch's SDPA")
+    parser.add_argument("--no-ring", action="store_true", help="without the host process")
+    parser.add_argument("--only-ring", action="store_true", help="the host process alone")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "out/bench", help="for cpu_attention.md and .json"
     )
@@ -225,22 +229,38 @@ def run_cases(options: argparse.Namespace, peer: Worker | None) -> list[CaseResu
     return results
 
 
+def run_all(
+    options: argparse.Namespace, peer: Worker | None
+) -> tuple[list[CaseResult], dict[str, str]]:
+    """Cases, and further sections by title."""
+    results: list[CaseResult] = []
+    sections = {}
+    if not options.only_ring:
+        with torch.inference_mode():
+            results = run_cases(options, peer)
+        sections["Forms of the competitors"] = forms_table(results)
+    if not options.no_ring:
+        say("host process")
+        ring = measure_ring(quick=options.quick).table()
+        sections["Host attention process"] = f"{describe_ring()}\n\n{ring}"
+    return results, sections
+
+
 def main() -> int:
     options = parse_arguments()
     options.out.mkdir(parents=True, exist_ok=True)
     peer = None
     try:
-        peer = start_peer(options)
+        peer = None if options.only_ring else start_peer(options)
         facts = facts_of(options, peer)
-        with torch.inference_mode():
-            results = run_cases(options, peer)
+        results, sections = run_all(options, peer)
     except WorkerDied as error:
         say(f"error: {error}")
         return 1
     finally:
         if peer is not None:
             peer.close()
-    text = document(facts, results, {"Forms of the competitors": forms_table(results)})
+    text = document(facts, results, sections)
     print(text)
     (options.out / "cpu_attention.md").write_text(text)
     content = {"facts": facts, "cases": [result.as_json() for result in results]}

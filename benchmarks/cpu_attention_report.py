@@ -119,26 +119,30 @@ def _spread(ratios: Sequence[float]) -> list[str]:
 def forms_table(results: Sequence[CaseResult]) -> str:
     """What the competitors' best forms are, and how the other ones did."""
     lines = [
-        "| keys and values | block | threads | heads a KV head | head dim | competitor | form "
-        "| GB/s of the case's KV | error |",
+        "| keys and values | block | threads | heads a KV head | head dim "
+        "| SDPA forms, GB/s of the case's KV | error | vLLM variants, the same | error |",
         "|" + "---|" * 9,
     ]
     for result in results:
         case = result.case
-        first = [
-            name_of(result),
-            *map(str, (case.block_size, case.num_threads, case.group_size, case.head_dim)),
-        ]
-        for competitor, form in (("SDPA", result.sdpa_form), ("vLLM", result.vllm_form)):
-            if form is None:
-                continue
-            for name, seconds in form.tried.items():
-                speed = f"{case.kv_bytes / seconds / 1e9:.1f}"
-                is_best = name == form.name
-                cells = [*first, competitor, f"**{name}**" if is_best else name, speed]
-                cells.append(f"{form.error:.1e}" if is_best else "")
-                lines.append(f"| {' | '.join(cells)} |")
+        if result.products != "exact" or not (result.sdpa_form or result.vllm_form):
+            continue
+        cells = [case.kv]
+        cells += map(str, (case.block_size, case.num_threads, case.group_size, case.head_dim))
+        for form in (result.sdpa_form, result.vllm_form):
+            cells += _tried(form, case.kv_bytes)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _tried(form: Form | None, kv_bytes: int) -> list[str]:
+    if form is None:
+        return ["-", "-"]
+    forms = []
+    for name, seconds in form.tried.items():
+        text = f"{name} {kv_bytes / seconds / 1e9:.1f}"
+        forms.append(f"**{text}**" if name == form.name else text)
+    return [", ".join(forms), f"{form.error:.1e}"]
 
 
 def document(
@@ -147,8 +151,9 @@ def document(
     """`sections`: further tables under their titles."""
     lines = ["# CPU attention benchmark", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines.append("")
     if results:
-        lines += ["", speed_table(results), ""]
+        lines += [speed_table(results), ""]
     for title, text in sections.items():
         lines += [f"## {title}", "", text, ""]
     return "\n".join(lines)

@@ -108,11 +108,9 @@ class AttentionInputs:
         num_sequences, q_len = self.q.shape[:2]
         _array("context_lens", self.context_lens, _INT32, (num_sequences,))
         _contiguous("context_lens", self.context_lens, first_axis=0)
-        if self.block_tables.ndim != 2:
-            raise ValueError(f"block_tables {self.block_tables.shape}: two dimensions are needed")
-        max_blocks = self.block_tables.shape[1]
-        _array("block_tables", self.block_tables, _INT32, (num_sequences, max_blocks))
+        _array("block_tables", self.block_tables, _INT32, (num_sequences, None))
         _contiguous("block_tables", self.block_tables, first_axis=1)
+        max_blocks = self.block_tables.shape[1]
         longest = max_blocks * self.layout.block_size
         wrong = (self.context_lens < q_len) | (self.context_lens > longest)
         if wrong.any():
@@ -220,17 +218,22 @@ def softmax_scale(value: Any, head_dim: int) -> float:
     return scale
 
 
-def _array(name: str, array: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def _array(name: str, array: Any, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> None:
+    """None in a shape is any number."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: {type(array).__name__}, a numpy array is needed")
     if array.dtype != dtype:
         raise TypeError(f"{name}: dtype {array.dtype}, {dtype} is needed")
-    if array.shape != shape:
-        raise ValueError(f"{name}: shape {array.shape}, {shape} is needed")
+    same_ndim = array.ndim == len(shape)
+    if not same_ndim or any(b not in (a, None) for a, b in zip(array.shape, shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: shape {array.shape}, ({wanted}) is needed")
 
 
 def _contiguous(name: str, array: Array, *, first_axis: int) -> None:
     """From an axis on, and aligned to its element; strides before that axis are free."""
+    if not array.size:
+        return
     step = array.itemsize
     for axis in range(array.ndim - 1, first_axis - 1, -1):
         if array.shape[axis] > 1 and array.strides[axis] != step:

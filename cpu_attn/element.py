@@ -13,4 +13,8 @@ class Element(IntEnum):
 
     @property
     def num_bytes(self) -> int:
-        return (4, 2, 2, 1)[self]
+        return NUM_BYTES[self]
+
+
+NUM_BYTES = (4, 2, 2, 1)
+"""Of each element type, by its number."""

@@ -53,8 +53,8 @@ def paged_attention(
     kv_scales: float32 [num_blocks, 2, num_kv_heads, block_size], with an int8 cache only: a key or
     value is its int8 times its scale.
     block_tables: int32 [num_sequences, max_blocks]; token p of a sequence is in slot
-    p % block_size of block block_tables[sequence, p // block_size]. Entries of tokens that no
-    query token sees are not looked at.
+    p % block_size of block block_tables[sequence, p // block_size]. Entries of runs of 64 tokens
+    of which no query token sees any may hold any number.
     context_lens: int32 [num_sequences], the query tokens included.
     new_k, new_v: [num_sequences, q_len, num_kv_heads, head_dim] as q: keys and values of the query
     tokens, which are put into the cache first; without them they are there already.

@@ -8,7 +8,7 @@ from numba import literally
 
 from cpu_attn import kernel_task as f
 from cpu_attn._jit import compiled
-from cpu_attn.element import Element
+from cpu_attn.element import NUM_BYTES, Element
 from cpu_attn.item_memory import head_memory
 from cpu_attn.memory import (
     count_down,
@@ -24,7 +24,6 @@ from cpu_attn.value_tile import store_output
 
 _F32 = int(Element.FLOAT32)
 _LN_2 = np.float32(1.0 / LOG2_E)
-_NUM_BYTES = tuple(element.num_bytes for element in Element)
 
 
 @compiled(None)
@@ -73,7 +72,7 @@ def _store_rows(
             scale = np.float32(0.0) if total == 0.0 else np.float32(1.0) / total
             lse = -math.inf if total == 0.0 else maximum * _LN_2 + math.log(total)
             out, lse_address = _row_places(
-                task, item, first_head + head, row, partial, _NUM_BYTES[io], head_dim
+                task, item, first_head + head, row, partial, NUM_BYTES[io], head_dim
             )
             store_output(own + at.acc + 4 * head_dim * row, out, scale, io, kv, head_dim, way)
             if lse_address != 0:
@@ -128,7 +127,7 @@ def _merge_parts(task: Any, item: Any, memory: Any, io: Any, head_dim: Any) -> N
                 add_scaled_row(source, memory, np.float32(weight), is_first, head_dim)
             scale = 0.0 if total == 0.0 else 1.0 / total
             add_scaled_row(memory, memory, np.float32(scale), True, head_dim)
-            out, lse = _row_places(task, item, head, row, 0, _NUM_BYTES[io], head_dim)
+            out, lse = _row_places(task, item, head, row, 0, NUM_BYTES[io], head_dim)
             convert_row(memory, out, _F32, io, head_dim)
             if lse != 0:
                 merged = -math.inf if total == 0.0 else maximum + math.log(total)

@@ -6,12 +6,11 @@ from numba import literally
 
 from cpu_attn import kernel_task as f
 from cpu_attn._jit import compiled
-from cpu_attn.element import Element
+from cpu_attn.element import NUM_BYTES, Element
 from cpu_attn.memory import load_i32, store_f32
 from cpu_attn.row_conversion import convert_row, quantise_row
 
 _INT8 = int(Element.INT8)
-_NUM_BYTES = tuple(element.num_bytes for element in Element)
 
 
 @compiled(None)
@@ -25,7 +24,7 @@ def append_rows(task: Any, item: Any, io: Any, kv: Any, head_dim: Any) -> None:
     start = context_len - task[f.Q_LEN]
     first = max(start, load_i32(item + 4 * f.FIRST_TOKEN))
     stop = min(context_len, load_i32(item + 4 * f.STOP_TOKEN))
-    row_bytes = head_dim * _NUM_BYTES[io]
+    row_bytes = head_dim * NUM_BYTES[io]
     first_head = load_i32(item + 4 * f.FIRST_HEAD)
     for position in range(first, stop):
         token = position - start
@@ -56,7 +55,7 @@ def _append(
     table = task[f.TABLES] + task[f.TABLE_STRIDE] * sequence
     block = load_i32(table + 4 * (position // block_size))
     row = (half * task[f.NUM_KV_HEADS] + head) * block_size + position % block_size
-    target = task[f.CACHE] + block * task[f.BLOCK_STRIDE] + row * head_dim * _NUM_BYTES[kv]
+    target = task[f.CACHE] + block * task[f.BLOCK_STRIDE] + row * head_dim * NUM_BYTES[kv]
     if kv == _INT8:
         scale = quantise_row(source, target, io, head_dim)
         store_f32(task[f.SCALES] + block * task[f.SCALES_STRIDE] + 4 * row, scale)

@@ -9,9 +9,11 @@ from numba.extending import intrinsic
 from cpu_attn import isa
 from cpu_attn.element import Element
 from cpu_attn.tile_loops import (
+    PIECE_TOKENS,
     SCORE_ROW_BYTES,
     UNIT_TOKENS,
     Multiply,
+    emit_prefetches,
     for_row_groups,
     literal_values,
     query_order,
@@ -51,10 +53,11 @@ def query_bytes(way: Multiply) -> int:
 
 
 @intrinsic(prefer_literal=True)
-def score_unit(typing_context, q, keys, scores, num_rows, ahead, kv, head_dim, way):
-    """scores[r, t] = q[r] . keys[t] for UNIT_TOKENS tokens; prefetches as many bytes at `ahead`.
+def score_unit(typing_context, q, walk, scores, num_rows, idle_walk, kv, head_dim, way):
+    """scores[r, t] = q[r] . keys[t] for the UNIT_TOKENS tokens of the next four pieces of a walk.
 
-    Rows of `scores` are SCORE_ROW_BYTES apart.
+    `walk` is the address of the entry of the first of them. Rows of `scores` are SCORE_ROW_BYTES
+    apart. `idle_walk` leads to memory that is in the cache.
     """
     signature = tile_signature(5, (kv, head_dim, way))
     if signature is None:
@@ -64,18 +67,14 @@ def score_unit(typing_context, q, keys, scores, num_rows, ahead, kv, head_dim, w
         kv_value, dim, way_value = literal_values(signature, 3)
         v = VectorBuilder(builder, isa.active().lanes)
         tile = _ScoreTile(v, Element(kv_value), dim, Multiply(way_value))
-        q, keys, scores, num_rows, ahead = args[:5]
+        q, walk, scores, num_rows, idle_walk = args[:5]
+        keys = v.load(walk, I64)
 
         def emit(count: int, row: Any, is_first: Any) -> None:
-            # Later rows find the keys in the cache: asking for those again costs next to nothing.
-            target = builder.select(is_first, ahead, keys)
-            tile.emit(
-                count,
-                v.at(q, row, tile.query_row_bytes),
-                keys,
-                v.at(scores, row, SCORE_ROW_BYTES),
-                target,
-            )
+            # Later rows find the keys in the cache and have nothing to ask for.
+            ahead = builder.select(is_first, walk, idle_walk)
+            own_scores = v.at(scores, row, SCORE_ROW_BYTES)
+            tile.emit(count, v.at(q, row, tile.query_row_bytes), keys, own_scores, ahead)
 
         for_row_groups(builder, num_rows, emit)
 
@@ -95,48 +94,56 @@ class _ScoreTile:
         self._chunks = [(i, min(pair, head_dim - i)) for i in range(0, head_dim, pair)]
         assert head_dim % lanes == 0
 
-    def emit(self, num_rows: int, q: Any, keys: Any, scores: Any, ahead: Any) -> None:
+    def emit(self, num_rows: int, q: Any, keys: Any, scores: Any, walk: Any) -> None:
         v, b = self._v, self._v.b
-        num_tokens = min(v.lanes // num_rows, UNIT_TOKENS)
+        num_tokens = v.lanes // num_rows
         num_groups = ir.Constant(I64, UNIT_TOKENS // num_tokens)
         with cgutils.for_range(b, num_groups, intp=I64) as loop:
-            group_bytes = num_tokens * self._row_bytes
-            sums = self._sums(
-                num_rows,
-                num_tokens,
-                q,
-                v.at(keys, loop.index, group_bytes),
-                v.at(ahead, loop.index, group_bytes),
-            )
-            reduced = v.sum_each(sums)
-            place = v.at(scores, loop.index, 4 * num_tokens)
+            token = b.mul(loop.index, ir.Constant(I64, num_tokens))
+            own_keys = v.at(keys, token, self._row_bytes)
+            reduced = v.sum_each(self._sums(num_rows, num_tokens, q, own_keys, walk, token))
+            place = v.at(scores, token, 4)
             for row in range(num_rows):
                 address = v.offset(place, SCORE_ROW_BYTES * row)
                 v.store_lanes(reduced, row * num_tokens, num_tokens, address)
 
-    def _sums(self, num_rows: int, num_tokens: int, q: Any, keys: Any, ahead: Any) -> list[Any]:
+    def _sums(
+        self, num_rows: int, num_tokens: int, q: Any, keys: Any, walk: Any, token: Any
+    ) -> list[Any]:
         """One vector of partial sums for each row and token, rows first."""
         v = self._v
         sums = [v.constant(0.0)] * (num_rows * num_tokens)
         num_steps, step = len(self._chunks) * num_tokens, 0
-        num_lines = -(-num_tokens * self._row_bytes // 64)
         for start, count in self._chunks:
             queries = [
                 self._query(v.offset(q, self.query_row_bytes * row), start, count)
                 for row in range(num_rows)
             ]
-            for token in range(num_tokens):
-                # In address order and evenly spread, whatever the order of the loads.
-                for line in range(
-                    step * num_lines // num_steps, (step + 1) * num_lines // num_steps
-                ):
-                    v.prefetch(v.offset(ahead, 64 * line))
+            for index in range(num_tokens):
+                self._prefetch(walk, token, num_tokens, step, num_steps)
                 step += 1
-                key = self._key(v.offset(keys, self._row_bytes * token), start, count)
+                key = self._key(v.offset(keys, self._row_bytes * index), start, count)
                 for row in range(num_rows):
-                    place = row * num_tokens + token
+                    place = row * num_tokens + index
                     sums[place] = self._add(sums[place], queries[row], key)
         return sums
+
+    def _prefetch(self, walk: Any, token: Any, num_tokens: int, step: int, num_steps: int) -> None:
+        """One step's share of the lines: in address order, whatever the order of the loads."""
+        v, b = self._v, self._v.b
+        piece_bytes = PIECE_TOKENS * self._row_bytes
+        piece = b.lshr(token, ir.Constant(I64, PIECE_TOKENS.bit_length() - 1))
+        inside = v.at(
+            ir.Constant(I64, 0), b.and_(token, ir.Constant(I64, PIECE_TOKENS - 1)), self._row_bytes
+        )
+        # A group of tokens is some pieces, or a share of one.
+        num_pieces = max(1, num_tokens // PIECE_TOKENS)
+        steps_a_piece = num_steps // num_pieces
+        number, step = divmod(step, steps_a_piece)
+        num_lines = -(-min(num_tokens, PIECE_TOKENS) * self._row_bytes // 64)
+        lines = range(step * num_lines // steps_a_piece, (step + 1) * num_lines // steps_a_piece)
+        entry = v.offset(v.at(walk, piece, 8), 8 * number)
+        emit_prefetches(v, entry, inside, lines, piece_bytes)
 
     def _query(self, row: Any, start: int, count: int) -> list[Any]:
         v = self._v

@@ -1,6 +1,6 @@
 """What the tiles of attention share: how they are compiled and how they go over their rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any
 
@@ -12,14 +12,20 @@ from cpu_attn.element import Element
 from cpu_attn.kernel_task import TILE_TOKENS
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.vector_elements import LaneOrder, load_order
-from cpu_attn.vector_ir import I64
+from cpu_attn.vector_ir import I64, VectorBuilder
 
 UNIT_TOKENS = 16
 """Tokens of one head that one call of a tile goes over: it lies in one block."""
-SCORE_ROW_BYTES = 4 * TILE_TOKENS + 64
-"""Of a row's scores, and of its weights. Ends of rows stay 0: pairs of tokens reach over them."""
-LOW_WEIGHTS_OFFSET = 2 * TILE_TOKENS + 32
+PIECE_TOKENS = 4
+"""Tokens of one head that lie behind one address of a walk."""
+SCORE_ROW_BYTES = 4 * TILE_TOKENS
+"""Of a row's scores, and of its weights."""
+LOW_WEIGHTS_OFFSET = 2 * TILE_TOKENS
 """From a row's bfloat16 weights to the second parts of DOT_SPLIT."""
+
+# How far ahead of the walk each line is asked for, in bytes. A core drops what is asked for while
+# all its miss buffers are taken, so every line is asked for again as it comes nearer.
+_PREFETCH_DISTANCES = (8192, 5120, 3072)
 
 
 class Multiply(IntEnum):
@@ -50,6 +56,27 @@ def query_order(kv: Element, way: Multiply) -> LaneOrder:
 def value_order(kv: Element, way: Multiply) -> LaneOrder:
     """Of accumulator rows, which take values up as they are loaded."""
     return load_order(kv) if way is Multiply.FMA else LaneOrder.UNPACKED
+
+
+def pieces_ahead(piece_bytes: int) -> tuple[int, ...]:
+    """The pieces of a walk to be asked for, counted from the one that is worked on."""
+    return tuple(max(1, round(distance / piece_bytes)) for distance in _PREFETCH_DISTANCES)
+
+
+def emit_prefetches(
+    v: VectorBuilder, walk: Any, offset: Any, lines: Iterable[int], piece_bytes: int
+) -> None:
+    """Asks for lines of the pieces ahead of `walk`, the address of the present one's entry.
+
+    `offset` is added to each (bytes), lines are numbers within a piece.
+    """
+    numbers = list(lines)
+    if not numbers:
+        return
+    for pieces in pieces_ahead(piece_bytes):
+        piece = v.b.add(v.load(v.offset(walk, 8 * pieces), I64), offset)
+        for line in numbers:
+            v.prefetch(v.offset(piece, 64 * line))
 
 
 def tile_signature(

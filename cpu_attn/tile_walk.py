@@ -6,23 +6,28 @@ from cpu_attn import kernel_task as f
 from cpu_attn._jit import compiled
 from cpu_attn.kernel_task import TILE_TOKENS
 from cpu_attn.memory import load_i32
-from cpu_attn.tile_loops import UNIT_TOKENS
+from cpu_attn.tile_loops import PIECE_TOKENS, UNIT_TOKENS
+
+PIECES_A_UNIT = UNIT_TOKENS // PIECE_TOKENS
+PIECES_A_TILE = TILE_TOKENS // PIECE_TOKENS
+"""Of one head."""
 
 
 @compiled(None)
 def list_units(
-    task: Any, item: Any, first: Any, stop: Any, page_bytes: Any, keys: Any, heads: Any, tokens: Any
+    task: Any, item: Any, first: Any, stop: Any, page_bytes: Any, walk: Any, places: Any
 ) -> Any:
-    """Units of UNIT_TOKENS keys over positions first .. stop - 1 of one tile, in memory order.
+    """Keys of the positions first .. stop - 1 of one tile, in the order of memory.
 
-    Writes the address of each, its head (of the item's) and its first token (of the tile), and
-    gives back how many there are. The values of a unit lie num_kv_heads * page_bytes behind.
+    Writes the address of each piece to `walk` and, for each unit of UNIT_TOKENS, its first token in
+    the tile and its head (of the item's) to `places`. Gives back how many units there are. Values
+    lie num_kv_heads * page_bytes behind their keys.
     """
     sequence = load_i32(item + 4 * f.SEQUENCE)
     first_head = load_i32(item + 4 * f.FIRST_HEAD)
     num_heads = load_i32(item + 4 * f.HEADS)
     block_size = task[f.BLOCK_SIZE]
-    unit_bytes = page_bytes // block_size * UNIT_TOKENS
+    piece_bytes = page_bytes // block_size * PIECE_TOKENS
     table = task[f.TABLES] + task[f.TABLE_STRIDE] * sequence
     count = 0
     position = first // UNIT_TOKENS * UNIT_TOKENS
@@ -32,13 +37,27 @@ def list_units(
         block_stop = min(stop, (block + 1) * block_size)
         page = task[f.CACHE] + load_i32(table + 4 * block) * task[f.BLOCK_STRIDE]
         page += first_head * page_bytes
-        inside = (position - block * block_size) // UNIT_TOKENS
+        inside = (position - block * block_size) // PIECE_TOKENS * piece_bytes
         num_units = (block_stop - position + UNIT_TOKENS - 1) // UNIT_TOKENS
         for head in range(num_heads):
+            address = page + head * page_bytes + inside
             for unit in range(num_units):
-                keys[count] = page + head * page_bytes + (inside + unit) * unit_bytes
-                heads[count] = head
-                tokens[count] = position % TILE_TOKENS + unit * UNIT_TOKENS
+                places[count, 0] = position % TILE_TOKENS + unit * UNIT_TOKENS
+                places[count, 1] = head
+                for piece in range(PIECES_A_UNIT):
+                    walk[PIECES_A_UNIT * count + piece] = address
+                    address += piece_bytes
                 count += 1
         position += num_units * UNIT_TOKENS
     return count
+
+
+@compiled(None)
+def lowest_seen(task: Any, item: Any, tile: Any) -> Any:
+    """The first position of a tile that some row of the item sees, or its first one."""
+    if tile < task[f.SINK_TOKENS]:
+        return tile
+    sequence = load_i32(item + 4 * f.SEQUENCE)
+    context_len = load_i32(task[f.CONTEXT_LENS] + 4 * sequence)
+    seen = context_len - task[f.Q_LEN] + 1 - task[f.WINDOW]
+    return max(tile, min(seen, tile + TILE_TOKENS - 1))

@@ -10,9 +10,10 @@ from cpu_attn import isa
 from cpu_attn.element import Element
 from cpu_attn.tile_loops import (
     LOW_WEIGHTS_OFFSET,
+    PIECE_TOKENS,
     SCORE_ROW_BYTES,
-    UNIT_TOKENS,
     Multiply,
+    emit_prefetches,
     for_row_groups,
     literal_values,
     tile_signature,
@@ -24,12 +25,13 @@ from cpu_attn.vector_ir import I16, I32, I64, VectorBuilder
 
 @intrinsic(prefer_literal=True)
 def weigh_unit(
-    typing_context, weights, values, first, stop, acc, num_rows, ahead, zeros, kv, head_dim, way
+    typing_context, weights, walk, first, stop, acc, num_rows, idle_walk, zeros, kv, head_dim, way
 ):
     """acc[r] += sum of weights[r, t] * values[t] over tokens first .. stop - 1 of a unit.
 
-    Prefetches a unit's bytes at `ahead`. Values outside first .. stop - 1 are not used, whatever
-    they hold; `zeros` is a row of zeros that stands in for one where tokens go in pairs.
+    `walk` is the address of the entry of the unit's first piece. Values outside first .. stop - 1
+    are not used, whatever they hold: `zeros`, a row of zeros, stands in for them. `idle_walk` leads
+    to memory that is in the cache.
     """
     signature = tile_signature(8, (kv, head_dim, way))
     if signature is None:
@@ -38,19 +40,14 @@ def weigh_unit(
     def codegen(context, builder, signature, args):
         kv_value, dim, way_value = literal_values(signature, 3)
         v = VectorBuilder(builder, isa.active().lanes)
-        way = Multiply(way_value)
-        weights, values, first, stop, acc, num_rows, ahead, zeros = args[:8]
-        tile = _ValueTile(v, Element(kv_value), dim, way, first, stop, zeros)
+        weights, walk, first, stop, acc, num_rows, idle_walk, zeros = args[:8]
+        tile = _ValueTile(v, Element(kv_value), dim, Multiply(way_value), (first, stop), zeros)
+        values = v.load(walk, I64)
 
         def emit(count: int, row: Any, is_first: Any) -> None:
-            target = builder.select(is_first, ahead, values)
-            tile.emit(
-                count,
-                v.at(weights, row, SCORE_ROW_BYTES),
-                values,
-                v.at(acc, row, 4 * dim),
-                target,
-            )
+            ahead = builder.select(is_first, walk, idle_walk)
+            own_weights = v.at(weights, row, SCORE_ROW_BYTES)
+            tile.emit(count, own_weights, values, v.at(acc, row, 4 * dim), ahead)
 
         for_row_groups(builder, num_rows, emit)
 
@@ -66,8 +63,7 @@ class _ValueTile:
         kv: Element,
         head_dim: int,
         way: Multiply,
-        first: Any,
-        stop: Any,
+        tokens: tuple[Any, Any],
         zeros: Any,
     ) -> None:
         self._v = v
@@ -75,68 +71,72 @@ class _ValueTile:
         self._way = way
         self._head_dim = head_dim
         self._row_bytes = head_dim * kv.num_bytes
-        self._first, self._stop, self._zeros = first, stop, zeros
-        self._tokens_at_once = 1 if way is Multiply.FMA else 2
+        self._first, self._stop = tokens
+        self._zeros = zeros
 
-    def emit(self, num_rows: int, weights: Any, values: Any, acc: Any, ahead: Any) -> None:
+    def emit(self, num_rows: int, weights: Any, values: Any, acc: Any, walk: Any) -> None:
         v = self._v
         most = max(2, isa.active().num_sums // num_rows) * v.lanes
-        columns = [
-            (start, min(most, self._head_dim - start)) for start in range(0, self._head_dim, most)
-        ]
-        for start, count in columns:
+        for start in range(0, self._head_dim, most):
+            columns = range(start, min(self._head_dim, start + most))
             places = [
-                v.offset(acc, 4 * (row * self._head_dim + start + v.lanes * i))
+                v.offset(acc, 4 * (row * self._head_dim + column))
                 for row in range(num_rows)
-                for i in range(count // v.lanes)
+                for column in columns[:: v.lanes]
             ]
             sums = [cgutils.alloca_once_value(v.b, v.load(place, v.f32s)) for place in places]
-            # Each group of columns asks for its share of the lines.
-            share = UNIT_TOKENS * self._row_bytes * start // self._head_dim
-            self._tokens(num_rows, weights, values, sums, (start, count), v.offset(ahead, share))
+            self._pieces(num_rows, weights, values, sums, columns, walk)
             for place, total in zip(places, sums, strict=True):
                 v.store(v.b.load(total), place)
 
-    def _tokens(
-        self,
-        num_rows: int,
-        weights: Any,
-        values: Any,
-        sums: list[Any],
-        columns: tuple[int, int],
-        ahead: Any,
+    def _pieces(
+        self, num_rows: int, weights: Any, values: Any, sums: list[Any], columns: range, walk: Any
     ) -> None:
         v, b = self._v, self._v.b
-        start, count = columns
-        step = ir.Constant(I64, self._tokens_at_once)
-        column_bytes = count * self._kv.num_bytes
-        with cgutils.for_range_slice(b, self._first, self._stop, step, intp=I64) as (token, _):
-            lines = self._tokens_at_once * column_bytes
-            place = v.at(ahead, token, column_bytes)
-            for line in range(0, lines, 64):
-                v.prefetch(v.offset(place, line))
-            rows = [
-                v.offset(row, start * self._kv.num_bytes) for row in self._value_rows(values, token)
-            ]
-            vectors = self._load(rows, count)
-            per_row = count // v.lanes
-            for row in range(num_rows):
-                address = v.offset(weights, SCORE_ROW_BYTES * row)
-                for factor in self._factors(address, token):
-                    for i in range(per_row):
-                        slot = sums[row * per_row + i]
-                        b.store(self._add(factor, vectors[i], b.load(slot)), slot)
+        shift = ir.Constant(I64, PIECE_TOKENS.bit_length() - 1)
+        begin = b.lshr(self._first, shift)
+        end = b.lshr(b.add(self._stop, ir.Constant(I64, PIECE_TOKENS - 1)), shift)
+        one = ir.Constant(I64, 1)
+        with cgutils.for_range_slice(b, begin, end, one, intp=I64) as (piece, _):
+            entry = v.at(walk, piece, 8)
+            token = b.shl(piece, shift)
+            for index in range(0, PIECE_TOKENS, self._tokens_at_once):
+                self._prefetch(entry, columns, index)
+                rows = [
+                    self._row(values, b.add(token, ir.Constant(I64, index + i)), columns)
+                    for i in range(self._tokens_at_once)
+                ]
+                vectors = self._load(rows, len(columns))
+                place = b.add(token, ir.Constant(I64, index))
+                for row in range(num_rows):
+                    own = sums[row * len(vectors) : (row + 1) * len(vectors)]
+                    address = v.offset(weights, SCORE_ROW_BYTES * row)
+                    for factor in self._factors(address, place):
+                        for vector, slot in zip(vectors, own, strict=True):
+                            b.store(self._add(factor, vector, b.load(slot)), slot)
 
-    def _value_rows(self, values: Any, token: Any) -> list[Any]:
-        """Addresses of the value rows that go in together."""
+    @property
+    def _tokens_at_once(self) -> int:
+        return 1 if self._way is Multiply.FMA else 2
+
+    def _prefetch(self, entry: Any, columns: range, index: int) -> None:
+        """Some tokens of some columns ask for as large a share of a piece's lines."""
+        piece_bytes = PIECE_TOKENS * self._row_bytes
+        num_steps = PIECE_TOKENS * self._head_dim
+        begin = PIECE_TOKENS * columns.start + index * len(columns)
+        end = begin + self._tokens_at_once * len(columns)
+        num_lines = -(-piece_bytes // 64)
+        lines = range(begin * num_lines // num_steps, end * num_lines // num_steps)
+        emit_prefetches(self._v, entry, ir.Constant(I64, 0), lines, piece_bytes)
+
+    def _row(self, values: Any, token: Any, columns: range) -> Any:
+        """Address of a token's values of some columns, or of zeros."""
         v, b = self._v, self._v.b
+        not_before = b.icmp_signed(">=", token, self._first)
+        before_stop = b.icmp_signed("<", token, self._stop)
         row = v.at(values, token, self._row_bytes)
-        if self._way is Multiply.FMA:
-            return [row]
-        # A last token without a partner is paired with zeros: what follows it may be NaN.
-        after = b.add(token, ir.Constant(I64, 1))
-        has_partner = b.icmp_signed("<", after, self._stop)
-        return [row, b.select(has_partner, v.offset(row, self._row_bytes), self._zeros)]
+        row = b.select(b.and_(not_before, before_stop), row, self._zeros)
+        return v.offset(row, columns.start * self._kv.num_bytes)
 
     def _load(self, rows: list[Any], count: int) -> list[Any]:
         v = self._v

@@ -73,9 +73,7 @@ def attend(
         slots = [(block_tables[s, p // block_size], p % block_size) for p in range(length)]
         for t in range(q_len):
             mine = length - q_len + t
-            seen = [
-                slot for p, slot in enumerate(slots) if sees(mine, p, window, sink_tokens)
-            ]
+            seen = [slot for p, slot in enumerate(slots) if sees(mine, p, window, sink_tokens)]
             for h in range(num_heads):
                 kv_head = h // (num_heads // num_kv_heads)
                 keys = np.stack([cache[block, 0, kv_head, i] for block, i in seen])

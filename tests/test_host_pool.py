@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +186,7 @@ def test_a_closed_pool_lets_go_of_memory_and_descriptor() -> None:
     assert (pool.fd, pool.resident_bytes) == (-1, 0)
     with pytest.raises(OSError):
         os.fstat(fd)
+    assert "omniserve-kv" not in Path("/proc/self/maps").read_text()
     with pytest.raises(ValueError, match="the pool is closed"):
         pool.copy_out(table)
 

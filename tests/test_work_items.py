@@ -101,9 +101,7 @@ def test_parts_and_groups_are_numbered_without_gaps(given: dict[str, Any]) -> No
         items.sort(key=lambda item: item[PART])
         assert [item[PART] for item in items] == list(range(made.parts_per_group[group]))
         assert len(items) >= 2
-        same = {
-            (i[SEQUENCE], i[FIRST_HEAD], i[HEADS], i[FIRST_PART], i[NUM_PARTS]) for i in items
-        }
+        same = {(i[SEQUENCE], i[FIRST_HEAD], i[HEADS], i[FIRST_PART], i[NUM_PARTS]) for i in items}
         assert len(same) == 1 and items[0][NUM_PARTS] == len(items)
         starts = [item[FIRST_TOKEN] for item in items]
         assert starts == sorted(starts), "parts are not in the order of tokens"

@@ -56,16 +56,24 @@ _CONTROL_OLDEST, _PROGRESS, _SLEEPERS, _STOP = d.OLDEST, d.PROGRESS, d.SLEEPERS,
 _TICKET, _DONE = d.TICKET * 8, d.DONE * 8
 _CELL_MODEL, _CELL_SLOT, _CELL_LAYER = d.MODEL * 8, d.SLOT * 8, d.LAYER * 8
 _CELL_CONTEXT_LEN, _CELL_Q_LEN = d.CONTEXT_LEN * 8, d.Q_LEN * 8
-_CELL_NUM_PARTS = d.NUM_PARTS * 8
 
 _i64 = types.int64
 _vector, _table = types.int64[::1], types.int64[:, ::1]
+
+
+@compiled(types.void(_vector, _vector, _i64))
+def _push(queue, counters, task):
+    # A slot is in the queue once at most, so the queue cannot overflow.
+    queue[counters[QUEUE_TAIL] % len(queue)] = task
+    counters[QUEUE_TAIL] += 1
 
 
 @compiled(_i64(_vector, _vector, _i64, _i64))
 def _request_error(request, limits, num_slots, position):
     slot, layer = request[REQUEST_SLOT], request[REQUEST_LAYER]
     q_len, context_len = request[REQUEST_Q_LEN], request[REQUEST_CONTEXT_LEN]
+    if slot < 0 or slot >= num_slots:
+        return NO_SLOT
     if position != FREE:
         return SLOT_BUSY
     if layer < 0 or layer >= limits[NUM_LAYERS]:
@@ -74,13 +82,11 @@ def _request_error(request, limits, num_slots, position):
         return WRONG_Q_LEN
     if context_len < q_len or context_len > limits[MAX_TOKENS]:
         return WRONG_CONTEXT_LEN
-    return FINE if 0 <= slot < num_slots else NO_SLOT
+    return FINE
 
 
 @compiled(_i64(_i64, _i64, _table, _table, _table, _table, _vector, _vector, _vector, _i64))
-def enqueue(
-    model, count, requests, models, layers, tasks, epochs, queue, counters, num_workers
-):
+def enqueue(model, count, requests, models, layers, tasks, epochs, queue, counters, num_workers):
     """Puts the first `count` requests of a model into the queue: all of them, or none.
 
     Returns 0, or (row << ERROR_BITS) | what is wrong with the first row that is.
@@ -125,13 +131,6 @@ def enqueue(
     return 0
 
 
-@compiled(types.void(_vector, _vector, _i64))
-def _push(queue, counters, task):
-    # A slot is in the queue once at most, so the queue cannot overflow.
-    queue[counters[QUEUE_TAIL] % len(queue)] = task
-    counters[QUEUE_TAIL] += 1
-
-
 @compiled(types.void(_i64, _i64, _i64, _i64, _table, _vector, _vector, _vector, _vector))
 def flush(control, cells, mask, num_slots, tasks, epochs, queue, cell_tasks, counters):
     """Publishes what waits, as far as ring cells are free, and wakes workers for it.
@@ -155,13 +154,12 @@ def flush(control, cells, mask, num_slots, tasks, epochs, queue, cell_tasks, cou
         store_plain(cell + _CELL_LAYER, tasks[task, LAYER])
         store_plain(cell + _CELL_CONTEXT_LEN, tasks[task, CONTEXT_LEN])
         store_plain(cell + _CELL_Q_LEN, tasks[task, Q_LEN])
-        store_plain(cell + _CELL_NUM_PARTS, tasks[task, NUM_PARTS])
         cell_tasks[position & mask] = task
         tasks[task, POSITION] = position
         counters[TAIL] = position + 1
         ring.publish(cell, position, tasks[task, NUM_PARTS])
         num_parts += tasks[task, NUM_PARTS]
-    if num_parts:
+    if num_parts > 0:
         num_sleepers = ring.count_sleepers(control)
         if num_sleepers:
             ring.wake(control, min(num_parts, num_sleepers))
@@ -203,10 +201,19 @@ def gather(control, cells, mask, num_slots, tasks, epochs, cell_tasks, counters,
     return count
 
 
+@compiled(_i64(_i64, _i64, _vector, _vector))
+def count_unfinished(cells, mask, cell_tasks, counters):
+    """Published tasks that have no result yet."""
+    count = 0
+    for position in range(counters[OLDEST], counters[TAIL]):
+        if cell_tasks[position & mask] >= 0:
+            cell = ring.cell_of(cells, mask, position)
+            count += ring.read_result(cell, position) < 0
+    return count
+
+
 @compiled(types.void(_i64, _i64, _i64, _table, _vector, _vector, _vector, _vector, _i64))
-def recover(
-    control, cells, mask, tasks, epochs, queue, cell_tasks, counters, max_attempts
-):
+def recover(control, cells, mask, tasks, epochs, queue, cell_tasks, counters, max_attempts):
     """Makes the ring ready for a new process; the old one must be gone for good.
 
     Results that are there stay. Unfinished tasks go to the front of the queue, except those of

@@ -21,12 +21,13 @@ from the start: workers never reserve, wait for each other, or find a ring full.
    DONE, so where it has not moved nothing new can be found.
 5. Order. Workers walk positions upwards and leave one only when no part of it is unclaimed. OLDEST
    lets one that is far behind catch up: whatever lies before it has been collected.
-6. Sleep. A sleeper reads WAKE, counts SLEEPERS up, fences, looks at its cell once more and waits for
-   WAKE to change. The publisher stores tickets, fences, looks at SLEEPERS, and where there are any
-   counts WAKE up and wakes. Of the two looks at least one sees the other side's store; if only the
-   publisher's does, its count comes after the sleeper's read, and the wait ends at once or is woken.
-7. Death. Only when the process is gone for good may the publisher write the control block and the
-   cells afresh. A task whose DONE is there was finished; any other is published again at a new
+6. Sleep. A sleeper reads WAKE, counts SLEEPERS up, fences, looks at its cell once more and waits
+   for WAKE to change. The publisher stores tickets, fences, looks at SLEEPERS, and where there are
+   any counts WAKE up and wakes. Of the two looks at least one sees the other side's store; if only
+   the publisher's does, it counts after the sleeper has read, and the wait ends at once or is
+   woken.
+7. Death. Only when the process is gone for good may the publisher take tasks back or change the
+   control block. A task whose DONE is there was finished; any other is published again at a new
    position. Doing it twice is harmless: keys and values are appended by position.
 """
 
@@ -48,7 +49,7 @@ from cpu_attn.host.atomics import (
 )
 
 _TICKET, _DONE, _FAILURE = d.TICKET * 8, d.DONE * 8, d.FAILURE * 8
-_PARTS_LEFT = d.PARTS_LEFT * 8
+_NUM_PARTS, _PARTS_LEFT = d.NUM_PARTS * 8, d.PARTS_LEFT * 8
 _CELL_BYTES, _LOW_BITS, _LOW_MASK = d.CELL_BYTES, d.LOW_BITS, d.LOW_MASK
 _SLEEPERS, _WAKE, _PROGRESS, _STOP = d.SLEEPERS, d.WAKE, d.PROGRESS, d.STOP
 
@@ -64,6 +65,7 @@ def cell_of(cells: int, mask: int, position: int) -> int:
 @compiled(types.void(_i64, _i64, _i64))
 def publish(cell: int, position: int, num_parts: int) -> None:
     """Makes the descriptor in the cell visible as a task of 1..MAX_PARTS parts."""
+    store_plain(cell + _NUM_PARTS, num_parts)
     store_plain_i32(cell + _PARTS_LEFT, num_parts)
     store_plain(cell + _FAILURE, 0)
     store_release(cell + _TICKET, position << _LOW_BITS | num_parts)
@@ -72,20 +74,20 @@ def publish(cell: int, position: int, num_parts: int) -> None:
 @compiled(_i64(_i64))
 def read_ticket(cell: int) -> int:
     """(position << LOW_BITS) | unclaimed parts of the task that the cell holds."""
-    return load_acquire(cell + _TICKET)
+    return int(load_acquire(cell + _TICKET))
 
 
 @compiled(types.boolean(_i64, _i64))
 def claim(cell: int, ticket: int) -> bool:
     """Takes a part of the task whose ticket was read; False where others were quicker."""
-    return compare_and_swap(cell + _TICKET, ticket, ticket - 1)
+    return bool(compare_and_swap(cell + _TICKET, ticket, ticket - 1))
 
 
 @compiled(types.boolean(_i64, _i64))
 def fail_part(cell: int, status: int) -> bool:
     """Ends a claimed part that was not run; whether it was the last."""
     store_release(cell + _FAILURE, status)
-    return fetch_add_i32(cell + _PARTS_LEFT, -1) == 1
+    return bool(fetch_add_i32(cell + _PARTS_LEFT, -1) == 1)
 
 
 @compiled(types.void(_i64, _i64))
@@ -103,20 +105,20 @@ def count_progress(control: int) -> None:
 
 @compiled(_i64(_i64))
 def read_progress(control: int) -> int:
-    return load_acquire(control + _PROGRESS)
+    return int(load_acquire(control + _PROGRESS))
 
 
 @compiled(_i64(_i64, _i64))
 def read_result(cell: int, position: int) -> int:
     """The status of the task of this position, or -1 while it is not done."""
-    done = load_acquire(cell + _DONE)
+    done = int(load_acquire(cell + _DONE))
     return done & _LOW_MASK if done >> _LOW_BITS == position else -1
 
 
 @compiled(_i64(_i64))
 def announce_sleep(control: int) -> int:
     """To be followed by a last look for work, waiting for WAKE to change, and `end_sleep`."""
-    sequence = load_acquire_i32(control + _WAKE)
+    sequence = int(load_acquire_i32(control + _WAKE))
     fetch_add(control + _SLEEPERS, 1)
     full_fence()
     return sequence
@@ -131,7 +133,7 @@ def end_sleep(control: int) -> None:
 def count_sleepers(control: int) -> int:
     """How many threads may be asleep; asked after publishing."""
     full_fence()
-    return load_acquire(control + _SLEEPERS)
+    return int(load_acquire(control + _SLEEPERS))
 
 
 @compiled(types.void(_i64, _i64))
@@ -151,4 +153,4 @@ def request_stop(control: int) -> None:
 
 @compiled(types.boolean(_i64))
 def stop_requested(control: int) -> bool:
-    return load_acquire(control + _STOP) != 0
+    return bool(load_acquire(control + _STOP) != 0)

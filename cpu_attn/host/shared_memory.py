@@ -99,7 +99,9 @@ class SharedMemory:
         strides: Sequence[int] | None = None,
     ) -> NDArray[Any]:
         """A view of it; `strides` in bytes, C-contiguous without."""
-        return np.ndarray(shape, dtype, buffer=self._map, offset=offset_bytes, strides=strides)
+        # Of these ways only frombuffer keeps the map from being closed under the array.
+        buffer = np.frombuffer(self._map, np.uint8)
+        return np.ndarray(shape, dtype, buffer=buffer, offset=offset_bytes, strides=strides)
 
     def give_back(self, start: int, stop: int) -> None:
         """The whole pages between two offsets take no memory any more, and read as zeros.

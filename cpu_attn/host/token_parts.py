@@ -1,4 +1,4 @@
-"""How one task's tokens are cut into parts for several workers; compiled, for one task at a time."""
+"""How the tokens of one task are cut into parts for several workers, compiled."""
 
 from numba import types
 
@@ -12,9 +12,7 @@ _i64 = types.int64
 
 
 @compiled(types.UniTuple(_i64, 2)(_i64, _i64, _i64, _i64))
-def visible_tokens(
-    context_len: int, q_len: int, window: int, sink_tokens: int
-) -> tuple[int, int]:
+def visible_tokens(context_len: int, q_len: int, window: int, sink_tokens: int) -> tuple[int, int]:
     """(sink_stop, first): some query token sees [0, sink_stop) and [first, context_len).
 
     `first` is a multiple of TILE_TOKENS; sink_stop is 0 where no tile lies between the two.
@@ -32,7 +30,7 @@ def count_parts(
     """Parts of a task: up to num_workers, and one for sink tokens that lie apart."""
     sink_stop, first = visible_tokens(context_len, q_len, window, sink_tokens)
     num_parts = max(1, min(num_workers, (context_len - first) // PART_TOKENS))
-    return num_parts + 1 if sink_stop else num_parts
+    return int(num_parts + 1 if sink_stop else num_parts)
 
 
 @compiled(types.UniTuple(_i64, 2)(_i64, _i64, _i64, _i64, _i64, _i64))

@@ -1,0 +1,117 @@
+"""Models, requests and answers for tests of host attention."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import naive_paged_attention as naive
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_attn.element import Element
+from cpu_attn.host.attention import HostAttention
+from cpu_attn.host.pool import HostKvPool
+from cpu_attn.host.settings import HostModel, HostSettings, PoolMemory
+
+CORES = tuple(sorted(os.sched_getaffinity(0))[:2])
+
+
+def make_model(pool: HostKvPool, **fields: Any) -> HostModel:
+    layout = pool.layout
+    values: dict[str, Any] = {
+        "num_heads": 2 * layout.num_kv_heads,
+        "io": Element.FLOAT32 if layout.element is Element.INT8 else layout.element,
+        "max_context_len": 256,
+        "scale": layout.head_dim**-0.5,
+    }
+    memory = PoolMemory(pool.fd, layout, pool.num_blocks)
+    return HostModel(memory, **(values | fields))
+
+
+def make_settings(**fields: Any) -> HostSettings:
+    values: dict[str, Any] = {"cores": CORES, "num_slots": 16}
+    return HostSettings(**(values | fields))
+
+
+@contextmanager
+def running(models: list[HostModel], **fields: Any) -> Iterator[HostAttention]:
+    host = HostAttention(models, make_settings(**fields))
+    try:
+        host.start()
+        yield host
+    finally:
+        host.close()
+
+
+class Request:
+    """One request in one slot: its blocks, its contents by layer in float64, and its oracle."""
+
+    def __init__(
+        self, host: HostAttention, pool: HostKvPool, model: HostModel, index: int, slot: int
+    ) -> None:
+        self.pool, self.model, self.index, self.slot = pool, model, index, slot
+        self.block_ids = pool.allocate(model.max_blocks)
+        host.set_block_table(index, slot, self.block_ids)
+        self.arrays = host.slots[index]
+        self.lengths = [0] * pool.layout.num_layers
+
+    def prefill(self, layer: int, length: int, rng: np.random.Generator) -> None:
+        """Writes `length` random tokens to the pool."""
+        layout = self.pool.layout
+        for position in range(length):
+            rows = rng.normal(size=(2, layout.num_kv_heads, layout.head_dim))
+            k, v = _as_pool_takes(rows, layout.element)
+            self.pool.append(self.block_ids, layer, position, k, v)
+        self.lengths[layer] = length
+
+    def write(self, layer: int, q_len: int, rng: np.random.Generator) -> int:
+        """New random query tokens into the slot's rows; the context length with them."""
+        for rows in (self.arrays.q, self.arrays.k, self.arrays.v):
+            values = rng.normal(size=rows.shape[1:])
+            rows[self.slot] = naive.encode(values, self.model.io)
+        self.arrays.out[self.slot] = 0
+        self.lengths[layer] += q_len
+        return self.lengths[layer]
+
+    def expected(self, layer: int, q_len: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Output and log-sum-exp of the last written tokens, from what the pool now holds."""
+        window = self.model.windows[layer] if self.model.windows else None
+        sinks = None if self.model.sinks is None else np.array(self.model.sinks[layer], np.float32)
+        pages = self.pool.copy_out(self.block_ids)[layer]
+        kind = self.pool.layout.element
+        cache = naive.decode(pages, Element.FLOAT32 if kind is Element.INT8 else kind)
+        q = naive.decode(self.arrays.q[self.slot : self.slot + 1, :q_len], self.model.io)
+        out, lse = naive.attend(
+            q,
+            cache,
+            np.arange(len(self.block_ids))[None],
+            np.array([self.lengths[layer]]),
+            scale=self.model.scale,
+            window=window,
+            sink_tokens=self.model.sink_tokens,
+            sinks=sinks,
+        )
+        return out[0], lse[0]
+
+    def check(self, layer: int, q_len: int) -> None:
+        """The slot's result is right, and its keys and values were appended."""
+        layout = self.pool.layout
+        first = self.lengths[layer] - q_len
+        pages = self.pool.copy_out(self.block_ids)[layer]
+        if layout.element is self.model.io:
+            for half, rows in enumerate((self.arrays.k, self.arrays.v)):
+                for token in range(q_len):
+                    block, place = divmod(first + token, layout.block_size)
+                    stored = pages[block, half, :, place]
+                    np.testing.assert_array_equal(stored, rows[self.slot, token])
+        out, lse = self.expected(layer, q_len)
+        got = naive.decode(self.arrays.out[self.slot, :q_len], self.model.io)
+        tolerance = 1e-5 if self.model.io is Element.FLOAT32 else 1e-2
+        np.testing.assert_allclose(got, out, rtol=0, atol=tolerance)
+        got_lse = self.arrays.lse[self.slot].ravel()[: lse.size].reshape(lse.shape)
+        np.testing.assert_allclose(got_lse, lse, rtol=0, atol=1e-4)
+
+
+def _as_pool_takes(rows: NDArray[Any], element: Element) -> NDArray[Any]:
+    return naive.encode(rows, Element.FLOAT32 if element is Element.INT8 else element)
