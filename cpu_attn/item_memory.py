@@ -12,7 +12,6 @@ class HeadMemory(NamedTuple):
 
     q: int
     scores: int
-    weights: int
     acc: int
     state: int
     """Running maximum and sum of each row, float32 both."""
@@ -25,8 +24,7 @@ class HeadMemory(NamedTuple):
 def head_memory(num_rows: Any, head_dim: Any) -> Any:
     row_bytes = 4 * head_dim
     scores = num_rows * row_bytes
-    weights = scores + num_rows * SCORE_ROW_BYTES
-    acc = weights + num_rows * SCORE_ROW_BYTES
+    acc = scores + num_rows * SCORE_ROW_BYTES
     state = acc + num_rows * row_bytes
     key_scales = (state + 8 * num_rows + 63) // 64 * 64
     value_scales = key_scales + 4 * TILE_TOKENS
@@ -34,7 +32,6 @@ def head_memory(num_rows: Any, head_dim: Any) -> Any:
     return HeadMemory(
         q=0,
         scores=scores,
-        weights=weights,
         acc=acc,
         state=state,
         key_scales=key_scales,

@@ -32,5 +32,9 @@ class KernelVariant:
             raise ValueError(f"head_dim {self.head_dim}: a multiple of 16 in 16..256 is needed")
         if self.io is Element.INT8:
             raise ValueError("io INT8: queries and outputs are floating point")
-        if self.products is Products.BFLOAT16 and self.kv is not Element.BFLOAT16:
-            raise ValueError(f"products BFLOAT16 with a {self.kv.name} cache: BFLOAT16 is needed")
+        kinds = {self.kv, self.io}
+        if self.products is Products.BFLOAT16 and kinds != {Element.BFLOAT16}:
+            raise ValueError(
+                f"products BFLOAT16 with a {self.kv.name} cache and {self.io.name} queries: "
+                "BFLOAT16 is needed for both"
+            )

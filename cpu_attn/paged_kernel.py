@@ -27,7 +27,7 @@ from cpu_attn.tile_softmax import softmax_head
 from cpu_attn.tile_walk import PIECES_A_TILE, PIECES_A_UNIT, list_units, lowest_seen
 from cpu_attn.value_tile import weigh_unit
 
-_FMA = int(Multiply.FMA)
+_DOT = int(Multiply.DOT)
 
 
 @cache
@@ -195,7 +195,7 @@ def _values(
         token, head = places[unit, 0], places[unit, 1]
         own = memory + head * at.num_bytes
         entry = walk.ctypes.data + 8 * PIECES_A_UNIT * (num_units + unit)
-        weights = own + (at.scores + 4 * token if way == _FMA else at.weights + 2 * token)
+        weights = own + at.scores + (2 if way == _DOT else 4) * token
         first_token = max(0, first - token)
         stop_token = min(UNIT_TOKENS, stop - token)
         idle = idle_walk.ctypes.data

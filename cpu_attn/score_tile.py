@@ -155,9 +155,11 @@ class _ScoreTile:
     def _key(self, row: Any, start: int, count: int) -> list[Any]:
         v = self._v
         address = v.offset(row, start * self._kv.num_bytes)
-        if self._way is not Multiply.FMA:
+        if self._way is Multiply.FMA:
+            return load_elements(v, address, self._kv, count)
+        if self._kv is Element.BFLOAT16:
             return [_pairs(v, address, count)]
-        return load_elements(v, address, self._kv, count)
+        return [v.pack_bfloat16(load_elements(v, address, self._kv, count))]
 
     def _add(self, total: Any, query: list[Any], key: list[Any]) -> Any:
         for a, c in zip(query, key, strict=True):

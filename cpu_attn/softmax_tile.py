@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from cpu_attn import isa
 from cpu_attn.element import Element
 from cpu_attn.kernel_task import TILE_TOKENS
-from cpu_attn.tile_loops import LOW_WEIGHTS_OFFSET, Multiply, literal_values, tile_signature
+from cpu_attn.tile_loops import Multiply, literal_values, tile_signature
 from cpu_attn.vector_ir import I32, VectorBuilder
 
 LOWEST = -3.0e38
@@ -25,7 +25,6 @@ LOG2_E = math.log2(math.e)
 def softmax_row(
     typing_context,
     scores,
-    weights,
     first,
     stop,
     sink,
@@ -41,10 +40,9 @@ def softmax_row(
     """Scores become weights; `acc` and the sum are rescaled where the maximum grew.
 
     Tokens first .. stop - 1 and those before `sink` and `stop` count, others get weight 0. `state`
-    holds the maximum and the sum. `weights` may be `scores`; for DOT they are bfloat16, followed at
-    LOW_WEIGHTS_OFFSET by what rounding left (DOT_SPLIT).
+    holds the maximum and the sum. Weights take the place of scores; for DOT they are bfloat16.
     """
-    signature = tile_signature(9, (head_dim, kv, way), types.float32)
+    signature = tile_signature(8, (head_dim, kv, way), types.float32)
     if signature is None:
         return None
 
@@ -52,7 +50,7 @@ def softmax_row(
         dim, kv_value, way_value = literal_values(signature, 3)
         with_scales = kv_value == Element.INT8
         v = VectorBuilder(builder, isa.active().lanes)
-        scores, weights, first, stop, sink, state, acc, key_scales, value_scales, scale = args[:10]
+        scores, first, stop, sink, state, acc, key_scales, value_scales, scale = args[:9]
         way = Multiply(way_value)
         step = 4 * v.lanes
         visible = _visible(v, first, stop, sink)
@@ -71,17 +69,19 @@ def softmax_row(
         for index, (logit, inside) in enumerate(zip(logits, visible, strict=True)):
             weight = v.exp2(builder.fsub(logit, maximum))
             weight = builder.select(inside, weight, v.constant(0.0))
-            if way is Multiply.FMA:
-                total = builder.fadd(total, weight)
-                if with_scales:
-                    value_scale = v.load(v.offset(value_scales, step * index), v.f32s)
-                    scaled = builder.fmul(weight, value_scale)
-                    # A slot that nobody wrote may hold a scale of NaN.
-                    weight = builder.select(inside, scaled, v.constant(0.0))
-                v.store(weight, v.offset(weights, step * index))
-            else:
-                place = v.offset(weights, 2 * v.lanes * index)
-                total = builder.fadd(total, _store_bfloat16(v, weight, place, way))
+            if way is Multiply.DOT:
+                # The sum is of the weights as they are used, so they add up to 1 in the end.
+                rounded = v.round_bfloat16(weight)
+                v.store(rounded, v.offset(scores, 2 * v.lanes * index))
+                weight = v.widen_bfloat16(rounded)
+            total = builder.fadd(total, weight)
+            if with_scales:
+                value_scale = v.load(v.offset(value_scales, step * index), v.f32s)
+                # A slot that nobody wrote may hold a scale of NaN.
+                scaled = builder.fmul(weight, value_scale)
+                weight = builder.select(inside, scaled, v.constant(0.0))
+            if way is not Multiply.DOT:
+                v.store(weight, v.offset(scores, step * index))
         sum_address = v.offset(state, 4)
         new_sum = builder.fadd(v.load_scalar(sum_address), v.reduce_sum(total))
         v.store(new_sum, sum_address)
@@ -120,21 +120,6 @@ def _raise_maximum(v: VectorBuilder, logits: list[Any], state: Any, acc: Any, di
         first_lane = b.extract_element(shrink, ir.Constant(I32, 0))
         v.store(b.fmul(v.load_scalar(sum_address), first_lane), sum_address)
         v.store(top, state)
-
-
-def _store_bfloat16(v: VectorBuilder, weight: Any, place: Any, way: Multiply) -> Any:
-    """Stores a vector of weights for the dot products; gives back what they amount to now.
-
-    The sum is of the weights as they were rounded, so they add up to 1 after the division.
-    """
-    b = v.b
-    high, high_bits = v.round_bfloat16(weight)
-    v.store(high_bits, place)
-    if way is Multiply.DOT:
-        return high
-    low, low_bits = v.round_bfloat16(b.fsub(weight, high))
-    v.store(low_bits, v.offset(place, LOW_WEIGHTS_OFFSET))
-    return b.fadd(high, low)
 
 
 @intrinsic(prefer_literal=True)

@@ -19,9 +19,7 @@ UNIT_TOKENS = 16
 PIECE_TOKENS = 4
 """Tokens of one head that lie behind one address of a walk."""
 SCORE_ROW_BYTES = 4 * TILE_TOKENS
-"""Of a row's scores, and of its weights."""
-LOW_WEIGHTS_OFFSET = 2 * TILE_TOKENS
-"""From a row's bfloat16 weights to the second parts of DOT_SPLIT."""
+"""Of a row's scores, and of the weights that take their place."""
 
 # How far ahead of the walk each line is asked for, in bytes. A core drops what is asked for while
 # all its miss buffers are taken, so every line is asked for again as it comes nearer.
@@ -33,19 +31,21 @@ class Multiply(IntEnum):
 
     FMA = 0
     """float32, whatever the cache holds."""
-    DOT_SPLIT = 1
-    """bfloat16 pairs; weights as the sum of two bfloat16, so nothing is lost that matters."""
+    DOT_SCORES = 1
+    """Queries and keys as pairs of bfloat16, which both are already; values as FMA."""
     DOT = 2
-    """bfloat16 pairs; weights rounded to one bfloat16."""
+    """Pairs of bfloat16 throughout: weights are rounded for it."""
 
 
 def multiply(variant: KernelVariant) -> Multiply:
     """The way that this CPU offers for a variant; never a less exact one than was asked for."""
-    if not isa.active().dots_bfloat16 or variant.kv is not Element.BFLOAT16:
+    if not isa.active().dots_bfloat16 or variant.io is not Element.BFLOAT16:
         return Multiply.FMA
     if variant.products is Products.BFLOAT16:
         return Multiply.DOT
-    return Multiply.DOT_SPLIT if variant.io is Element.BFLOAT16 else Multiply.FMA
+    # Every int8 is a bfloat16 too.
+    is_exact = variant.kv in (Element.BFLOAT16, Element.INT8)
+    return Multiply.DOT_SCORES if is_exact else Multiply.FMA
 
 
 def query_order(kv: Element, way: Multiply) -> LaneOrder:
@@ -55,7 +55,7 @@ def query_order(kv: Element, way: Multiply) -> LaneOrder:
 
 def value_order(kv: Element, way: Multiply) -> LaneOrder:
     """Of accumulator rows, which take values up as they are loaded."""
-    return load_order(kv) if way is Multiply.FMA else LaneOrder.UNPACKED
+    return LaneOrder.UNPACKED if way is Multiply.DOT else load_order(kv)
 
 
 def pieces_ahead(piece_bytes: int) -> tuple[int, ...]:

@@ -12,9 +12,8 @@ from cpu_attn.item_memory import head_memory
 from cpu_attn.memory import load_i32
 from cpu_attn.row_conversion import copy_f32s
 from cpu_attn.softmax_tile import LOG2_E, softmax_row
-from cpu_attn.tile_loops import SCORE_ROW_BYTES, UNIT_TOKENS, Multiply
+from cpu_attn.tile_loops import SCORE_ROW_BYTES, UNIT_TOKENS
 
-_FMA = int(Multiply.FMA)
 _INT8 = int(Element.INT8)
 
 
@@ -46,7 +45,6 @@ def softmax_head(
         position = start + row // group_size
         softmax_row(
             own + at.scores + SCORE_ROW_BYTES * row,
-            own + (at.scores if way == _FMA else at.weights) + SCORE_ROW_BYTES * row,
             max(0, position + 1 - task[f.WINDOW] - tile),
             min(stop, position + 1) - tile,
             task[f.SINK_TOKENS] - tile,

@@ -9,7 +9,6 @@ from numba.extending import intrinsic
 from cpu_attn import isa
 from cpu_attn.element import Element
 from cpu_attn.tile_loops import (
-    LOW_WEIGHTS_OFFSET,
     PIECE_TOKENS,
     SCORE_ROW_BYTES,
     Multiply,
@@ -84,10 +83,13 @@ class _ValueTile:
                 for row in range(num_rows)
                 for column in columns[:: v.lanes]
             ]
-            sums = [cgutils.alloca_once_value(v.b, v.load(place, v.f32s)) for place in places]
+            # From zero and added at the end: over long contexts that rounds far less often.
+            sums = [cgutils.alloca_once(v.b, v.f32s) for _ in places]
+            for slot in sums:
+                v.b.store(v.constant(0.0), slot)
             self._pieces(num_rows, weights, values, sums, columns, walk)
-            for place, total in zip(places, sums, strict=True):
-                v.store(v.b.load(total), place)
+            for place, slot in zip(places, sums, strict=True):
+                v.store(v.b.fadd(v.load(place, v.f32s), v.b.load(slot)), place)
 
     def _pieces(
         self, num_rows: int, weights: Any, values: Any, sums: list[Any], columns: range, walk: Any
@@ -111,13 +113,13 @@ class _ValueTile:
                 for row in range(num_rows):
                     own = sums[row * len(vectors) : (row + 1) * len(vectors)]
                     address = v.offset(weights, SCORE_ROW_BYTES * row)
-                    for factor in self._factors(address, place):
-                        for vector, slot in zip(vectors, own, strict=True):
-                            b.store(self._add(factor, vector, b.load(slot)), slot)
+                    factor = self._factor(address, place)
+                    for vector, slot in zip(vectors, own, strict=True):
+                        b.store(self._add(factor, vector, b.load(slot)), slot)
 
     @property
     def _tokens_at_once(self) -> int:
-        return 1 if self._way is Multiply.FMA else 2
+        return 2 if self._way is Multiply.DOT else 1
 
     def _prefetch(self, entry: Any, columns: range, index: int) -> None:
         """Some tokens of some columns ask for as large a share of a piece's lines."""
@@ -140,7 +142,7 @@ class _ValueTile:
 
     def _load(self, rows: list[Any], count: int) -> list[Any]:
         v = self._v
-        if self._way is Multiply.FMA:
+        if self._way is not Multiply.DOT:
             return load_elements(v, rows[0], self._kv, count)
         vectors = []
         for start in range(0, count, 2 * v.lanes):
@@ -151,21 +153,17 @@ class _ValueTile:
                 vectors.append(v.b.bitcast(v.shuffle(a, c, lanes), v.i32s))
         return vectors
 
-    def _factors(self, weights: Any, token: Any) -> list[Any]:
-        """What every lane is multiplied by; two for weights in two parts."""
+    def _factor(self, weights: Any, token: Any) -> Any:
+        """What every lane is multiplied by: a token's weight or those of a pair."""
         v = self._v
-        if self._way is Multiply.FMA:
-            return [v.splat(v.load_scalar(v.at(weights, token, 4)))]
-        pair = v.at(weights, token, 2)
-        parts = [v.splat(v.load(pair, I32))]
-        if self._way is Multiply.DOT_SPLIT:
-            parts.append(v.splat(v.load(v.offset(pair, LOW_WEIGHTS_OFFSET), I32)))
-        return parts
+        if self._way is Multiply.DOT:
+            return v.splat(v.load(v.at(weights, token, 2), I32))
+        return v.splat(v.load_scalar(v.at(weights, token, 4)))
 
     def _add(self, factor: Any, vector: Any, total: Any) -> Any:
-        if self._way is Multiply.FMA:
-            return self._v.fma(vector, factor, total)
-        return self._v.dot_bfloat16(vector, factor, total)
+        if self._way is Multiply.DOT:
+            return self._v.dot_bfloat16(vector, factor, total)
+        return self._v.fma(vector, factor, total)
 
 
 def _unpacking(width: int, lanes: int) -> list[list[int]]:

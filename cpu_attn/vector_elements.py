@@ -97,8 +97,7 @@ def _load_in_order(v: VectorBuilder, address: Any, element: Element) -> Any:
     if element is Element.INT8:
         return b.sitofp(b.sext(v.load(address, ir.VectorType(I8, lanes)), v.i32s), v.f32s)
     if element is Element.BFLOAT16:
-        bits = b.zext(v.load(address, ir.VectorType(I16, lanes)), v.i32s)
-        return b.bitcast(b.shl(bits, v.int_constant(16)), v.f32s)
+        return v.widen_bfloat16(v.load(address, ir.VectorType(I16, lanes)))
     if isa.active().converts_float16:
         return b.fpext(v.load(address, ir.VectorType(F16, lanes)), v.f32s)
     return _float16_to_float32(v, b.zext(v.load(address, ir.VectorType(I16, lanes)), v.i32s))

@@ -123,17 +123,34 @@ class VectorBuilder:
         """To the nearest integer below 2**22 in size, halves to even."""
         return self.b.fsub(self.b.fadd(x, self.constant(_ROUNDER)), self.constant(_ROUNDER))
 
-    def round_bfloat16(self, vector: Any) -> tuple[Any, Any]:
-        """Sixteen float32 rounded to bfloat16: as float32, and as 16-bit lanes to store.
+    def pack_bfloat16(self, vectors: list[Any]) -> Any:
+        """One or two vectors of float32 rounded to bfloat16, in 32-bit lanes of two; zeros follow.
 
-        Needs AVX512-BF16.
+        Needs AVX512-BF16 and sixteen lanes.
         """
+        whole = ir.VectorType(_BFloat(), 2 * LANES)
+        if len(vectors) == 2:
+            pack = self._declare(
+                "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.FunctionType(whole, [V_F32, V_F32])
+            )
+            # The second operand fills the lower half.
+            return self.b.bitcast(self.b.call(pack, [vectors[1], vectors[0]]), V_I32)
+        bits = self.round_bfloat16(vectors[0])
+        zeros = ir.Constant(bits.type, [0] * LANES)
+        return self.b.bitcast(self.shuffle(bits, zeros, list(range(2 * LANES))), V_I32)
+
+    def round_bfloat16(self, vector: Any) -> Any:
+        """Sixteen float32 rounded to bfloat16, as 16-bit lanes. Needs AVX512-BF16."""
         halves = ir.VectorType(_BFloat(), LANES)
-        kind = ir.FunctionType(halves, [V_F32])
-        convert = self._declare("llvm.x86.avx512bf16.cvtneps2bf16.512", kind)
-        bits = self.b.bitcast(self.b.call(convert, [vector]), ir.VectorType(I16, LANES))
-        wide = self.b.shl(self.b.zext(bits, V_I32), ir.Constant(V_I32, [16] * LANES))
-        return self.b.bitcast(wide, V_F32), bits
+        convert = self._declare(
+            "llvm.x86.avx512bf16.cvtneps2bf16.512", ir.FunctionType(halves, [V_F32])
+        )
+        return self.b.bitcast(self.b.call(convert, [vector]), ir.VectorType(I16, LANES))
+
+    def widen_bfloat16(self, bits: Any) -> Any:
+        """16-bit lanes of bfloat16 as float32."""
+        wide = self.b.zext(bits, self.i32s)
+        return self.b.bitcast(self.b.shl(wide, self.int_constant(16)), self.f32s)
 
     def maximum(self, a: Any, b: Any) -> Any:
         """The larger one; b where either is NaN."""

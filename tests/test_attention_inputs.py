@@ -238,3 +238,9 @@ def test_blocks_that_lie_over_each_other() -> None:
     case = case_of()
     same = as_strided(case.kv_cache, strides=(0, *case.kv_cache.strides[1:]))
     refuse(case, ValueError, "kv_cache: blocks", kv_cache=same)
+
+
+def test_bfloat16_products_of_other_queries() -> None:
+    """Rounding float32 queries would cost more than what BFLOAT16 products promise."""
+    case = case_of(KernelVariant(Element.BFLOAT16, Element.FLOAT32, 64))
+    refuse(case, ValueError, "products BFLOAT16 with a", products=Products.BFLOAT16)

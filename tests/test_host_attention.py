@@ -31,6 +31,18 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+def _thread_states(pid: int) -> list[tuple[str, str]]:
+    """(name, state) of each thread."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return [(s[s.index("(") + 1 : s.rindex(")")], s[s.rindex(")") + 2]) for s in stats]
+
+
+def _stop(pid: int) -> None:
+    """Returns when all its threads have stopped, which takes them a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    _until(lambda: {state for _, state in _thread_states(pid)} == {"T"})
+
+
 def _collect(host: HostAttention, count: int) -> list[tuple[int, int, int]]:
     """(model, slot, status) of `count` results, sorted; all must be of different slots."""
     rows: list[tuple[int, int, int]] = []
@@ -136,7 +148,7 @@ def test_a_killed_process_is_replaced_and_its_tasks_redone(
         assert first_pid is not None
         # Stopped, so that there are tasks to lose; submitted again, some are done by then.
         _submit_all(host, requests[:32])
-        os.kill(first_pid, signal.SIGSTOP)
+        _stop(first_pid)
         _submit_all(host, requests[32:])
         os.kill(first_pid, signal.SIGKILL)
         rows = _collect(host, 64)
@@ -173,11 +185,11 @@ def test_kills_at_random_moments_lose_and_double_nothing(
 
 def test_a_stuck_process_is_killed_and_replaced(pool: HostKvPool, model: HostModel) -> None:
     rng = np.random.default_rng(6)
-    with running([model], stall_timeout_s=0.3) as host:
+    with running([model], stall_timeout_s=0.5) as host:
         requests = _requests(host, pool, model, 4, rng)
         stuck = host.pid
         assert stuck is not None
-        os.kill(stuck, signal.SIGSTOP)
+        _stop(stuck)
         _submit_all(host, requests)
         assert [row[1:] for row in _collect(host, 4)] == [(slot, 0) for slot in range(4)]
         assert host.pid != stuck
@@ -192,7 +204,7 @@ def test_results_of_released_slots_are_dropped(pool: HostKvPool, model: HostMode
     with running([model]) as host:
         requests = _requests(host, pool, model, 4, rng)
         assert host.pid is not None
-        os.kill(host.pid, signal.SIGSTOP)
+        _stop(host.pid)
         _submit_all(host, requests)
         host.release(0, [1, 2])
         assert host.in_flight(0)[:4].all()
@@ -254,12 +266,6 @@ def test_wrong_arguments_are_named(pool: HostKvPool, model: HostModel) -> None:
         assert not len(host.collect())
 
 
-def _thread_states(pid: int) -> list[tuple[str, str]]:
-    """(name, state) of each thread."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return [(s[s.index("(") + 1 : s.rindex(")")], s[s.rindex(")") + 2]) for s in stats]
-
-
 def test_without_work_all_threads_sleep_and_wake_for_a_task(
     pool: HostKvPool, model: HostModel
 ) -> None:
@@ -305,7 +311,7 @@ def test_the_process_dies_with_its_parent(stopped: bool) -> None:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         if stopped:
-            os.kill(child, signal.SIGSTOP)
+            _stop(child)
         parent.kill()
         _until(lambda: not _is_running(child))
 
@@ -326,7 +332,7 @@ def test_one_that_dies_too_often_is_given_up_and_tasks_come_back_as_crashed(
         requests = _requests(host, pool, model, 3, rng)
         pid = host.pid
         assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        _stop(pid)
         _submit_all(host, requests)
         host.release(0, [1])
         os.kill(pid, signal.SIGKILL)

@@ -27,7 +27,7 @@ def partials(
     edges = [0, *cuts, logits.shape[1]]
     parts = [attend(logits[:, a:b], values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
     outs, lses = zip(*parts, strict=True)
-    return np.float32(np.stack(outs)), np.float32(np.stack(lses))
+    return np.stack(outs).astype(np.float32), np.stack(lses).astype(np.float32)
 
 
 @settings(max_examples=100, deadline=None)

@@ -26,7 +26,7 @@ VARIANTS = [
     KernelVariant(BFLOAT16, BFLOAT16, 128),
     KernelVariant(BFLOAT16, FLOAT32, 64),
     KernelVariant(INT8, FLOAT32, 128),
-    KernelVariant(BFLOAT16, FLOAT32, 64, Products.BFLOAT16),
+    KernelVariant(BFLOAT16, BFLOAT16, 64, Products.BFLOAT16),
     KernelVariant(FLOAT32, FLOAT32, 16),
     KernelVariant(FLOAT16, FLOAT32, 80),
     KernelVariant(BFLOAT16, FLOAT16, 48),

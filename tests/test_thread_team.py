@@ -20,10 +20,10 @@ def meeting_kernel() -> Any:
     def meet(task_pointer: Any) -> None:
         task = carray(task_pointer, 3)
         address = task.ctypes.data
-        take_number(address)  # type: ignore[no-untyped-call]
+        take_number(address)
         # Raised by nothing: read through an atomic so that it is read again each time.
         while True:
-            number = take_number(address + 16)  # type: ignore[no-untyped-call]
+            number = take_number(address + 16)
             if task[0] >= task[1] or number < 0:
                 break
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cpu_attn
 from cpu_attn.host.errors import HostAttentionDown
-from cpu_attn.host.process import READY, Start
+from cpu_attn.host.handshake import READY, STOP, Start
 from cpu_attn.host.settings import HostModel, HostSettings
 
 _REAP_S = 10.0
@@ -54,7 +54,10 @@ class HostChild:
 
         Raises HostAttentionDown where the machine does not let it go: its memory is not safe then.
         """
-        self._connection.close()
+        if not self._connection.closed:
+            # Said, for closing alone goes unnoticed while another process has a copy of this end.
+            self._send(STOP)
+            self._connection.close()
         try:
             self._process.wait(grace_s)
             return
@@ -65,9 +68,9 @@ class HostChild:
         except subprocess.TimeoutExpired as error:
             raise HostAttentionDown(f"process {self.pid} was killed and does not end") from error
 
-    def _send(self, start: Start) -> None:
+    def _send(self, message: object) -> None:
         try:
-            self._connection.send(start)
+            self._connection.send(message)
         except OSError:
             # It is dead already, which `poll` will find.
             return

@@ -10,31 +10,19 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpu_attn.host import worker
+from cpu_attn.host.handshake import READY, Start
 from cpu_attn.host.ring import request_stop
-from cpu_attn.host.settings import HostModel, HostSettings
 from cpu_attn.host.slots import HostMemory
 from cpu_attn.host.tables import WorkerTables
 
-READY = "ready"
 _PR_SET_PDEATHSIG = 1
 _CACHE_LINE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What the parent sends; file descriptors are the child's own."""
-
-    parent_pid: int
-    memory_fd: int
-    settings: HostSettings
-    models: tuple[HostModel, ...]
 
 
 def main() -> int:
