@@ -1,8 +1,8 @@
 """Attention over paged keys and values, compiled: many threads share the items of one task.
 
 Technique: tiles of vector IR read every page once in the order of memory (keys of all heads of a
-tile of tokens, then their values) while lines further down the same walk are prefetched; softmax runs
-online, a tile at a time. Parts of long sequences are merged by whoever finishes last.
+tile of tokens, then their values) while lines further down the same walk are prefetched; softmax
+runs online, a tile at a time. Parts of long sequences are merged by whoever finishes last.
 """
 
 from functools import cache

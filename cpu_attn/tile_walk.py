@@ -1,4 +1,4 @@
-"""The order in which a tile's keys and values are read, known ahead so that it can be prefetched."""
+"""The order in which a tile's keys and values are read, known ahead so as to be prefetched."""
 
 from typing import Any
 

@@ -34,7 +34,7 @@ _EXP2_COEFFICIENTS = (
 )
 
 
-class _BFloat(ir.Type):
+class _BFloat(ir.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite has no type for."""
 
     def _to_string(self) -> str:

@@ -1,8 +1,10 @@
 """Models, requests and answers for tests of host attention."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import naive_paged_attention as naive
@@ -14,6 +16,7 @@ from cpu_attn.host.attention import HostAttention
 from cpu_attn.host.pool import HostKvPool
 from cpu_attn.host.settings import HostModel, HostSettings, PoolMemory
 
+_PATIENCE_S = 120.0
 CORES = tuple(sorted(os.sched_getaffinity(0))[:2])
 
 
@@ -115,3 +118,53 @@ class Request:
 
 def _as_pool_takes(rows: NDArray[Any], element: Element) -> NDArray[Any]:
     return naive.encode(rows, Element.FLOAT32 if element is Element.INT8 else element)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
+def thread_states(pid: int) -> set[str]:
+    """Letters as in /proc of what the threads of a process are doing."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return {stat[stat.rindex(")") + 2] for stat in stats}
+
+
+def collect(host: HostAttention, count: int) -> list[tuple[int, int, int]]:
+    """(model, slot, status) of `count` results, sorted; all must be of different slots."""
+    rows: list[tuple[int, int, int]] = []
+
+    def enough() -> bool:
+        results = host.collect()
+        rows.extend(
+            zip(results.model.tolist(), results.slot.tolist(), results.status.tolist(), strict=True)
+        )
+        return len(rows) >= count
+
+    until(enough)
+    assert len(rows) == count == len({row[:2] for row in rows})
+    return sorted(rows)
+
+
+def make_requests(
+    host: HostAttention, pool: HostKvPool, model: HostModel, num: int, rng: np.random.Generator
+) -> list[Request]:
+    """With 40 tokens and more in every layer, and new ones written to their slots."""
+    requests = [Request(host, pool, model, 0, slot) for slot in range(num)]
+    for request in requests:
+        request.prefill(0, 40 + request.slot, rng)
+        request.write(0, 1, rng)
+    return requests
+
+
+def submit_all(host: HostAttention, requests: list[Request]) -> None:
+    slots = np.array([request.slot for request in requests])
+    host.submit_many(0, slots, 0, np.array([request.lengths[0] for request in requests]))
+
+
+def free_blocks(pool: HostKvPool, requests: list[Request]) -> None:
+    for request in requests:
+        pool.free(request.block_ids)

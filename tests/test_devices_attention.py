@@ -10,7 +10,7 @@ from naive_attention import attend
 from cpu_attn.element import Element
 from omniserve.devices.attention import AttentionBatch, Chunk
 from omniserve.devices.chunk_attention import ChunkAttention, sdpa_chunk
-from omniserve.devices.cpu_attention import CpuAttention, decode_shape
+from omniserve.devices.cpu_attention import CpuAttention, layout_of
 from omniserve.devices.openmp_team import OpenMpTeam
 from omniserve.devices.sdpa import SdpaAttention
 from omniserve.devices.tiled_chunk import TiledChunkAttention
@@ -99,9 +99,9 @@ class PagedCase:
 def make_backend(name: str, case: PagedCase, window: int | None) -> Any:
     if name == "sdpa":
         return SdpaAttention(case.cache, [window])
-    shape = decode_shape(case.cache, case.num_heads)
-    assert shape is not None
-    return CpuAttention(case.cache, [window], shape)
+    layout = layout_of(case.cache)
+    assert layout is not None
+    return CpuAttention(case.cache, case.num_heads, [window], layout)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "kernel"])
@@ -128,6 +128,17 @@ def test_decode_kernel_shapes(shape: dict[str, int]) -> None:
     case = PagedCase(torch.float32, [5, 64, 65], [], **shape)
     actual = case.run(make_backend("kernel", case, None))
     assert (actual - case.expected(None)).abs().max() < TOLERANCE[torch.float32]
+
+
+def test_a_long_sequence_is_shared_by_threads() -> None:
+    case = PagedCase(torch.float32, [1000, 3], [])
+    assert torch.get_num_threads() > 1
+    backend = make_backend("kernel", case, None)
+    plan = backend.plan(case.batch)
+    for _ in range(2):
+        # The second run, another layer's, meets what the first left of its counters.
+        actual = backend.run(plan, 0, case.q, case.k, case.v).double()
+        assert (actual - case.expected(None)).abs().max() < TOLERANCE[torch.float32]
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -162,4 +173,4 @@ def test_tiled_chunks(start: int, num_tokens: int, window: int | None) -> None:
 @pytest.mark.parametrize("head_dim", [24, 512])
 def test_there_is_no_kernel_for_odd_heads(head_dim: int) -> None:
     cache = torch.empty(1, 1, 2, 1, 16, head_dim)
-    assert decode_shape(cache, 1) is None
+    assert layout_of(cache) is None

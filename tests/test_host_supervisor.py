@@ -39,6 +39,7 @@ class Scene:
         self.now_s = 1000.0
         self.progress = 0
         self.has_work = False
+        self.spawn_error: OSError | None = None
         self.supervisor = Supervisor(
             self._spawn,
             self._recover,
@@ -60,6 +61,8 @@ class Scene:
         assert self.look() == "ready"
 
     def _spawn(self) -> HostChild:
+        if self.spawn_error is not None:
+            raise self.spawn_error
         self.children.append(ScriptedChild())
         return cast(HostChild, self.child)
 
@@ -136,6 +139,19 @@ def test_deaths_in_a_row_wait_longer_and_end_in_failure(scene: Scene) -> None:
     assert scene.supervisor.reason == "ValueError: cores"
     assert scene.num_recovered == 3
     assert len(scene.children) == 3
+
+
+def test_a_process_that_cannot_be_made_counts_as_a_death(scene: Scene) -> None:
+    scene.make_ready()
+    scene.child.status = -9
+    scene.spawn_error = OSError("no memory")
+    assert scene.look() == "waiting"
+    assert scene.look(1.0) == "waiting"
+    scene.spawn_error = None
+    assert scene.look(1.0) == "starting"
+    scene.spawn_error = OSError("no memory")
+    scene.child.status = -9
+    assert scene.look() == "failed"
 
 
 def test_a_healthy_minute_forgives_earlier_deaths(scene: Scene) -> None:

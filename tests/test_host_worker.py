@@ -168,4 +168,6 @@ def test_threads_over_one_ring_do_every_task_once(place: Place) -> None:
     for thread in threads:
         thread.join()
     assert num_sent == num_done
+    # Else nobody slept, and waking was not tried.
+    assert place.words[d.WAKE // 8] & 0xFFFFFFFF > _NUM_TASKS // 100
     assert books.num_in_flight == 0

@@ -109,12 +109,21 @@ class Supervisor:
             self.reason = child.last_words or describe_exit(status)
         child.end(0.0)
         self.child = None
-        self._num_deaths += 1
         self._recover()
+        self._count_death(now_s)
+
+    def _count_death(self, now_s: float) -> None:
+        self._num_deaths += 1
         self._enter("waiting" if self._num_deaths <= self._max_restarts else "failed", now_s)
 
     def _start_child(self, now_s: float) -> None:
-        self.child = self._spawn()
+        try:
+            self.child = self._spawn()
+        except OSError as error:
+            # No memory or no process left, say; there may be some later.
+            self.reason = str(error)
+            self._count_death(now_s)
+            return
         self._enter("starting", now_s)
 
     def _delay_s(self) -> float:

@@ -21,10 +21,11 @@ class _RowTask:
 
     def __init__(self, team: OpenMpTeam, callback: Any) -> None:
         numbers = np.zeros(NUM_FIELDS, dtype=np.int64)
-        # Views of the same memory: setting an item of one costs half of what numpy's own takes.
+        # Views keep the memory alive, and setting an item of one costs half of what numpy's takes.
         self._fields = numbers.data
         self._eps: Any = numbers.view(np.float64).data
-        self._kernel = TeamKernel(team, callback, numbers)
+        self._address: int = numbers.ctypes.data
+        self._kernel = TeamKernel(team, callback)
 
     def run(self, num_rows: int, num_elements: int, fields: tuple[int, ...], eps: float) -> None:
         numbers = self._fields
@@ -33,7 +34,7 @@ class _RowTask:
         for index, value in enumerate(fields, start=2):
             numbers[index] = value
         self._eps[2 + len(fields)] = eps
-        self._kernel.run(alone=num_elements < _FEW_ELEMENTS)
+        self._kernel.run(self._address, alone=num_elements < _FEW_ELEMENTS)
 
 
 class CpuRowOps(TorchRowOps):

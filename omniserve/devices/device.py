@@ -39,9 +39,9 @@ class Device:
         if self.torch_device.type == "cpu":
             from omniserve.devices import cpu_attention
 
-            shape = cpu_attention.decode_shape(kv_cache, num_heads)
-            if shape is not None:
-                return cpu_attention.CpuAttention(kv_cache, windows, shape)
+            layout = cpu_attention.layout_of(kv_cache)
+            if layout is not None:
+                return cpu_attention.CpuAttention(kv_cache, num_heads, windows, layout)
         if self.torch_device.type == "cuda":
             from omniserve.devices import flashinfer
 

@@ -8,9 +8,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 
 def _loaded_libgomp() -> ctypes.CDLL | None:
@@ -50,18 +48,16 @@ class OpenMpTeam:
 
 
 class TeamKernel:
-    """A compiled callback `void (*)(int64_t *task)` bound to the task it reads."""
+    """A compiled callback `void (*)(int64_t *task)`; tasks are kept alive by who runs them."""
 
-    def __init__(self, team: OpenMpTeam, callback: Any, task: NDArray[np.int64]) -> None:
+    def __init__(self, team: OpenMpTeam, callback: Any) -> None:
         self._team = team
-        # Both are kept alive here: what is called knows their addresses only.
+        # Kept alive here: what is called knows its address only.
         self._callback = callback
-        self._task = task
         self._callback_address: int = callback.address
-        self._task_address: int = task.ctypes.data
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(callback.address)
 
-    def run(self, *, alone: bool = False) -> None:
-        """Runs the task, on the calling thread only where it is too small to share."""
-        if alone or not self._team.run(self._callback_address, self._task_address):
-            self._call(self._task_address)
+    def run(self, task_address: int, *, alone: bool = False) -> None:
+        """Runs a task, on the calling thread only where it is too small to share."""
+        if alone or not self._team.run(self._callback_address, task_address):
+            self._call(task_address)

@@ -27,7 +27,8 @@ class TiledChunkAttention:
         self._fields = numbers.data
         self._memory = torch.empty(0)
         self._scale: Any = numbers.view(np.float64).data
-        self._softmax = TeamKernel(team, chunk_softmax_kernel(element), numbers)
+        self._task_address: int = numbers.ctypes.data
+        self._softmax = TeamKernel(team, chunk_softmax_kernel(element))
 
     def __call__(
         self, q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None
@@ -87,7 +88,7 @@ class TiledChunkAttention:
         fields[6] = NO_WINDOW if window is None else window
         fields[7] = sums.data_ptr()
         self._scale[8] = head_dim**-0.5
-        self._softmax.run()
+        self._softmax.run(self._task_address)
         return sums
 
 
