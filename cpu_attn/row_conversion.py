@@ -12,6 +12,8 @@ from cpu_attn.tile_loops import literal_values, tile_signature
 from cpu_attn.vector_elements import load_elements, load_order, reorder, store_elements
 from cpu_attn.vector_ir import F32, I8, VectorBuilder
 
+_LIMIT = 127.0
+
 
 @intrinsic(prefer_literal=True)
 def convert_row(typing_context, source, target, from_element, to_element, length):
@@ -32,7 +34,10 @@ def convert_row(typing_context, source, target, from_element, to_element, length
 
 @intrinsic(prefer_literal=True)
 def quantise_row(typing_context, source, target, from_element, length):
-    """`length` elements as int8 times the scale given back: the largest size / 127, or 1."""
+    """`length` elements as int8 times the scale given back: the largest size / 127, or 1.
+
+    A row with a NaN or an infinity has a scale of NaN, so that it reads as NaN.
+    """
     signature = tile_signature(2, (from_element, length), result=types.float32)
     if signature is None:
         return None
@@ -46,6 +51,7 @@ def quantise_row(typing_context, source, target, from_element, length):
         order = load_order(Element.INT8)
         for index, vector in enumerate(reorder(v, vectors, load_order(element), order)):
             level = v.round(builder.fdiv(vector, v.splat(scale)))
+            level = _within(v, level)
             levels = builder.trunc(builder.fptosi(level, v.i32s), ir.VectorType(I8, v.lanes))
             v.store(levels, v.offset(args[1], v.lanes * index))
         return scale
@@ -55,13 +61,25 @@ def quantise_row(typing_context, source, target, from_element, length):
 
 def _scale(v: VectorBuilder, vectors: list[Any]) -> Any:
     b = v.b
-    largest = v.constant(0.0)
+    largest = zero_or_nan = v.constant(0.0)
     for vector in vectors:
         size = b.select(b.fcmp_ordered("<", vector, v.constant(0.0)), b.fneg(vector), vector)
         largest = v.maximum(size, largest)
-    largest = v.reduce_max(largest)
-    is_zero = b.fcmp_ordered("==", largest, ir.Constant(F32, 0.0))
-    return b.select(is_zero, ir.Constant(F32, 1.0), b.fdiv(largest, ir.Constant(F32, 127.0)))
+        # The comparison above passes over NaN.
+        zero_or_nan = v.fma(vector, v.constant(0.0), zero_or_nan)
+    scale = b.fdiv(v.reduce_max(largest), ir.Constant(F32, _LIMIT))
+    is_zero = b.fcmp_ordered("==", scale, ir.Constant(F32, 0.0))
+    scale = b.select(is_zero, ir.Constant(F32, 1.0), scale)
+    return b.fadd(scale, v.reduce_sum(zero_or_nan))
+
+
+def _within(v: VectorBuilder, level: Any) -> Any:
+    """-127 .. 127, which tiny scales are too coarse to promise; 0 for NaN."""
+    b = v.b
+    limit = v.constant(_LIMIT)
+    level = b.select(b.fcmp_ordered(">", level, limit), limit, level)
+    level = b.select(b.fcmp_ordered("<", level, b.fneg(limit)), b.fneg(limit), level)
+    return b.select(b.fcmp_ordered("ord", level, level), level, v.constant(0.0))
 
 
 @intrinsic(prefer_literal=True)

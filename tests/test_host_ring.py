@@ -149,3 +149,5 @@ def test_a_ticket_holds_the_position() -> None:
     assert ring.read_result(cell, 7) == -1
     assert not ring.claim(cell, old)
     assert ring.claim(cell, ring.read_ticket(cell))
+    ring.publish_result(cell, 7)
+    assert ring.read_result(cell, 7) == d.HostStatus.OK
