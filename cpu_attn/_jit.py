@@ -1,55 +1,53 @@
-"""The one place that knows numba's compilation flags and where compiled kernels are kept."""
+"""The one place that knows numba's compilation flags."""
 
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
-from cpu_attn import isa
+from cpu_attn.kernel_cache import KernelCache, closure_digest
 
-
-def _cache_root() -> Path:
-    """NUMBA_CACHE_DIR, else beside the package, else the user's cache, else a new directory.
-
-    Cached kernels are loaded with pickle, so a directory that others may write to is never taken.
-    """
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(os.environ["NUMBA_CACHE_DIR"])
-    package = Path(__file__).parent
-    if os.access(package, os.W_OK):
-        return package / "__pycache__"
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omniserve"
-    try:
-        user_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="omniserve-kernels-"))
-    return user_cache
-
-
-def _source_digest() -> str:
-    """Changes with any file of this package; numba itself only watches the kernel's own file."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-numba.config.CACHE_DIR = str(_cache_root() / f"kernels-{isa.active().name}-{_source_digest()}")
+_FLAGS = {"nopython": True, "error_model": "numpy"}
 
 
 def compiled(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A function of Python and of other kernels that runs without the interpreter's lock."""
-    decorate: Callable[[Callable[..., Any]], Any]
-    decorate = numba.njit(signature, nogil=True, cache=True, error_model="numpy")
+    """A function of Python and of other kernels that runs without the interpreter's lock.
+
+    Compiled at once for `signature`, or where that is None for each that it is called with.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        _name_apart(function)
+        dispatcher: Any = numba.jit(nogil=True, **_FLAGS)(function)
+        dispatcher._cache = KernelCache(function)
+        if signature is not None:
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+        return dispatcher
+
     return decorate
 
 
 def c_callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """A function that C code may call from any thread; its address is `.address`."""
-    decorate: Callable[[Callable[..., Any]], Any]
-    decorate = numba.cfunc(signature, nopython=True, cache=True, error_model="numpy")
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        _name_apart(function)
+        callback: Any = CFunc(function, normalize_signature(signature), locals={}, options=_FLAGS)
+        callback._cache = KernelCache(function)
+        callback.compile()
+        return callback
+
     return decorate
+
+
+def _name_apart(function: Callable[..., Any]) -> None:
+    """Symbols are made of names and a count that starts again in each process.
+
+    So two variants from the cache could have the same symbol, and one would be taken for the other.
+    """
+    digest = closure_digest(function)
+    if digest:
+        function.__qualname__ += f"_{digest}"

@@ -108,8 +108,12 @@ def test_after_a_death_unfinished_tasks_come_first_and_finished_ones_stay(desk: 
     # It died between the result and its progress.
     ring.publish_result(desk.cell(2), 2)
     desk.claim(3)
+    ring.announce_sleep(desk.memory.control)
+    ring.request_stop(desk.memory.control)
     desk.books.release(0, 0)
     desk.books.recover(3)
+    assert ring.count_sleepers(desk.memory.control) == 0
+    assert not ring.stop_requested(desk.memory.control)
     desk.books.publish()
     assert desk.collect() == [(0, 1, 0)]
     assert desk.counter(ledger.NUM_REDONE) == 2

@@ -1,7 +1,10 @@
 """Workers in this process: descriptors that lie, and real threads over one ring."""
 
+import random
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +25,6 @@ from cpu_attn.host.tables import WorkerTables
 _NUM_SLOTS = 8
 _NUM_WORKERS = 3
 _NUM_TASKS = 6000
-_SPIN_NS = 20_000
 
 
 @dataclass(frozen=True)
@@ -119,54 +121,69 @@ def test_more_parts_than_there_are_tiles_or_room_for_are_refused(place: Place) -
     assert _run_all_parts(place, _NUM_WORKERS + 2, context_len=4096) == HostStatus.BAD_PARTS
 
 
-def test_threads_over_one_ring_do_every_task_once(place: Place) -> None:
-    """More workers than cores, spinning little, so that they sleep and are preempted anywhere."""
-    memory, books = place.memory, TaskBooks(place.models, _NUM_SLOTS, place.memory, _NUM_WORKERS)
-    threads = [
-        threading.Thread(
-            target=worker.serve,
-            args=(
-                memory.control,
-                memory.cells,
-                memory.mask,
-                place.tables.models,
-                place.tables.layers,
-                np.zeros(worker.SCRATCH_WORDS, dtype=np.int64),
-                _SPIN_NS,
-            ),
-        )
-        for _ in range(_NUM_WORKERS)
-    ]
+@contextmanager
+def _serving(place: Place, num_workers: int, spin_ns: int) -> Iterator[None]:
+    memory, tables = place.memory, place.tables
+    ring_place = (memory.control, memory.cells, memory.mask)
+    threads = []
+    for _ in range(num_workers):
+        scratch = np.zeros(worker.SCRATCH_WORDS, dtype=np.int64)
+        arguments = (*ring_place, tables.models, tables.layers, scratch, spin_ns)
+        threads.append(threading.Thread(target=worker.serve, args=arguments))
     for thread in threads:
         thread.start()
+    try:
+        yield
+    finally:
+        ring.request_stop(memory.control)
+        for thread in threads:
+            thread.join()
+
+
+def test_threads_over_one_ring_do_every_task_once(place: Place) -> None:
+    """More workers than cores, spinning little, so that they sleep and are preempted anywhere."""
+    books = TaskBooks(place.models, _NUM_SLOTS, place.memory, _NUM_WORKERS)
     rng = np.random.default_rng(10)
-    arrays = memory.slots[0]
+    arrays = place.memory.slots[0]
     # Zero queries and keys weigh all tokens alike, so the output is the mean of the values.
     values = np.zeros((_NUM_SLOTS, 4096))
     lengths = np.zeros(_NUM_SLOTS, dtype=np.int64)
     num_sent = num_done = 0
-    while num_sent < _NUM_TASKS or num_done < num_sent:
-        free = np.flatnonzero(~books.in_flight(0))
-        if len(free) and num_sent < _NUM_TASKS:
-            new = num_sent + 1.0 + free
-            num_sent += len(free)
-            lengths[free] = rng.choice([1, 1, 1, 2048, 4096], size=len(free))
-            values[free, lengths[free] - 1] = new
-            arrays.v[free, 0] = new[:, None, None]
-            books.add(0, free, 0, lengths[free], 1)
+    with _serving(place, _NUM_WORKERS, spin_ns=20_000):
+        while num_sent < _NUM_TASKS or num_done < num_sent:
+            free = np.flatnonzero(~books.in_flight(0))
+            if len(free) and num_sent < _NUM_TASKS:
+                new = num_sent + 1.0 + free
+                num_sent += len(free)
+                lengths[free] = rng.choice([1, 1, 1, 2048, 4096], size=len(free))
+                values[free, lengths[free] - 1] = new
+                arrays.v[free, 0] = new[:, None, None]
+                books.add(0, free, 0, lengths[free], 1)
+                books.publish()
+            results = books.collect()
             books.publish()
-        results = books.collect()
-        books.publish()
-        num_done += len(results)
-        assert not results.status.any()
-        for slot in results.slot.tolist():
-            mean = values[slot, : lengths[slot]].mean()
-            np.testing.assert_allclose(arrays.out[slot, 0], mean, rtol=1e-5)
-            np.testing.assert_allclose(arrays.lse[slot, 0], np.log(lengths[slot]), rtol=1e-5)
-            arrays.out[slot, 0] = np.nan
-    ring.request_stop(memory.control)
-    for thread in threads:
-        thread.join()
-    # Else nobody slept, and waking was not tried.
-    assert place.words[d.WAKE // 8] & 0xFFFFFFFF > _NUM_TASKS // 100
+            num_done += len(results)
+            assert not results.status.any()
+            for slot in results.slot.tolist():
+                mean = values[slot, : lengths[slot]].mean()
+                np.testing.assert_allclose(arrays.out[slot, 0], mean, rtol=1e-5)
+                np.testing.assert_allclose(arrays.lse[slot, 0], np.log(lengths[slot]), rtol=1e-5)
+                arrays.out[slot, 0] = np.nan
     assert books.num_in_flight == 0
+
+
+def test_a_worker_that_is_falling_asleep_misses_nothing(place: Place) -> None:
+    books = TaskBooks(place.models, _NUM_SLOTS, place.memory, 1)
+    draw = random.Random(11)
+    with _serving(place, 1, spin_ns=10_000):
+        for _ in range(4 * _NUM_TASKS):
+            # About as long as it takes to fall asleep, so that tasks come just then.
+            delay_until_ns = time.perf_counter_ns() + draw.randrange(20_000)
+            while time.perf_counter_ns() < delay_until_ns:
+                pass
+            books.add(0, [0], 0, 1, 1)
+            books.publish()
+            deadline_s = time.monotonic() + 60.0
+            while not len(books.collect()):
+                assert time.monotonic() < deadline_s, "nobody woke up"
+    assert place.words[d.WAKE // 8] & 0xFFFFFFFF > _NUM_TASKS // 100
