@@ -1,10 +1,10 @@
 """Decode and prefill speed of OmniServe's engine, beside vLLM-CPU on the same checkpoint.
 
 Two worker processes hold one engine each; the parent lets one work at a time and alternates between
-them, so that what the machine does meanwhile meets both. A round measures every case once on each.
-Decode is timed from the step after the last request's first token, all requests running, through
-sampling and detokenising; prefill from the first request added to the last one's first token.
-Prefix caching is off in both.
+them, so that what the machine does meanwhile meets both. A decode case is prefilled once in each;
+then a round is one window of decode steps of each, all requests running, through sampling and
+detokenising. Prefill is timed from the first request added to the last one's first token, once in
+each engine a round. Prefix caching is off in both.
 """
 
 import argparse
@@ -12,41 +12,55 @@ import importlib.metadata
 import json
 import os
 import platform
-import random
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine_report import Case, CaseResult, document
-from engine_worker import Meter, Worker, WorkerDied
+import psutil
+from engine_cases import (
+    MAX_NUM_SEQS,
+    Case,
+    DoesNotFit,
+    ModelSize,
+    Procedure,
+    check_memory,
+    plan_kv_bytes,
+)
+from engine_measure import measure_all
+from engine_report import CaseResult, document
+from engine_worker import Worker, WorkerDied
 from machine import machine, openmp_environment, say
 
 from omniserve.engine_process_handle import ENGINE_DEFAULTS
+from omniserve.synthetic.info import model_report
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "omniserve" / "bench"
-MAX_NUM_SEQS = 64
-# Special tokens come first in the vocabulary; prompts hold none.
-FIRST_PLAIN_TOKEN = 256
+
+
+def positive(text: str) -> int:
+    """The whole number of an argument, 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def prefill_case(text: str) -> Case:
+    batch, _, length = text.partition("x")
+    try:
+        return Case("prefill", positive(batch), positive(length))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 4x512") from None
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--vocab", type=int, nargs="+", default=[4096, 32768], metavar="N")
-    parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 32], help="decode batches")
-    parser.add_argument("--context", type=int, default=200, help="prompt tokens before decode")
-    parser.add_argument("--decode-steps", type=int, default=64)
-    parser.add_argument(
-        "--prefill",
-        nargs="*",
-        default=["1x512", "4x512", "1x1024", "4x1024"],
-        metavar="BATCHxTOKENS",
-    )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vocab", type=positive, nargs="+", default=[4096, 32768], metavar="N")
+    add_case_arguments(parser)
     parser.add_argument(
         "--quick", action="store_true", help="small vocabulary, fewer steps and cases"
     )
@@ -54,9 +68,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--arch", default="qwen3")
     parser.add_argument("--preset", default="100m")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--step-tokens", type=int, default=512, help="token budget of a step, both")
-    parser.add_argument("--kv-mib", type=int, default=1024)
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--step-tokens", type=positive, default=512, help="token budget of a step, both"
+    )
+    parser.add_argument(
+        "--kv-mib", type=positive, help="KV of each engine (default: what the cases need)"
+    )
     parser.add_argument("--settle-s", type=float, default=0.3, help="pause before each measurement")
     parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-vllm/bin/python")
     parser.add_argument("--no-peer", action="store_true", help="measure OmniServe alone")
@@ -67,14 +85,39 @@ def parse_arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.vocab, options.decode_steps, options.rounds = options.vocab[:1], 16, 2
-        options.prefill = options.prefill[:2]
+        options.context, options.prefill = options.context[:1], options.prefill[:2]
+    if not options.batch and not options.prefill:
+        parser.error("nothing to measure: give --batch or --prefill")
     return options
 
 
+def add_case_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch", type=positive, nargs="*", default=[1, 8, 32], help="decode batches"
+    )
+    parser.add_argument(
+        "--context", type=positive, nargs="+", default=[200], help="prompt tokens before decode"
+    )
+    parser.add_argument("--decode-steps", type=positive, default=32, help="steps of one window")
+    parser.add_argument(
+        "--prefill",
+        type=prefill_case,
+        nargs="*",
+        default=[prefill_case(text) for text in ("1x512", "4x512", "1x1024", "4x1024")],
+        metavar="BATCHxTOKENS",
+    )
+    parser.add_argument("--rounds", type=positive, default=5)
+
+
 def cases_of(options: argparse.Namespace) -> list[Case]:
-    decode = [Case("decode", batch, options.context) for batch in options.batch]
-    sizes = [tuple(map(int, text.split("x"))) for text in options.prefill]
-    return decode + [Case("prefill", batch, length) for batch, length in sizes]
+    decode = [
+        Case("decode", batch, length) for length in options.context for batch in options.batch
+    ]
+    return decode + list(options.prefill)
+
+
+def procedure_of(options: argparse.Namespace) -> Procedure:
+    return Procedure(options.rounds, options.decode_steps, options.step_tokens, options.settle_s)
 
 
 def checkpoint(options: argparse.Namespace, vocab_size: int) -> Path:
@@ -104,98 +147,79 @@ def start_ours(options: argparse.Namespace, settings: dict[str, Any]) -> Worker:
     return Worker(command, environment, settings, options.out / "omniserve.log")
 
 
-def start_peer(options: argparse.Namespace, settings: dict[str, Any]) -> Worker | None:
-    if options.no_peer:
-        return None
-    if not options.peer_python.exists():
-        say(f"no vLLM at {options.peer_python} (make peer-vllm installs it): OmniServe alone")
-        return None
+def start_peer(options: argparse.Namespace, settings: dict[str, Any]) -> Worker:
     command = [str(options.peer_python), str(HERE / "vllm_worker.py")]
     environment = {"VLLM_CACHE_ROOT": str(options.cache_dir / "vllm")}
     environment |= openmp_environment(options.peer_python)
     return Worker(command, environment, settings, options.out / "vllm.log")
 
 
-def start_workers(options: argparse.Namespace, vocab_size: int) -> tuple[Worker, Worker | None]:
-    settings = {
-        "model": str(checkpoint(options, vocab_size)),
+def has_peer(options: argparse.Namespace) -> bool:
+    if options.no_peer:
+        return False
+    if not options.peer_python.exists():
+        say(f"no vLLM at {options.peer_python} (make peer-vllm installs it): OmniServe alone")
+        return False
+    return True
+
+
+def worker_settings(
+    options: argparse.Namespace, vocab_size: int, num_engines: int
+) -> dict[str, Any]:
+    """What a worker loads, with room for the cases. Raises DoesNotFit where there is none."""
+    model, cases, procedure = (
+        checkpoint(options, vocab_size),
+        cases_of(options),
+        procedure_of(options),
+    )
+    report = model_report(model)
+    size = ModelSize(report.weight_bytes, report.kv_bytes_per_token, report.max_positions)
+    limit = None if options.kv_mib is None else options.kv_mib << 20
+    kv_bytes = plan_kv_bytes(cases, procedure, size, limit)
+    check_memory(size, kv_bytes, num_engines, psutil.virtual_memory().available)
+    return {
+        "model": str(model),
         "dtype": options.dtype,
-        "max_model_len": 2048,
+        "max_model_len": max(procedure.request_tokens(case) for case in cases),
         "max_num_seqs": MAX_NUM_SEQS,
         "max_step_tokens": options.step_tokens,
-        "kv_bytes": options.kv_mib << 20,
+        "kv_bytes": kv_bytes,
         "threads": options.threads,
     }
+
+
+def start_workers(options: argparse.Namespace, vocab_size: int) -> list[Worker]:
+    """OmniServe's worker, then vLLM's if it is there."""
+    with_peer = has_peer(options)
+    settings = worker_settings(options, vocab_size, 1 + with_peer)
+    say(f"vocabulary {vocab_size}: {settings['kv_bytes'] >> 20} MiB of KV an engine")
     ours = start_ours(options, settings)
     say("OmniServe is loaded")
+    if not with_peer:
+        return [ours]
     try:
         peer = start_peer(options, settings)
     except WorkerDied:
         ours.close()
         raise
-    if peer:
-        say("vLLM is loaded and compiled")
-    return ours, peer
-
-
-def prompts_for(case: Case, vocab_size: int, seed: str) -> list[list[int]]:
-    numbers = random.Random(f"{case}/{vocab_size}/{seed}")
-    tokens = range(FIRST_PLAIN_TOKEN, vocab_size)
-    return [numbers.choices(tokens, k=case.length) for _ in range(case.batch)]
+    say("vLLM is loaded and compiled")
+    return [ours, peer]
 
 
 def run_vocabulary(
     options: argparse.Namespace, vocab_size: int
 ) -> tuple[list[CaseResult], dict[str, str]]:
-    ours, peer = start_workers(options, vocab_size)
-    workers = [ours] if peer is None else [ours, peer]
+    workers = start_workers(options, vocab_size)
     results = [CaseResult(vocab_size, case) for case in cases_of(options)]
     try:
-        for worker in workers:
-            for result in results:
-                worker.ask(command_for(options, result, "warm-up"))
-        for index in range(options.rounds):
-            say(f"vocabulary {vocab_size}: round {index + 1} of {options.rounds}")
-            for result in results:
-                # Who goes first alternates too: it finds the machine as the other left it.
-                for worker in workers if index % 2 == 0 else workers[::-1]:
-                    measure(options, result, worker, workers, f"round {index}")
+        measure_all(procedure_of(options), workers, results)
     finally:
         for worker in workers:
             worker.close()
     return results, dict(describe(workers))
 
 
-def command_for(options: argparse.Namespace, result: CaseResult, seed: str) -> dict[str, Any]:
-    prompts = prompts_for(result.case, result.vocab_size, seed)
-    return {"kind": result.case.kind, "prompts": prompts, "num_steps": options.decode_steps}
-
-
-def measure(
-    options: argparse.Namespace,
-    result: CaseResult,
-    worker: Worker,
-    workers: list[Worker],
-    seed: str,
-) -> None:
-    """One measurement of one worker, noted in `result`."""
-    command = command_for(options, result, seed)
-    time.sleep(options.settle_s)
-    meter = Meter(worker, [other for other in workers if other is not worker])
-    answer = worker.ask(command)
-    result.note_cores(meter.read())
-    speed = answer["tokens"] / answer["seconds"]
-    if worker is not workers[0]:
-        result.theirs.append(speed)
-        return
-    result.ours.append(speed)
-    result.num_steps += answer["steps"]
-    result.seconds += answer["seconds"]
-    for phase, seconds in answer["timings"].items():
-        result.timings[phase] = result.timings.get(phase, 0.0) + seconds
-
-
-def describe(workers: list[Worker]) -> Iterator[tuple[str, str]]:
+def describe(workers: Sequence[Worker]) -> Iterator[tuple[str, str]]:
     for worker in workers:
         info = worker.info
         yield (
@@ -212,7 +236,8 @@ def facts_of(options: argparse.Namespace) -> dict[str, str]:
         "numba": importlib.metadata.version("numba"),
         "model": f"{options.arch} {options.preset} {options.dtype}",
         "settings": f"{options.threads} threads, {options.step_tokens} tokens per step, "
-        f"{options.decode_steps} decode steps, {options.rounds} rounds, greedy, prefix caching off",
+        f"{options.decode_steps} decode steps a window, {options.rounds} rounds, greedy, "
+        "prefix caching off",
     }
 
 
@@ -225,7 +250,7 @@ def main() -> int:
             measured, engines = run_vocabulary(options, vocab_size)
             results += measured
             facts |= engines
-    except WorkerDied as error:
+    except (DoesNotFit, WorkerDied) as error:
         say(f"error: {error}")
         return 1
     text = document(facts, results, options.profile)

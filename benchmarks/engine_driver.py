@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from statistics import mean
 from typing import Any, Protocol
 
 
@@ -34,29 +35,58 @@ class MeasuredEngine(Protocol):
         """Seconds per phase since the last call; empty where the engine does not say."""
 
 
-def measure_decode(
-    engine: MeasuredEngine, prompts: Sequence[Sequence[int]], num_steps: int
-) -> dict[str, Any]:
-    """Times `num_steps` decode steps of all prompts together, once each has its first token."""
-    # Early requests decode while late ones prefill, so each may run longer than the timed window.
-    max_tokens = num_steps + len(prompts) + sum(map(len, prompts)) // 256 + 16
-    counts = _add_all(engine, prompts, max_tokens)
-    _step_until(engine, counts, 1)
-    gc.collect()
-    engine.take_timings()
-    before = dict(counts)
-    steps = 0
-    start = time.perf_counter()
-    while any(counts[name] < before[name] + num_steps for name in counts):
-        _count(counts, engine.step())
-        steps += 1
-    seconds = time.perf_counter() - start
-    num_tokens = sum(counts.values()) - sum(before.values())
-    if num_tokens != num_steps * len(prompts):
-        raise RuntimeError(f"batch fell apart: {num_tokens} tokens, not {num_steps * len(prompts)}")
-    timings = engine.take_timings()
-    _finish(engine, counts)
-    return {"seconds": seconds, "tokens": num_tokens, "steps": steps, "timings": timings}
+class Batch:
+    """Requests that run together, from their prompts to the end."""
+
+    def __init__(
+        self, engine: MeasuredEngine, prompts: Sequence[Sequence[int]], max_tokens: int
+    ) -> None:
+        self._engine = engine
+        self._prompt_tokens = mean(map(len, prompts))
+        self._counts = {f"{time.monotonic_ns()}-{index}": 0 for index in range(len(prompts))}
+        for name, prompt in zip(self._counts, prompts, strict=True):
+            engine.add(name, prompt, max_tokens)
+
+    @property
+    def size(self) -> int:
+        return len(self._counts)
+
+    @property
+    def mean_context(self) -> float:
+        """Tokens of a request so far, prompt and output, in the mean."""
+        return self._prompt_tokens + mean(self._counts.values())
+
+    def prefill(self) -> int:
+        """Step until every request has its first token; the number of steps."""
+        return self._step_until(dict.fromkeys(self._counts, 1))
+
+    def decode(self, num_steps: int) -> int:
+        """Step until every request has `num_steps` more tokens; the number of steps.
+
+        Raises:
+            RuntimeError: one gained more than another.
+        """
+        goals = {name: count + num_steps for name, count in self._counts.items()}
+        steps = self._step_until(goals)
+        if self._counts != goals:
+            surplus = max(self._counts[name] - goal for name, goal in goals.items())
+            raise RuntimeError(f"batch fell apart: a request is {surplus} tokens ahead")
+        return steps
+
+    def _step_until(self, goals: dict[str, int]) -> int:
+        steps = 0
+        while any(self._counts[name] < goal for name, goal in goals.items()):
+            if not self._engine.has_unfinished():
+                raise RuntimeError(f"batch ended early, with {min(self._counts.values())} tokens")
+            for name, num_tokens in self._engine.step().items():
+                self._counts[name] += num_tokens
+            steps += 1
+        return steps
+
+    def end(self) -> None:
+        self._engine.abort(list(self._counts))
+        while self._engine.has_unfinished():
+            self._engine.step()
 
 
 def measure_prefill(engine: MeasuredEngine, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -64,41 +94,56 @@ def measure_prefill(engine: MeasuredEngine, prompts: Sequence[Sequence[int]]) ->
     gc.collect()
     engine.take_timings()
     start = time.perf_counter()
-    counts = _add_all(engine, prompts, 1)
-    steps = _step_until(engine, counts, 1)
+    batch = Batch(engine, prompts, 1)
+    steps = batch.prefill()
     seconds = time.perf_counter() - start
     timings = engine.take_timings()
-    _finish(engine, counts)
+    batch.end()
     num_tokens = sum(map(len, prompts))
     return {"seconds": seconds, "tokens": num_tokens, "steps": steps, "timings": timings}
 
 
-def _add_all(
-    engine: MeasuredEngine, prompts: Sequence[Sequence[int]], max_tokens: int
-) -> dict[str, int]:
-    names = [f"{time.monotonic_ns()}-{index}" for index in range(len(prompts))]
-    for name, prompt in zip(names, prompts, strict=True):
-        engine.add(name, prompt, max_tokens)
-    return dict.fromkeys(names, 0)
+class DecodeMeasurement:
+    """Decode of one batch in windows, between which the process may wait as long as it likes."""
 
+    def __init__(self, engine: MeasuredEngine) -> None:
+        self._engine = engine
+        self._batch: Batch | None = None
 
-def _step_until(engine: MeasuredEngine, counts: dict[str, int], num_tokens: int) -> int:
-    steps = 0
-    while min(counts.values()) < num_tokens:
-        _count(counts, engine.step())
-        steps += 1
-    return steps
+    def begin(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, num_steps: int
+    ) -> dict[str, Any]:
+        """Prefills, then decodes one window that does not count."""
+        assert self._batch is None
+        start = time.perf_counter()
+        self._batch = Batch(self._engine, prompts, max_tokens)
+        self._batch.prefill()
+        seconds = time.perf_counter() - start
+        self._batch.decode(num_steps)
+        return {"seconds": seconds}
 
+    def window(self, num_steps: int) -> dict[str, Any]:
+        """Times `num_steps` tokens of every request; `context` is its mean before and after."""
+        assert self._batch is not None
+        context = self._batch.mean_context
+        gc.collect()
+        self._engine.take_timings()
+        start = time.perf_counter()
+        steps = self._batch.decode(num_steps)
+        seconds = time.perf_counter() - start
+        return {
+            "seconds": seconds,
+            "tokens": num_steps * self._batch.size,
+            "steps": steps,
+            "timings": self._engine.take_timings(),
+            "context": [context, self._batch.mean_context],
+        }
 
-def _count(counts: dict[str, int], gained: dict[str, int]) -> None:
-    for name, num_tokens in gained.items():
-        counts[name] += num_tokens
-
-
-def _finish(engine: MeasuredEngine, counts: dict[str, int]) -> None:
-    engine.abort(list(counts))
-    while engine.has_unfinished():
-        engine.step()
+    def end(self) -> dict[str, Any]:
+        assert self._batch is not None
+        self._batch.end()
+        self._batch = None
+        return {}
 
 
 def serve(load: Callable[[dict[str, Any]], MeasuredEngine]) -> None:
@@ -106,16 +151,26 @@ def serve(load: Callable[[dict[str, Any]], MeasuredEngine]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     engine = load(json.loads(sys.stdin.readline()))
+    decode = DecodeMeasurement(engine)
     _answer(answers, engine.describe())
     for line in sys.stdin:
-        command = json.loads(line)
-        if command["kind"] == "decode":
-            result = measure_decode(engine, command["prompts"], command["num_steps"])
-        else:
-            result = measure_prefill(engine, command["prompts"])
-        _answer(answers, result)
+        _answer(answers, _obey(engine, decode, json.loads(line)))
     # Engines leave threads behind that make an orderly exit slow or noisy.
     os._exit(0)
+
+
+def _obey(
+    engine: MeasuredEngine, decode: DecodeMeasurement, command: dict[str, Any]
+) -> dict[str, Any]:
+    kind = command["kind"]
+    if kind == "begin":
+        return decode.begin(command["prompts"], command["max_tokens"], command["num_steps"])
+    if kind == "window":
+        return decode.window(command["num_steps"])
+    if kind == "end":
+        return decode.end()
+    assert kind == "prefill"
+    return measure_prefill(engine, command["prompts"])
 
 
 def _answer(answers: Any, content: dict[str, Any]) -> None:

@@ -5,18 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean, median, quantiles
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One thing measured: `batch` prompts of `length` tokens, prefilled or decoded from there."""
-
-    kind: str
-    batch: int
-    length: int
-
-    def __str__(self) -> str:
-        place = "context" if self.kind == "decode" else "prompts of"
-        return f"{self.kind}, batch {self.batch}, {place} {self.length}"
+from engine_cases import Case
 
 
 @dataclass(slots=True)
@@ -31,6 +20,8 @@ class CaseResult:
     num_steps: int = 0
     seconds: float = 0.0
     cores: dict[str, list[float]] = field(default_factory=dict)
+    contexts: list[tuple[float, float]] = field(default_factory=list)
+    """Mean context of the batch before and after every window of either engine."""
 
     @property
     def ratios(self) -> list[float]:
@@ -39,6 +30,20 @@ class CaseResult:
     def note_cores(self, used: Mapping[str, float]) -> None:
         for name, value in used.items():
             self.cores.setdefault(name, []).append(value)
+
+    def note_answer(self, answer: Mapping[str, Any], *, is_ours: bool) -> None:
+        """Notes one measurement as a worker answered it."""
+        if "context" in answer:
+            self.contexts.append(tuple(answer["context"]))
+        speed = answer["tokens"] / answer["seconds"]
+        if not is_ours:
+            self.theirs.append(speed)
+            return
+        self.ours.append(speed)
+        self.num_steps += answer["steps"]
+        self.seconds += answer["seconds"]
+        for phase, seconds in answer["timings"].items():
+            self.timings[phase] = self.timings.get(phase, 0.0) + seconds
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "ratios": self.ratios}
@@ -70,6 +75,30 @@ def _peer_cells(result: CaseResult) -> list[str]:
         f"{min(ratios):.2f}..{max(ratios):.2f}",
         f"{low:.2f}..{high:.2f}",
     ]
+
+
+def context_note(results: Sequence[CaseResult]) -> str:
+    """Which contexts the decode cases really had; empty where there are none."""
+    ranges = [
+        f"{result.vocab_size:,} / {result.case}: {_context_range(result)}"
+        for result in results
+        if result.contexts
+    ]
+    if not ranges:
+        return ""
+    note = (
+        "A decode case is named by its prompts. Each engine prefills it once; then its context "
+        "grows, first as early requests decode while late ones prefill, then by one window that "
+        "does not count and by one in every round. Tokens of a request, the batch's mean, from "
+        "the first measured window to the last:"
+    )
+    return "\n".join([note, "", *(f"- {text}" for text in ranges)])
+
+
+def _context_range(result: CaseResult) -> str:
+    first = min(before for before, _ in result.contexts)
+    last = max(after for _, after in result.contexts)
+    return f"{first:,.0f}..{last:,.0f}"
 
 
 def profile_table(results: Sequence[CaseResult]) -> str:
@@ -105,6 +134,9 @@ def document(facts: Mapping[str, str], results: Sequence[CaseResult], profile: b
     lines = ["# Engine benchmark", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", comparison_table(results), ""]
+    note = context_note(results)
+    if note:
+        lines += [note, ""]
     if profile:
         lines += [
             "Milliseconds per step of OmniServe's engine, by phase:",

@@ -51,7 +51,11 @@ class OmniserveEngine:
         )
 
     def step(self) -> dict[str, int]:
-        return {output.request_id: len(output.token_ids) for output in self._engine.step()}
+        outputs = self._engine.step()
+        for output in outputs:
+            if output.error is not None:
+                raise RuntimeError(f"request {output.request_id}: {output.error}")
+        return {output.request_id: len(output.token_ids) for output in outputs}
 
     def abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:

@@ -19,6 +19,7 @@ class VllmEngine:
             max_model_len=settings["max_model_len"],
             max_num_seqs=settings["max_num_seqs"],
             max_num_batched_tokens=settings["max_step_tokens"],
+            kv_cache_memory_bytes=settings["kv_bytes"],
             enable_prefix_caching=False,
             enforce_eager=False,
             seed=0,
@@ -31,7 +32,6 @@ class VllmEngine:
     def _set_environment(settings: dict[str, Any]) -> None:
         cores = sorted(os.sched_getaffinity(0))[: settings["threads"]]
         for key, value in {
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, settings["kv_bytes"] >> 30)),
             # "auto" leaves one core to the rest.
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

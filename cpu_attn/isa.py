@@ -44,16 +44,36 @@ _X86_PATHS = (_AVX512_BF16, _AVX512, _AVX2, _PORTABLE)
 NAMES = tuple(isa.name for isa in _X86_PATHS)
 
 _X86_NAMES = ("x86_64", "AMD64")
+_BASES = frozenset({"sse", "sse2", "sse3", "ssse3", "sse4.1", "sse4.2", "avx", "xsave"})
+"""Features that all paths but the portable one are built on."""
 
 
 def _cpu_features() -> frozenset[str]:
     """What the CPU has and numba may use."""
     if config.CPU_FEATURES is not None:
-        return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
+        return _listed_features(config.CPU_FEATURES)
     if config.CPU_NAME not in (None, "host"):
         # Some other CPU was asked for by name; what it has is not known here.
         return frozenset()
-    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+    there = {name for name, there in llvm.get_host_cpu_features().items() if there}
+    if not config.ENABLE_AVX:
+        there = {name for name in there if not name.startswith("avx")}
+    return frozenset(there)
+
+
+def _listed_features(text: str) -> frozenset[str]:
+    """Of `+avx2,-avx512f`: what is on in the end."""
+    there: set[str] = set()
+    for word in text.split(","):
+        sign, name = word[:1], word[1:]
+        if sign == "+":
+            there.add(name)
+        elif sign == "-":
+            there.discard(name)
+            if name in _BASES:
+                # LLVM takes what is built on a feature away with it, whatever else is listed.
+                return frozenset()
+    return frozenset(there)
 
 
 def available() -> tuple[Isa, ...]:

@@ -1,10 +1,34 @@
-"""What one thread keeps of each KV head while it works on an item, and where in its scratch."""
+"""What one thread keeps while it works on items, and where in its scratch."""
 
 from typing import Any, NamedTuple
 
 from cpu_attn._jit import compiled
 from cpu_attn.kernel_task import TILE_TOKENS
 from cpu_attn.tile_loops import SCORE_ROW_BYTES
+
+
+class ThreadMemory(NamedTuple):
+    """What a thread keeps from item to item."""
+
+    heads: Any
+    """Address of one HeadMemory after the other."""
+    zeros: Any
+    """Address of a row of zeros, as values that nobody wrote."""
+    walk: Any
+    """int64 addresses of pieces: keys of a tile, its values, keys of the next tile."""
+    places: Any
+    """int64 [2, units, 2]: first token and head of each unit, of this tile and the next."""
+    idle_walk: Any
+    """int64 addresses of pieces that are in the cache, for whom there is nothing to ask for."""
+
+
+class Tile(NamedTuple):
+    """Positions start .. stop - 1 of a sequence; the first that counts is `lowest`."""
+
+    start: Any
+    lowest: Any
+    stop: Any
+    num_units: Any
 
 
 class HeadMemory(NamedTuple):

@@ -26,6 +26,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 class _ThreadTally(threading.local):
     num_compiled = 0
+    num_lost = 0
 
 
 _tally = _ThreadTally()
@@ -34,6 +35,11 @@ _tally = _ThreadTally()
 def num_compiled() -> int:
     """Functions that were not in the cache when this thread wanted them, so far."""
     return _tally.num_compiled
+
+
+def num_lost() -> int:
+    """Functions that this thread compiled and could not save, so far."""
+    return _tally.num_lost
 
 
 def closure_digest(function: Callable[..., Any]) -> str:
@@ -74,10 +80,13 @@ class KernelCache:
         """Where it cannot be saved, the next process compiles again."""
         # Addresses of this process's objects are part of such code.
         if self._folder is None or result.library.has_dynamic_globals:
+            _tally.num_lost += 1
             return
         key = self._full_key(signature, result.library.codegen)
-        with contextlib.suppress(OSError):
+        try:
             _save(self._folder / _file_name(key), dumps((key, result._reduce())))
+        except OSError:
+            _tally.num_lost += 1
 
     def _full_key(self, signature: Any, codegen: Any) -> tuple[str, ...]:
         return (*map(str, self._key), str(signature), str(codegen.magic_tuple()))

@@ -14,7 +14,7 @@ from numba import carray, literally, types
 from cpu_attn import kernel_task as f
 from cpu_attn._jit import c_callback, compiled
 from cpu_attn.element import NUM_BYTES
-from cpu_attn.item_memory import head_memory
+from cpu_attn.item_memory import ThreadMemory, head_memory
 from cpu_attn.item_rows import begin_item
 from cpu_attn.kernel_task import ITEM_FIELDS, NUM_FIELDS, TILE_TOKENS
 from cpu_attn.kernel_variant import KernelVariant
@@ -24,7 +24,7 @@ from cpu_attn.row_append import append_rows
 from cpu_attn.score_tile import score_unit
 from cpu_attn.tile_loops import PIECE_TOKENS, UNIT_TOKENS, Multiply, multiply, pieces_ahead
 from cpu_attn.tile_softmax import softmax_head
-from cpu_attn.tile_walk import PIECES_A_TILE, PIECES_A_UNIT, list_units, lowest_seen
+from cpu_attn.tile_walk import PIECES_A_TILE, PIECES_A_UNIT, next_tile
 from cpu_attn.value_tile import weigh_unit
 
 _DOT = int(Multiply.DOT)
@@ -50,13 +50,15 @@ def attention_kernel(variant: KernelVariant) -> Any:
         at = head_memory(task[f.GROUP_SIZE] * task[f.Q_LEN], dim)
         # Cleared, for the row of values that stands in for missing ones.
         scratch = np.zeros((num_kv_heads * at.num_bytes + 4 * dim) // 4 + 16, np.float32)
-        memory = (scratch.ctypes.data + 63) // 64 * 64
-        zeros = memory + num_kv_heads * at.num_bytes
+        heads = (scratch.ctypes.data + 63) // 64 * 64
         num_pieces = num_kv_heads * PIECES_A_TILE
-        # Keys and values of one tile, then keys of the next.
-        walk = np.empty(3 * num_pieces + most_ahead, np.int64)
-        places = np.empty((2, num_pieces // PIECES_A_UNIT, 2), np.int64)
-        idle_walk = np.full(most_ahead, memory, np.int64)
+        memory = ThreadMemory(
+            heads,
+            heads + num_kv_heads * at.num_bytes,
+            np.empty(3 * num_pieces + most_ahead, np.int64),
+            np.empty((2, num_pieces // PIECES_A_UNIT, 2), np.int64),
+            np.full(most_ahead, heads, np.int64),
+        )
         while True:
             number = take_number(task.ctypes.data)
             if number >= task[f.NUM_ITEMS]:
@@ -64,9 +66,9 @@ def attention_kernel(variant: KernelVariant) -> Any:
             item = task[f.ITEMS] + 4 * ITEM_FIELDS * number
             if task[f.K] != 0:
                 append_rows(task, item, io, kv, dim)
-            begin_item(task, item, memory, io, kv, dim, way)
-            _attend(task, item, memory, zeros, walk, places, idle_walk, kv, dim, way)
-            finish_item(task, item, memory, io, kv, dim, way)
+            begin_item(task, item, heads, io, kv, dim, way)
+            _attend(task, item, memory, kv, dim, way)
+            finish_item(task, item, heads, io, kv, dim, way)
         # Named to the end: that is what keeps it alive behind its address.
         scratch[0] = 0.0
 
@@ -74,140 +76,80 @@ def attention_kernel(variant: KernelVariant) -> Any:
 
 
 @compiled(None)
-def _attend(
-    task: Any,
-    item: Any,
-    memory: Any,
-    zeros: Any,
-    walk: Any,
-    places: Any,
-    idle_walk: Any,
-    kv: Any,
-    head_dim: Any,
-    way: Any,
-) -> None:
+def _attend(task: Any, item: Any, memory: Any, kv: Any, head_dim: Any, way: Any) -> None:
     """Walks over the item's tiles: keys, softmax, values, and on."""
     literally(kv)
     literally(head_dim)
     literally(way)
     page_bytes = task[f.BLOCK_SIZE] * head_dim * NUM_BYTES[kv]
     values_offset = task[f.NUM_KV_HEADS] * page_bytes
-    tile = load_i32(item + 4 * f.FIRST_TOKEN)
     stop_token = load_i32(item + 4 * f.STOP_TOKEN)
-    own_places, next_places = places[0], places[1]
-    lowest = lowest_seen(task, item, tile)
-    stop = min(stop_token, tile + TILE_TOKENS)
-    count = list_units(task, item, lowest, stop, page_bytes, walk, own_places)
-    while tile < stop_token:
-        num_pieces = PIECES_A_UNIT * count
+    walk, idle_walk = memory.walk, memory.idle_walk
+    places, next_places = memory.places[0], memory.places[1]
+    start = load_i32(item + 4 * f.FIRST_TOKEN)
+    tile = next_tile(task, item, start, page_bytes, walk, places)
+    while tile.start < stop_token:
+        num_pieces = PIECES_A_UNIT * tile.num_units
         for piece in range(num_pieces):
             walk[num_pieces + piece] = walk[piece] + values_offset
-        next_tile = tile + TILE_TOKENS
-        next_stop = min(stop_token, next_tile + TILE_TOKENS)
-        next_lowest, next_count = next_tile, 0
         following = walk[2 * num_pieces :]
-        if next_tile < stop_token:
-            next_lowest = lowest_seen(task, item, next_tile)
-            next_count = list_units(
-                task, item, next_lowest, next_stop, page_bytes, following, next_places
-            )
-        num_next = PIECES_A_UNIT * next_count
+        after = next_tile(task, item, tile.start + TILE_TOKENS, page_bytes, following, next_places)
+        num_next = PIECES_A_UNIT * after.num_units
         # Behind the end there is nothing to ask for.
         for piece in range(num_next, len(idle_walk)):
             following[piece] = idle_walk[0]
-        _scores(
-            task, item, memory, count, walk, own_places, idle_walk, tile, stop, kv, head_dim, way
-        )
-        _values(
-            task,
-            memory,
-            zeros,
-            count,
-            walk,
-            own_places,
-            idle_walk,
-            lowest - tile,
-            stop - tile,
-            kv,
-            head_dim,
-            way,
-        )
+        _scores(task, item, memory, tile, places, kv, head_dim, way)
+        _values(task, memory, tile, places, kv, head_dim, way)
         walk[:num_next] = following[:num_next]
-        own_places, next_places = next_places, own_places
-        tile, stop, lowest, count = next_tile, next_stop, next_lowest, next_count
+        places, next_places = next_places, places
+        tile = after
 
 
 @compiled(None)
 def _scores(
-    task: Any,
-    item: Any,
-    memory: Any,
-    num_units: Any,
-    walk: Any,
-    places: Any,
-    idle_walk: Any,
-    tile: Any,
-    stop: Any,
-    kv: Any,
-    head_dim: Any,
-    way: Any,
+    task: Any, item: Any, memory: Any, tile: Any, places: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:
-    """Weights of a tile's tokens (positions tile .. stop - 1) for all heads of the item."""
+    """Weights of a tile's tokens for all heads of the item."""
     literally(kv)
     literally(head_dim)
     literally(way)
     num_rows = task[f.GROUP_SIZE] * task[f.Q_LEN]
     at = head_memory(num_rows, head_dim)
-    for unit in range(num_units):
+    idle = memory.idle_walk.ctypes.data
+    for unit in range(tile.num_units):
         token, head = places[unit, 0], places[unit, 1]
-        own = memory + head * at.num_bytes
-        entry = walk.ctypes.data + 8 * PIECES_A_UNIT * unit
+        own = memory.heads + head * at.num_bytes
+        entry = memory.walk.ctypes.data + 8 * PIECES_A_UNIT * unit
         scores = own + at.scores + 4 * token
-        idle = idle_walk.ctypes.data
         score_unit(own + at.q, entry, scores, num_rows, idle, kv, head_dim, way)
-        if token + UNIT_TOKENS >= stop - tile:
+        if token + UNIT_TOKENS >= tile.stop - tile.start:
             # A head at a time: memory delivers what was asked for while weights are computed.
-            softmax_head(task, item, head, own, tile, stop, kv, head_dim, way)
+            softmax_head(task, item, head, own, tile, kv, head_dim, way)
 
 
 @compiled(None)
 def _values(
-    task: Any,
-    memory: Any,
-    zeros: Any,
-    num_units: Any,
-    walk: Any,
-    places: Any,
-    idle_walk: Any,
-    first: Any,
-    stop: Any,
-    kv: Any,
-    head_dim: Any,
-    way: Any,
+    task: Any, memory: Any, tile: Any, places: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:
-    """Adds the weighted values of a tile's tokens first .. stop - 1 for all heads of the item."""
+    """Adds the weighted values of a tile's tokens for all heads of the item."""
     literally(kv)
     literally(head_dim)
     literally(way)
     num_rows = task[f.GROUP_SIZE] * task[f.Q_LEN]
     at = head_memory(num_rows, head_dim)
-    for unit in range(num_units):
+    weight_bytes = 2 if way == _DOT else 4
+    for unit in range(tile.num_units):
         token, head = places[unit, 0], places[unit, 1]
-        own = memory + head * at.num_bytes
-        entry = walk.ctypes.data + 8 * PIECES_A_UNIT * (num_units + unit)
-        weights = own + at.scores + (2 if way == _DOT else 4) * token
-        first_token = max(0, first - token)
-        stop_token = min(UNIT_TOKENS, stop - token)
-        idle = idle_walk.ctypes.data
+        own = memory.heads + head * at.num_bytes
         weigh_unit(
-            weights,
-            entry,
-            first_token,
-            stop_token,
+            own + at.scores + weight_bytes * token,
+            memory.walk.ctypes.data + 8 * PIECES_A_UNIT * (tile.num_units + unit),
+            max(0, tile.lowest - tile.start - token),
+            min(UNIT_TOKENS, tile.stop - tile.start - token),
             own + at.acc,
             num_rows,
-            idle,
-            zeros,
+            memory.idle_walk.ctypes.data,
+            memory.zeros,
             kv,
             head_dim,
             way,

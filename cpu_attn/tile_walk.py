@@ -4,6 +4,7 @@ from typing import Any
 
 from cpu_attn import kernel_task as f
 from cpu_attn._jit import compiled
+from cpu_attn.item_memory import Tile
 from cpu_attn.kernel_task import TILE_TOKENS
 from cpu_attn.memory import load_i32
 from cpu_attn.tile_loops import PIECE_TOKENS, UNIT_TOKENS
@@ -14,15 +15,27 @@ PIECES_A_TILE = TILE_TOKENS // PIECE_TOKENS
 
 
 @compiled(None)
-def list_units(
+def next_tile(task: Any, item: Any, start: Any, page_bytes: Any, walk: Any, places: Any) -> Any:
+    """The tile from `start` on, its pieces and units listed; one without units at the item's end.
+
+    Writes the address of each piece of keys to `walk` and, for each unit of UNIT_TOKENS, its first
+    token in the tile and its head (of the item's) to `places`, in the order of memory. Values lie
+    num_kv_heads * page_bytes behind their keys.
+    """
+    item_stop = load_i32(item + 4 * f.STOP_TOKEN)
+    if start >= item_stop:
+        return Tile(start, start, start, 0)
+    stop = min(item_stop, start + TILE_TOKENS)
+    lowest = _lowest_seen(task, item, start)
+    num_units = _list_units(task, item, lowest, stop, page_bytes, walk, places)
+    return Tile(start, lowest, stop, num_units)
+
+
+@compiled(None)
+def _list_units(
     task: Any, item: Any, first: Any, stop: Any, page_bytes: Any, walk: Any, places: Any
 ) -> Any:
-    """Keys of the positions first .. stop - 1 of one tile, in the order of memory.
-
-    Writes the address of each piece to `walk` and, for each unit of UNIT_TOKENS, its first token in
-    the tile and its head (of the item's) to `places`. Gives back how many units there are. Values
-    lie num_kv_heads * page_bytes behind their keys.
-    """
+    """Lists the positions first .. stop - 1 of one tile; the number of units."""
     sequence = load_i32(item + 4 * f.SEQUENCE)
     first_head = load_i32(item + 4 * f.FIRST_HEAD)
     num_heads = load_i32(item + 4 * f.HEADS)
@@ -53,7 +66,7 @@ def list_units(
 
 
 @compiled(None)
-def lowest_seen(task: Any, item: Any, tile: Any) -> Any:
+def _lowest_seen(task: Any, item: Any, tile: Any) -> Any:
     """The first position of a tile that some row of the item sees, or its first one."""
     if tile < task[f.SINK_TOKENS]:
         return tile

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     from omniserve.demo.command import add_demo_command
+    from omniserve.kernels_command import add_kernels_command
     from omniserve.synthetic.commands import add_model_commands
 
     parser = argparse.ArgumentParser(
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve_command(subparsers)
     _add_config_commands(subparsers)
     add_model_commands(subparsers)
+    add_kernels_command(subparsers)
     add_demo_command(subparsers)
     return parser
 

@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import signal
-import site
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Self
 import zmq
 import zmq.asyncio
 
-import omniserve
+from omniserve.installation import environment_with_packages
 from omniserve.messages import ToEngine, ToFront, decode_to_front, encode
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "omniserve.engine.process")
@@ -140,8 +139,4 @@ def engine_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The environment of the engine: ours, and a way to import this very package."""
     environment = ENGINE_DEFAULTS | dict(os.environ) | dict(extra)
     environment[FRONT_PID_VARIABLE] = str(os.getpid())
-    root = str(Path(omniserve.__file__).resolve().parents[1])
-    if root not in site.getsitepackages():
-        paths = [root, environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return environment
+    return environment_with_packages(environment)

@@ -1,6 +1,12 @@
-"""Whether the environment holds what this distribution installed."""
+"""Whether the environment holds what this distribution installed, and how its children find it."""
 
 import importlib.metadata
+import os
+import site
+from collections.abc import Mapping
+from pathlib import Path
+
+import omniserve
 
 TOP_LEVEL_PACKAGES = ("omniserve", "scheduler", "cpu_attn")
 DISTRIBUTION = "omniserve"
@@ -18,3 +24,12 @@ def package_collisions() -> list[str]:
         for package in TOP_LEVEL_PACKAGES
         if (others := sorted(set(owners.get(package, ())) - {DISTRIBUTION}))
     ]
+
+
+def environment_with_packages(environment: Mapping[str, str]) -> dict[str, str]:
+    """For a child that is to import these very packages, from a checkout too."""
+    root = str(Path(omniserve.__file__).resolve().parents[1])
+    if root in site.getsitepackages():
+        return dict(environment)
+    paths = [root, environment.get("PYTHONPATH", "")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
