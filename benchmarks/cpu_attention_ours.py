@@ -11,12 +11,14 @@ from cpu_attn import kernel_task as fields
 from cpu_attn.element import Element
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.kv_layout import KvLayout
+from cpu_attn.merge import merge_partials
 from cpu_attn.paged_kernel import attention_kernel
 from cpu_attn.thread_team import ThreadTeam
 from cpu_attn.work_items import plan_items
 
 # A step of int8 keys and values: noise is a few of them long.
 _INT8_STEPS = 32.0
+_PARTS_FOR_ERROR = 2
 
 
 class PagedCache:
@@ -76,17 +78,18 @@ class PagedCache:
 
 
 class OurAttention:
-    """A decode step of a case; float32 queries and outputs, so that errors are the kernel's."""
+    """A decode step of a case, with queries and outputs as a model of that cache has them."""
 
     def __init__(
         self, case: AttentionCase, cache: PagedCache, products: Products, team: ThreadTeam
     ) -> None:
         self._case, self._cache, self._team = case, cache, team
-        variant = KernelVariant(cache.element, Element.FLOAT32, case.head_dim, products)
+        self._io = Element.BFLOAT16 if cache.element is Element.INT8 else cache.element
+        variant = KernelVariant(cache.element, self._io, case.head_dim, products)
         self._address = attention_kernel(variant).address
         shape = (case.num_sequences, case.num_heads, case.head_dim)
-        self._q = Noise(seed=4).take(*shape).copy()
-        self._out = np.full(shape, np.nan, dtype=np.float32)
+        self._q, self._exact_q = _rounded(Noise(seed=4).take(*shape), self._io)
+        self._out = np.zeros(shape, dtype=self._q.dtype)
         self._lse = np.empty((case.num_sequences, 1, case.num_heads), dtype=np.float32)
         self._context_lens = np.full(case.num_sequences, case.context_len, dtype=np.int32)
         self._plan = plan_items(
@@ -96,7 +99,8 @@ class OurAttention:
             num_threads=case.num_threads,
         )
         stride = fields.partial_stride(case.num_heads, 1, case.head_dim)
-        self._partials = np.empty(max(1, self._plan.num_parts) * stride, dtype=np.uint8)
+        num_partials = max(_PARTS_FOR_ERROR, self._plan.num_parts)
+        self._partials = np.empty((num_partials, stride // 4), dtype=np.float32)
         self._parts_left = self._plan.parts_per_group.copy()
         self._task = self._new_task(stride)
 
@@ -110,7 +114,7 @@ class OurAttention:
             scale=case.scale,
         )
         task[fields.NUM_ITEMS] = len(self._plan.items)
-        row_stride = case.num_heads * case.head_dim * 4
+        row_stride = case.num_heads * case.head_dim * self._io.num_bytes
         addresses: dict[int, NDArray[Any]] = {
             fields.ITEMS: self._plan.items,
             fields.Q: self._q,
@@ -142,13 +146,37 @@ class OurAttention:
         self._team.run(self._address, self._task.ctypes.data, at_most=len(self._plan.items))
 
     def error(self) -> float:
-        """Of the last run, against float64."""
+        """Against float64, before outputs are rounded to the queries' type."""
         errors = []
         for index in self._case.checked_sequences:
             keys, values = self._cache.sequence(index)
-            expected = exact_attention(self._q[index], keys, values, self._case.scale)
-            errors.append(error_of(self._out[index], expected))
+            expected = exact_attention(self._exact_q[index], keys, values, self._case.scale)
+            errors.append(error_of(self._unrounded(index), expected))
         return max(errors)
+
+    def _unrounded(self, sequence: int) -> NDArray[np.float32]:
+        """float32 [num_heads, head_dim]: the sequence in parts, which are merged here."""
+        case, task = self._case, self._task.copy()
+        cuts = [0, case.context_len // 2 // fields.TILE_TOKENS * fields.TILE_TOKENS]
+        ends = [*cuts[1:], case.context_len]
+        items = np.array(
+            [
+                (sequence, 0, case.num_kv_heads, first, stop, 0, part, _PARTS_FOR_ERROR, 0)
+                for part, (first, stop) in enumerate(zip(cuts, ends, strict=True))
+            ],
+            dtype=np.int32,
+        )
+        # One part more than there are: no one finishes last, so no one merges.
+        parts_left = np.array([_PARTS_FOR_ERROR + 1], dtype=np.int32)
+        task[fields.NEXT_ITEM] = 0
+        task[fields.NUM_ITEMS] = len(items)
+        task[fields.ITEMS] = items.ctypes.data
+        task[fields.PARTS_LEFT] = parts_left.ctypes.data
+        self._team.run(self._address, task.ctypes.data)
+        parts = self._partials[:_PARTS_FOR_ERROR]
+        outs, lses = parts[:, : -case.num_heads], parts[:, -case.num_heads :]
+        outs = outs.reshape(_PARTS_FOR_ERROR, case.num_heads, case.head_dim)
+        return merge_partials(np.ascontiguousarray(outs), np.ascontiguousarray(lses))[0]
 
 
 _NUMPY_TYPES = {
@@ -157,6 +185,17 @@ _NUMPY_TYPES = {
     Element.BFLOAT16: np.uint16,
     Element.INT8: np.int8,
 }
+
+
+def _rounded(
+    numbers: NDArray[np.float32], element: Element
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Numbers as they lie in memory, and what they amount to."""
+    if element is Element.BFLOAT16:
+        bits = _to_bfloat16(numbers)
+        return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+    stored = numbers.astype(_NUMPY_TYPES[element])
+    return stored, stored.astype(np.float32)
 
 
 def _to_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "cpu_attn"
 _OURS = ("NUMBA_", "OMNISERVE_", "XDG_CACHE_HOME", "PYTHONPATH")
+Variables = Mapping[str, str | Path]
 NO_HOME = "/dev/null"
 """Nobody, not even root, can make a directory below it."""
 
@@ -40,7 +42,7 @@ def copy_package(site: Path) -> Path:
     return site
 
 
-def environment(site: Path, **variables: str | Path) -> dict[str, str]:
+def environment(site: Path, variables: Variables) -> dict[str, str]:
     """What pytest was given, but for all that concerns kernels and where they are kept."""
     others = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     given = {name: str(value) for name, value in variables.items()}
@@ -49,12 +51,12 @@ def environment(site: Path, **variables: str | Path) -> dict[str, str]:
 
 
 def start_python(
-    site: Path, *arguments: str, before: tuple[str, ...] = (), **variables: str | Path
+    site: Path, *arguments: str, variables: Variables, before: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     """`before`: a command that is given Python's as its last arguments."""
     return subprocess.Popen(
         [*before, sys.executable, *arguments],
-        env=environment(site, **variables),
+        env=environment(site, variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,12 +73,13 @@ def output(process: subprocess.Popen[str]) -> tuple[str, str]:
 def start_warm_up(
     site: Path,
     *variants: str,
+    variables: Variables,
     largest_file: int = -1,
-    before: tuple[str, ...] = (),
-    **variables: str | Path,
+    before: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     script = str(TESTS / "warm_up_child.py")
-    return start_python(site, script, str(largest_file), *variants, before=before, **variables)
+    arguments = (script, str(largest_file), *variants)
+    return start_python(site, *arguments, variables=variables, before=before)
 
 
 def finish_warm_up(process: subprocess.Popen[str]) -> Report:

@@ -34,7 +34,8 @@ def first_reports(
     """An empty cache and two processes that fill it at the same time, in opposite orders."""
     cache = tmp_path_factory.mktemp("cache") / "made" / "by warm-up"
     orders = (VARIANTS, VARIANTS[::-1])
-    processes = [start_warm_up(site, *order, NUMBA_CACHE_DIR=cache) for order in orders]
+    variables = {"NUMBA_CACHE_DIR": cache}
+    processes = [start_warm_up(site, *order, variables=variables) for order in orders]
     return cache, [finish_warm_up(process) for process in processes]
 
 
@@ -51,11 +52,13 @@ def run(
     before: tuple[str, ...] = (),
     **variables: str | Path,
 ) -> Report:
-    process = start_warm_up(site, *variants, largest_file=largest_file, before=before, **variables)
+    process = start_warm_up(
+        site, *variants, variables=variables, largest_file=largest_file, before=before
+    )
     return finish_warm_up(process)
 
 
-def kernels(cache: Path, name: str = "*") -> list[Path]:
+def kernels(cache: Path, name: str = "cpu_attn.") -> list[Path]:
     found = sorted(cache.glob(f"kernels-*/*{name}*.kernel"))
     assert found
     return found
@@ -99,31 +102,29 @@ def test_without_the_variable_kernels_lie_beside_the_package(tmp_path: Path) -> 
     second.assert_all_from_cache()
 
 
-@pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize(("home", "user_cache"), [("home", ""), (NO_HOME, "home/.cache")])
 def test_beside_a_package_that_cannot_be_written_the_user_cache_is_taken(
-    tmp_path: Path, variable: str
+    tmp_path: Path, home: str, user_cache: str
 ) -> None:
     site = copy_package(tmp_path / "site")
     # A file where the directory would be stops root as well.
     (site / "cpu_attn" / "__pycache__").touch()
-    home = tmp_path / "home"
-    variables = {"HOME": NO_HOME, variable: str(home)}
-    report = run(site, **variables)
+    given = str(tmp_path / user_cache) if user_cache else ""
+    report = run(site, HOME=tmp_path / home, XDG_CACHE_HOME=given)
     assert report.folder is not None
-    assert report.folder.startswith(str(home))
-    assert Path(report.folder).parent.name == "omniserve"
-    run(site, **variables).assert_all_from_cache()
+    assert Path(report.folder).parent == tmp_path / "home" / ".cache" / "omniserve"
+    run(site, HOME=tmp_path / home, XDG_CACHE_HOME=given).assert_all_from_cache()
 
 
 def test_where_nothing_can_be_written_kernels_work_all_the_same(tmp_path: Path) -> None:
     site = copy_package(tmp_path)
     (site / "cpu_attn" / "__pycache__").touch()
-    for _ in range(2):
-        report = run(site, "float32:float32:16", HOME=NO_HOME)
-        assert report.folder is None
-        report.assert_nothing_from_cache()
-        assert not any(report.is_kept)
-        assert "set NUMBA_CACHE_DIR" in report.errors
+    report = run(site, "float32:float32:16", HOME=NO_HOME)
+    assert report.folder is None
+    report.assert_nothing_from_cache()
+    assert not any(report.is_kept)
+    assert "set NUMBA_CACHE_DIR" in report.errors
+    run(site, HOME=NO_HOME).assert_nothing_from_cache()
     given = run(site, HOME=NO_HOME, NUMBA_CACHE_DIR=tmp_path / "cache")
     assert all(given.is_kept)
     assert given.errors == ""
@@ -282,7 +283,6 @@ def test_progress_is_told_before_and_after_each_kernel() -> None:
     ]
     again = warm_up(iter([variant]))
     assert [result.from_cache for result in again] == [True, True]
-    assert max(result.seconds for result in again) <= max(result.seconds for result in results)
 
 
 def test_what_progress_raises_ends_it() -> None:
