@@ -88,6 +88,8 @@ def parse_arguments() -> argparse.Namespace:
         options.context, options.prefill = options.context[:1], options.prefill[:2]
     if not options.batch and not options.prefill:
         parser.error("nothing to measure: give --batch or --prefill")
+    if options.step_tokens < MAX_NUM_SEQS:
+        parser.error(f"--step-tokens {options.step_tokens}: less than {MAX_NUM_SEQS} requests")
     return options
 
 

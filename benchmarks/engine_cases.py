@@ -47,7 +47,7 @@ class Procedure:
     window_steps: int
     """Decode steps of one window; a round is one window of each engine."""
     step_tokens: int
-    """Most tokens that an engine computes in one step."""
+    """Most tokens that an engine computes in one step, MAX_NUM_SEQS or more."""
     settle_s: float
 
     def max_new_tokens(self, case: Case) -> int:
@@ -89,12 +89,8 @@ def plan_kv_bytes(
             more requests in a step than the engines run.
     """
     for case in cases:
-        most = min(MAX_NUM_SEQS, procedure.step_tokens)
-        if case.batch > most:
-            raise DoesNotFit(
-                f"{case}: at most {most} requests run in a step "
-                f"(of {procedure.step_tokens} tokens and {MAX_NUM_SEQS} requests)"
-            )
+        if case.batch > MAX_NUM_SEQS:
+            raise DoesNotFit(f"{case}: the engines run at most {MAX_NUM_SEQS} requests at once")
         tokens = procedure.request_tokens(case)
         if tokens > size.max_positions:
             raise DoesNotFit(

@@ -42,14 +42,6 @@ def num_lost() -> int:
     return _tally.num_lost
 
 
-def closure_digest(function: Callable[..., Any]) -> str:
-    """Tells functions apart that were made of the same text; empty where nothing is enclosed."""
-    cells = function.__closure__
-    if not cells:
-        return ""
-    return hashlib.sha256(dumps(tuple(cell.cell_contents for cell in cells))).hexdigest()[:16]
-
-
 class KernelCache:
     """The files of one function, as numba's dispatchers and callbacks ask for them."""
 
@@ -60,7 +52,13 @@ class KernelCache:
         # Without the digest of its source nothing would tell of a change outside this package.
         self._folder = cache_folder() if source else None
         code_digest = hashlib.sha256(code.co_code).hexdigest()
-        self._key = (self._name, code.co_firstlineno, source, code_digest, closure_digest(function))
+        self._key = (
+            self._name,
+            code.co_firstlineno,
+            source,
+            code_digest,
+            _closure_digest(function),
+        )
 
     @property
     def cache_path(self) -> str | None:
@@ -90,6 +88,14 @@ class KernelCache:
 
     def _full_key(self, signature: Any, codegen: Any) -> tuple[str, ...]:
         return (*map(str, self._key), str(signature), str(codegen.magic_tuple()))
+
+
+def _closure_digest(function: Callable[..., Any]) -> str:
+    """Tells functions apart that were made of the same text; empty where nothing is enclosed."""
+    cells = function.__closure__
+    if not cells:
+        return ""
+    return hashlib.sha256(dumps(tuple(cell.cell_contents for cell in cells))).hexdigest()[:16]
 
 
 @cache

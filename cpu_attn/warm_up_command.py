@@ -99,7 +99,7 @@ def _run(jobs: list[WarmUpJob]) -> int:
     results = run_jobs(jobs, partial(_print_step, width))
     lost = sum(not result.is_kept for result in results)
     if lost:
-        sys.stderr.write(f"omniserve: {lost} kernels could not be saved\n")
+        sys.stderr.write(f"omniserve: {lost} of {len(jobs)} kernels could not be saved\n")
         return EXIT_NOT_KEPT
     return EXIT_OK
 

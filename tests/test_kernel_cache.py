@@ -60,7 +60,7 @@ def hits(site: Path, script: Path, *numbers: str) -> list[int]:
 def test_functions_of_the_same_text_that_different_processes_compiled(
     site: Path, script: Path
 ) -> None:
-    """Each was its process's first, so that numba gave both the same symbol."""
+    """Each is its process's first, so that numba gives all the same symbol."""
     assert hits(site, script, "1") == [0]
     assert hits(site, script, "2") == [0]
     assert hits(site, script, "1", "2", "3") == [1, 1, 0]

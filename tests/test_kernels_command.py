@@ -5,31 +5,121 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_processes import NO_HOME, TESTS, environment
+from kernel_processes import TESTS, environment
 
 from omniserve.cli import main
 
 CONFIG = """
-device: {{kind: cpu}}
 models:
   - {{name: one, path: "{path}", dtype: float32}}
   - {{name: two, path: "{path}", dtype: float32}}
 tiers:
   - {{name: batch, class: best_effort}}
 """
-# Takes the kernels of one decoder layer, as an engine does, and counts what it had to compile.
+# Generates with a model, prefill and decode, and prints how many kernels it had to compile.
 ENGINE = """
 import sys
-import torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from engine_builders import make_engine, make_model_settings, make_request, run_all
+
+run_all(make_engine(make_model_settings(Path(sys.argv[2]))), [make_request("a", range(20))])
+
 from cpu_attn.kernel_cache import num_compiled
-from omniserve.engine.build import build_engine
+print(num_compiled())
 """
 
 
-def warm_up(*arguments: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "omniserve", "kernels", "warm-up", *arguments],
-        env=environment(TESTS.parent, variables),
+        [sys.executable, *arguments],
+        env=environment(TESTS.parent, {"NUMBA_CACHE_DIR": cache}),
         capture_output=True,
         text=True,
     )
+
+
+def warm_up(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    return run("-m", "omniserve", "kernels", "warm-up", *arguments, cache=cache)
+
+
+def test_an_engine_compiles_nothing_after_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config, cache = tmp_path / "serve.yaml", tmp_path / "cache"
+    config.write_text(CONFIG.format(path=tiny_checkpoint))
+    done = warm_up(str(config), "--variant", "int8:float32:16", cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    title, *lines = done.stdout.splitlines()
+    assert f" in {cache}/kernels-" in title
+    rows = [line.strip().split("  ", 1) for line in lines]
+    assert [number for number, _ in rows] == [f"{n}/{len(rows)}" for n in range(1, len(rows) + 1)]
+    for (_, row), name in zip(
+        rows,
+        (
+            "attention, int8 cache, float32 queries, head_dim 16",
+            "attention, float32 cache, float32 queries, head_dim 32",
+            "merge of partial results",
+        ),
+        strict=False,
+    ):
+        assert row.startswith(name)
+    assert all(" compiled " in row and row.endswith(" s") for _, row in rows)
+
+    engine = run("-c", ENGINE, str(TESTS), str(tiny_checkpoint), cache=cache)
+    assert engine.stdout == "0\n", engine.stderr
+
+    again = warm_up(str(config), cache=cache)
+    assert again.returncode == 0
+    assert "compiled" not in again.stdout
+    assert again.stdout.count("from the cache") == len(rows) - 1
+
+
+def test_a_place_where_nothing_can_be_kept() -> None:
+    done = run("-m", "cpu_attn.warm_up_command", cache=Path("/dev/null/cache"))
+    assert done.returncode == 1
+    assert "/dev/null/cache/kernels-" in done.stderr
+    assert done.stderr.splitlines()[-1] == "omniserve: 1 of 1 kernels could not be saved"
+
+
+def test_a_model_that_has_no_attention_kernel(tmp_path: Path) -> None:
+    done = run("-m", "cpu_attn.warm_up_command", "--model", "float32:24", cache=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "omniserve: head_dim 24: a multiple of 16 in 16..256 is needed; other attention is used\n"
+    )
+    assert "RMSNorm" in done.stdout
+    assert "attention" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variant", "reason"),
+    [
+        ("bfloat16:64", "CACHE:QUERIES:HEAD_DIM or ...:bfloat16 is needed"),
+        ("float64:float32:64", "'float64' is none of float32, float16, bfloat16, int8"),
+        ("float32:int8:64", "io INT8: queries and outputs are floating point"),
+        ("float32:float32:x", "head_dim 'x' is not a whole number"),
+        ("float32:float32:24", "head_dim 24: a multiple of 16 in 16..256 is needed"),
+        ("float32:float32:64:exact", "products 'exact': only bfloat16 may be asked for"),
+        ("float32:float32:64:bfloat16", "BFLOAT16 is needed for both"),
+    ],
+)
+def test_variants_that_are_none(
+    variant: str, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kernels", "warm-up", "--variant", variant]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"omniserve: '{variant}': ")
+    assert line.endswith(reason)
+
+
+def test_nothing_to_compile(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "warm-up"]) == 2
+    assert "FILE or a --variant is needed" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(CONFIG.format(path=tmp_path / "absent"))
+    assert main(["kernels", "warm-up", str(config)]) == 2
+    assert "absent: no such directory" in capsys.readouterr().err
