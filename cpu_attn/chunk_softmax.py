@@ -12,12 +12,11 @@ from numba.extending import intrinsic
 from cpu_attn._jit import c_callback
 from cpu_attn.element import Element
 from cpu_attn.memory import store_f32, take_number
-from cpu_attn.vector_elements import load_elements, store_elements
+from cpu_attn.vector_elements import load_elements, load_order, store_elements
 from cpu_attn.vector_ir import I32, I64, LANES, V_F32, VectorBuilder
 
 CHUNK = 2 * LANES
 NUM_FIELDS = 9
-NO_WINDOW = 1 << 40
 _ROWS_PER_ITEM = 16
 
 
@@ -40,7 +39,8 @@ def weights_row(typing_context, scores, first, stop, length, scale, element):
         one = ir.Constant(I64, 1)
         begin = builder.sdiv(first, chunk)
         end = builder.sdiv(builder.add(stop, ir.Constant(I64, CHUNK - 1)), chunk)
-        lanes = _lane_positions(kind)
+        positions = load_order(kind).positions(LANES)
+        lanes = [ir.Constant(v.i32s, part) for part in (positions[:LANES], positions[LANES:])]
         first_lane, stop_lane = (v.splat(builder.trunc(x, I32)) for x in (first, stop))
         lowest, zero = v.constant(-3.0e38), v.constant(0.0)
 
@@ -86,15 +86,6 @@ def weights_row(typing_context, scores, first, stop, length, scale, element):
         return v.reduce_sum(builder.load(total))
 
     return signature, codegen
-
-
-def _lane_positions(element: Element) -> list[Any]:
-    """Which element of a chunk each lane of `load_elements` holds."""
-    even_odd = [range(0, CHUNK, 2), range(1, CHUNK, 2)]
-    in_order = [range(LANES), range(LANES, CHUNK)]
-    order = even_odd if element is Element.BFLOAT16 else in_order
-    vector = ir.VectorType(I32, LANES)
-    return [ir.Constant(vector, list(positions)) for positions in order]
 
 
 @cache

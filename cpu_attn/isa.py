@@ -24,7 +24,7 @@ class Isa:
     num_sums: int
     """Accumulators of a tile: they, its rows and its loads fill the registers together."""
     features: frozenset[str]
-    """x86 features, as LLVM names them, that it needs beyond the next lower path's."""
+    """x86 features, as LLVM names them, that it needs."""
     converts_float16: bool
     dots_bfloat16: bool
 

@@ -11,10 +11,10 @@ from cpu_attn.element import NUM_BYTES
 from cpu_attn.item_memory import head_memory
 from cpu_attn.memory import load_f32, load_i32
 from cpu_attn.score_tile import load_query
-from cpu_attn.softmax_tile import LOG2_E, LOWEST, clear_row
-from cpu_attn.tile_loops import Multiply
+from cpu_attn.softmax_tile import LOWEST, clear_row
+from cpu_attn.tile_loops import QUERY_BYTES
+from cpu_attn.vector_ir import LOG2_E
 
-_FMA = int(Multiply.FMA)
 _LOWEST = np.float32(LOWEST)
 
 
@@ -36,7 +36,7 @@ def begin_item(
     context_len = load_i32(task[f.CONTEXT_LENS] + 4 * sequence)
     has_sinks = task[f.SINKS] != 0 and load_i32(item + 4 * f.STOP_TOKEN) == context_len
     query = task[f.Q] + task[f.Q_SEQUENCE_STRIDE] * sequence
-    q_row_bytes = head_dim * (4 if way == _FMA else 2)
+    q_row_bytes = head_dim * QUERY_BYTES[way]
     for head in range(load_i32(item + 4 * f.HEADS)):
         own = memory + head * at.num_bytes
         for row in range(num_rows):

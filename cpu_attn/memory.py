@@ -1,10 +1,10 @@
-"""Raw memory for kernels: loads, copies and a counter that threads share, as numba intrinsics."""
+"""Raw memory for kernels: loads, stores and counters that threads share, as numba intrinsics."""
 
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from cpu_attn.vector_ir import F32, I8, I32, I64
+from cpu_attn.vector_ir import F32, I32, I64
 
 
 @intrinsic
@@ -36,25 +36,6 @@ def store_f32(typing_context, address, value):
         builder.store(args[1], builder.inttoptr(args[0], F32.as_pointer()))
 
     return types.void(types.int64, types.float32), codegen
-
-
-@intrinsic(prefer_literal=True)
-def copy_bytes(typing_context, target, source, num_bytes):
-    """Copies a literal number of bytes, a multiple of 32, between addresses of any alignment."""
-    if not isinstance(num_bytes, types.IntegerLiteral):
-        return None
-    signature = types.void(types.int64, types.int64, num_bytes)
-    chunk = ir.VectorType(I8, 32)
-
-    def codegen(context, builder, signature, args):
-        for offset in range(0, signature.args[2].literal_value, 32):
-            target, source = (builder.add(a, ir.Constant(I64, offset)) for a in args[:2])
-            value = builder.load(builder.inttoptr(source, chunk.as_pointer()))
-            value.align = 1
-            store = builder.store(value, builder.inttoptr(target, chunk.as_pointer()))
-            store.align = 1
-
-    return signature, codegen
 
 
 @intrinsic

@@ -22,12 +22,10 @@ from cpu_attn.memory import load_i32, take_number
 from cpu_attn.part_merge import finish_item
 from cpu_attn.row_append import append_rows
 from cpu_attn.score_tile import score_unit
-from cpu_attn.tile_loops import PIECE_TOKENS, UNIT_TOKENS, Multiply, multiply, pieces_ahead
+from cpu_attn.tile_loops import PIECE_TOKENS, UNIT_TOKENS, WEIGHT_BYTES, multiply, pieces_ahead
 from cpu_attn.tile_softmax import softmax_head
 from cpu_attn.tile_walk import PIECES_A_TILE, PIECES_A_UNIT, next_tile
 from cpu_attn.value_tile import weigh_unit
-
-_DOT = int(Multiply.DOT)
 
 
 @cache
@@ -137,12 +135,11 @@ def _values(
     literally(way)
     num_rows = task[f.GROUP_SIZE] * task[f.Q_LEN]
     at = head_memory(num_rows, head_dim)
-    weight_bytes = 2 if way == _DOT else 4
     for unit in range(tile.num_units):
         token, head = places[unit, 0], places[unit, 1]
         own = memory.heads + head * at.num_bytes
         weigh_unit(
-            own + at.scores + weight_bytes * token,
+            own + at.scores + WEIGHT_BYTES[way] * token,
             memory.walk.ctypes.data + 8 * PIECES_A_UNIT * (tile.num_units + unit),
             max(0, tile.lowest - tile.start - token),
             min(UNIT_TOKENS, tile.stop - tile.start - token),

@@ -19,8 +19,8 @@ from cpu_attn.memory import (
     store_i32,
 )
 from cpu_attn.row_conversion import add_scaled_row, convert_row
-from cpu_attn.softmax_tile import LOG2_E
 from cpu_attn.value_tile import store_output
+from cpu_attn.vector_ir import LOG2_E
 
 _F32 = int(Element.FLOAT32)
 _LN_2 = np.float32(1.0 / LOG2_E)

@@ -10,6 +10,7 @@ from cpu_attn import isa
 from cpu_attn.element import Element
 from cpu_attn.tile_loops import (
     PIECE_TOKENS,
+    QUERY_BYTES,
     SCORE_ROW_BYTES,
     UNIT_TOKENS,
     Multiply,
@@ -45,11 +46,6 @@ def load_query(typing_context, source, q, io, kv, head_dim, way):
             store_elements(v, even_odd, args[1], Element.BFLOAT16)
 
     return signature, codegen
-
-
-def query_bytes(way: Multiply) -> int:
-    """Of one element of a loaded query row."""
-    return 4 if way is Multiply.FMA else 2
 
 
 @intrinsic(prefer_literal=True)
@@ -89,7 +85,7 @@ class _ScoreTile:
         self._kv = kv
         self._way = way
         self._row_bytes = head_dim * kv.num_bytes
-        self.query_row_bytes = head_dim * query_bytes(way)
+        self.query_row_bytes = head_dim * QUERY_BYTES[way]
         lanes, pair = v.lanes, 2 * v.lanes
         self._chunks = [(i, min(pair, head_dim - i)) for i in range(0, head_dim, pair)]
         assert head_dim % lanes == 0

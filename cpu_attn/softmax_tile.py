@@ -3,7 +3,6 @@
 Scores are taken times log2(e), so weights are powers of two: the running maximum is in that unit.
 """
 
-import math
 from typing import Any
 
 from llvmlite import ir
@@ -18,7 +17,6 @@ from cpu_attn.vector_ir import I32, VectorBuilder
 
 LOWEST = -3.0e38
 """The maximum of no scores."""
-LOG2_E = math.log2(math.e)
 
 
 @intrinsic(prefer_literal=True)

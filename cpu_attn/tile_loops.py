@@ -37,6 +37,12 @@ class Multiply(IntEnum):
     """Pairs of bfloat16 throughout: weights are rounded for it."""
 
 
+QUERY_BYTES = (4, 2, 2)
+"""Of one element of a loaded query row, by the way that is multiplied."""
+WEIGHT_BYTES = (4, 4, 2)
+"""Of one token's weight."""
+
+
 def multiply(variant: KernelVariant) -> Multiply:
     """The way that this CPU offers for a variant; never a less exact one than was asked for."""
     if not isa.active().dots_bfloat16 or variant.io is not Element.BFLOAT16:

@@ -9,10 +9,12 @@ from cpu_attn import kernel_task as f
 from cpu_attn._jit import compiled
 from cpu_attn.element import Element
 from cpu_attn.item_memory import head_memory
+from cpu_attn.kernel_task import TILE_TOKENS
 from cpu_attn.memory import load_i32
 from cpu_attn.row_conversion import copy_f32s
-from cpu_attn.softmax_tile import LOG2_E, softmax_row
+from cpu_attn.softmax_tile import softmax_row
 from cpu_attn.tile_loops import SCORE_ROW_BYTES, UNIT_TOKENS
+from cpu_attn.vector_ir import LOG2_E
 
 _INT8 = int(Element.INT8)
 
@@ -39,7 +41,7 @@ def softmax_head(
             own + at.scores + SCORE_ROW_BYTES * row,
             max(0, position + 1 - task[f.WINDOW] - tile.start),
             min(tile.stop, position + 1) - tile.start,
-            task[f.SINK_TOKENS] - tile.start,
+            min(task[f.SINK_TOKENS] - tile.start, TILE_TOKENS),
             own + at.state + 8 * row,
             own + at.acc + 4 * head_dim * row,
             own + at.key_scales,

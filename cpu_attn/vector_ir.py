@@ -1,7 +1,7 @@
 """Vector code as LLVM IR: float32 lanes, as many as one register of the CPU has or a multiple.
 
 Only generic IR is emitted, so LLVM splits or widens it for AVX512, AVX2, SSE or NEON by itself and
-no instruction that the CPU lacks can be reached; `dot_bfloat16` alone asks for one by name.
+no instruction that the CPU lacks can be reached. Those methods that ask for one by name say so.
 """
 
 import math
@@ -17,7 +17,7 @@ I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64
 V_F32 = ir.VectorType(F32, LANES)
 V_I32 = ir.VectorType(I32, LANES)
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 # ln 2 in two parts: the first has few enough bits that n * _LN2_HIGH is exact.
 _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860682030941723e-6
 # Adding and subtracting 1.5 * 2**23 rounds a float32 to the nearest integer without a library call.
@@ -183,8 +183,8 @@ class VectorBuilder:
         """e**x of float32 lanes with x <= 0, to about 2 units in the last place; 0 below -87."""
         b = self.b
         clamped = self.maximum(x, self.constant(-87.0))
-        scaled = b.fmul(clamped, self.constant(_LOG2_E))
-        n = b.fsub(b.fadd(scaled, self.constant(_ROUNDER)), self.constant(_ROUNDER))
+        scaled = b.fmul(clamped, self.constant(LOG2_E))
+        n = self.round(scaled)
         r = self.fma(n, self.constant(-_LN2_HIGH), clamped)
         r = self.fma(n, self.constant(-_LN2_LOW), r)
         polynomial = self.constant(1 / 5040)

@@ -1,6 +1,6 @@
 """The publisher's books: queue, ring and recovery; workers are played by the test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -167,3 +167,30 @@ def test_abandoned_tasks_come_back_once(desk: Desk) -> None:
     desk.books.publish()
     desk.finish(desk.counter(ledger.TAIL) - 1)
     assert desk.collect() == [(1, 3, 0)]
+    assert (desk.counter(ledger.NUM_DONE), desk.counter(ledger.NUM_CRASHED)) == (6, 5)
+    assert desk.counter(ledger.NUM_DROPPED) == 1
+
+
+@pytest.mark.parametrize("forget", [TaskBooks.abandon, TaskBooks.drop_all])
+def test_a_later_process_finds_nothing_of_what_was_given_up(
+    desk: Desk, forget: Callable[[TaskBooks], object]
+) -> None:
+    desk.books.add(1, np.arange(6), 0, 10, 1)
+    desk.books.publish()
+    desk.finish(1)
+    desk.collect()
+    # As after a death: what was unfinished waits on the ring for the next process.
+    desk.books.recover(3)
+    assert desk.collect() == []
+    next_position = desk.counter(ledger.TAIL)
+    positions = range(next_position - _NUM_CELLS, next_position)
+    assert all(ring.read_ticket(desk.cell(p)) == (p << d.LOW_BITS | 1) for p in positions)
+    forget(desk.books)
+    assert desk.books.num_in_flight == desk.books.num_unfinished == 0
+    assert all(ring.read_ticket(desk.cell(p)) == p << d.LOW_BITS for p in positions)
+    words = desk.memory.memory.array(np.int64, (d.CONTROL_BYTES // 8,))
+    assert words[d.OLDEST // 8] == next_position
+    assert desk.collect() == []
+    desk.books.add(0, [2], 0, 10, 1)
+    desk.books.publish()
+    desk.claim(next_position)

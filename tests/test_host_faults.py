@@ -227,3 +227,24 @@ def test_stopping_frees_slots_and_ends_the_process(pool: HostKvPool, model: Host
         assert not len(host.collect())
         with pytest.raises(HostAttentionDown, match="stopped"):
             host.submit(0, 0, 0, 10)
+
+
+def test_what_was_in_flight_at_a_stop_is_not_done_after_the_next_start(
+    pool: HostKvPool, model: HostModel
+) -> None:
+    rng = np.random.default_rng(12)
+    with running([model]) as host:
+        requests = make_requests(host, pool, model, 4, rng)
+        assert host.pid is not None
+        _stop(host.pid)
+        submit_all(host, requests[:3])
+        host.stop(0.0)
+        assert (host.counters.num_dropped, host.counters.num_crashed) == (3, 0)
+        # The slots are free, and so are their rows.
+        host.slots[0].out[:3] = 7.0
+        host.start()
+        submit_all(host, requests[3:])
+        assert collect(host, 1) == [(0, 3, HostStatus.OK)]
+        requests[3].check(0, 1)
+        assert (host.slots[0].out[:3] == 7.0).all()
+        free_blocks(pool, requests)

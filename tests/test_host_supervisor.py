@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 
 from cpu_attn.host.child import HostChild
+from cpu_attn.host.errors import HostAttentionDown
 from cpu_attn.host.supervisor import Supervisor
 
 
@@ -19,6 +20,7 @@ class ScriptedChild:
         self.status: int | None = None
         self.killed = False
         self.grace_s: float | None = None
+        self.cannot_end = False
 
     def poll(self) -> int | None:
         return self.status
@@ -27,6 +29,8 @@ class ScriptedChild:
         self.killed = True
 
     def end(self, grace_s: float) -> None:
+        if self.cannot_end:
+            raise HostAttentionDown("it does not end")
         self.grace_s = grace_s
 
 
@@ -162,6 +166,17 @@ def test_a_healthy_minute_forgives_earlier_deaths(scene: Scene) -> None:
         assert scene.look() == "waiting"
         assert "SIGSEGV" in scene.supervisor.reason
         assert scene.look(1.0) == "starting"
+
+
+def test_one_that_does_not_end_is_not_taken_for_gone(scene: Scene) -> None:
+    scene.make_ready()
+    scene.child.cannot_end = True
+    with pytest.raises(HostAttentionDown):
+        scene.supervisor.stop(0.0)
+    assert scene.num_recovered == 0
+    scene.child.cannot_end = False
+    scene.supervisor.stop(0.0)
+    assert (scene.num_recovered, scene.supervisor.state) == (1, "stopped")
 
 
 def test_stopping_ends_it_before_books_are_recovered(scene: Scene) -> None:

@@ -13,16 +13,18 @@ import ctypes, sys
 from numba import carray, types
 from cpu_attn._jit import c_callback
 
+ADDED = 0
+
 def writes(number):
     def run(pointer):
-        carray(pointer, 1)[0] = number
+        carray(pointer, 1)[0] = number + ADDED
     return c_callback(types.void(types.CPointer(types.int64)))(run)
 
 callbacks = [(int(text), writes(int(text))) for text in sys.argv[1:]]
 for number, callback in callbacks:
     result = ctypes.c_int64(0)
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(callback.address)(ctypes.addressof(result))
-    assert result.value == number, (result.value, number)
+    assert result.value == number + ADDED, (result.value, number)
 print([callback.cache_hits for _, callback in callbacks])
 """
 
@@ -70,7 +72,7 @@ def test_functions_of_the_same_text_that_different_processes_compiled(
 def test_a_change_outside_the_package_is_seen(site: Path, script: Path) -> None:
     assert hits(site, script, "1") == [0]
     assert hits(site, script, "1") == [1]
-    script.write_text(CALLBACKS.replace("[0] = number", "[0] = 0 + number"))
+    script.write_text(CALLBACKS.replace("ADDED = 0", "ADDED = 5"))
     assert hits(site, script, "1") == [0]
 
 

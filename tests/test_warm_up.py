@@ -7,13 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kernel_processes import (
-    NO_HOME,
-    Report,
-    copy_package,
-    finish_warm_up,
-    start_warm_up,
-)
+from kernel_processes import NO_HOME, Report, copy_package, finish_warm_up, start_warm_up
 
 from cpu_attn import Element, KernelVariant, WarmUpStep, isa, warm_up
 

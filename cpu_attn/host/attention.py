@@ -28,10 +28,11 @@ class HostCounters:
     num_done: int
     """Results that were collected, those with an error among them."""
     num_dropped: int
-    """Tasks of slots that were released."""
+    """Tasks without a result: of slots that were released, and in flight at `stop`."""
     num_redone: int
     """Tasks that were published again after a death."""
     num_crashed: int
+    """Results that were CRASHED."""
     num_restarts: int
 
 
@@ -111,7 +112,8 @@ class HostAttention:
     def start(self) -> None:
         """Starts the child and returns when it is ready, its kernels compiled.
 
-        Raises HostAttentionDown with its own words where it does not get ready.
+        Raises HostAttentionDown with its own words where it does not get ready, RuntimeError where
+        it is started already.
         """
         if self.state != "stopped":
             raise RuntimeError(f"start: it is {self.state} already")
@@ -127,7 +129,8 @@ class HostAttention:
     def set_block_table(self, model: int, slot: int, block_ids: ArrayLike, first: int = 0) -> None:
         """Writes a slot's block table from entry `first` on.
 
-        Raises ValueError for blocks outside the pool, too many of them, and a slot in flight.
+        block_ids: integers [n]. Raises ValueError for blocks outside the pool, too many of them,
+        and a slot in flight, TypeError where they are no integers.
         """
         pool = self._models[self._model(model)].pool
         tables = self.slots[model].block_tables
@@ -202,7 +205,7 @@ class HostAttention:
     def stop(self, grace_s: float = 5.0) -> None:
         """Ends the child; tasks in flight are dropped and their slots are free."""
         self._supervisor.stop(grace_s)
-        self._books.abandon()
+        self._books.drop_all()
 
     def close(self) -> None:
         """Stops it and gives the memory back; arrays of it stay valid."""

@@ -17,7 +17,7 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class HostResults:
-    """Tasks that ended, one row each, in the order in which they were published; int64."""
+    """Tasks that ended, one row each, oldest first; int64."""
 
     model: _Ints
     slot: _Ints
@@ -156,7 +156,7 @@ class TaskBooks:
         )
 
     def abandon(self) -> HostResults:
-        """All tasks in flight as CRASHED; the process must be gone, and does not come back."""
+        """All tasks in flight as CRASHED, in the order of slots; the process must be gone."""
         lost = np.flatnonzero(self._tasks[:, ledger.POSITION])
         wanted = lost[self._tasks[lost, ledger.EPOCH] == self._epochs[lost]]
         results = self._results[: len(wanted)]
@@ -165,13 +165,18 @@ class TaskBooks:
         results[:, ledger.RESULT_LAYER] = self._tasks[wanted, ledger.LAYER]
         results[:, ledger.RESULT_STATUS] = HostStatus.CRASHED
         results[:, ledger.RESULT_EPOCH] = self._epochs[wanted]
-        self._tasks[:, ledger.POSITION] = ledger.FREE
-        self._cell_tasks[:] = -1
-        self.counters[ledger.OLDEST] = self.counters[ledger.TAIL]
-        self.counters[ledger.QUEUE_HEAD] = self.counters[ledger.QUEUE_TAIL]
-        self.counters[ledger.NUM_CRASHED] += len(wanted)
-        self.counters[ledger.NUM_DROPPED] += len(lost) - len(wanted)
+        self.counters[[ledger.NUM_DONE, ledger.NUM_CRASHED]] += len(wanted)
+        self._free_all(num_dropped=len(lost) - len(wanted))
         return _as_results(results)
+
+    def drop_all(self) -> None:
+        """Frees all slots without a result; the process must be gone."""
+        self._free_all(num_dropped=self.num_in_flight)
+
+    def _free_all(self, *, num_dropped: int) -> None:
+        self._tasks[:, ledger.POSITION] = ledger.FREE
+        ledger.withdraw(*self._ring, self._cell_tasks, self.counters)
+        self.counters[ledger.NUM_DROPPED] += num_dropped
 
     def _of_model(self, column: NDArray[Any], model: int) -> NDArray[Any]:
         return column[model * self._num_slots : (model + 1) * self._num_slots]

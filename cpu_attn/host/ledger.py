@@ -21,7 +21,7 @@ EPOCH = 5
 """The slot's when the task was submitted."""
 ATTEMPTS = 6
 """Deaths of the process while it was being worked on."""
-TASK_FIELDS = 8
+TASK_FIELDS = 7
 
 # Columns of `models` and `layers`, int64.
 NUM_LAYERS, MAX_Q_LEN, MAX_TOKENS, FIRST_LAYER = 0, 1, 2, 3
@@ -216,9 +216,9 @@ def count_unfinished(cells, mask, cell_tasks, counters):
 def recover(control, cells, mask, tasks, epochs, queue, cell_tasks, counters, max_attempts):
     """Makes the ring ready for a new process; the old one must be gone for good.
 
-    Results that are there stay. Unfinished tasks go to the front of the queue, except those of
-    released slots, and those that were being worked on for the last of max_attempts times: these
-    end as CRASHED.
+    Results that are there stay. Unfinished tasks go to the front of the queue, where `flush` drops
+    those of released slots; those that were being worked on for the last of max_attempts times end
+    as CRASHED.
     """
     num_waiting = counters[QUEUE_TAIL] - counters[QUEUE_HEAD]
     for position in range(counters[OLDEST], counters[TAIL]):
@@ -247,3 +247,14 @@ def recover(control, cells, mask, tasks, epochs, queue, cell_tasks, counters, ma
     store_plain(control + _STOP, 0)
     # A worker may have died between a result and its progress; and a crash is progress of a kind.
     fetch_add(control + _PROGRESS, 1)
+
+
+@compiled(types.void(_i64, _i64, _i64, _vector, _vector))
+def withdraw(control, cells, mask, cell_tasks, counters):
+    """Leaves nothing for a later process to do; the old one must be gone for good."""
+    for position in range(counters[OLDEST], counters[TAIL]):
+        store_plain(ring.cell_of(cells, mask, position) + _TICKET, position << _LOW_BITS)
+        cell_tasks[position & mask] = -1
+    counters[OLDEST] = counters[TAIL]
+    counters[QUEUE_HEAD] = counters[QUEUE_TAIL]
+    store_plain(control + _CONTROL_OLDEST, counters[OLDEST])

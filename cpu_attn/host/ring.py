@@ -13,9 +13,9 @@ from the start: workers never reserve, wait for each other, or find a ring full.
    cell cannot be filled again. Swaps continue the release sequence of the publication, so a second
    claimer sees what the first one sees.
 3. End. Each part counts PARTS_LEFT down once (acquire and release): the kernel does it for parts it
-   ran, `fail_part` for parts that were refused. Exactly one part finds itself last. It alone stores
-   DONE = (p, status), with release order, and so after all output and after every worker's last use
-   of the cell. One result a task, none lost, none doubled.
+   ran, `fail_part` for parts that were refused; a task's only part need not. Exactly one part finds
+   itself last. It alone stores DONE = (p, status), with release order, and so after all output and
+   after every worker's last use of the cell. One result a task, none lost, none doubled.
 4. Collection. The publisher reads DONE with acquire order. It equals (p, ...) only for the task of
    this position: what an earlier task left there has another position. PROGRESS is counted up after
    DONE, so where it has not moved nothing new can be found.

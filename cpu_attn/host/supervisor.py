@@ -69,10 +69,14 @@ class Supervisor:
         return self.state
 
     def stop(self, grace_s: float) -> None:
-        """Ends the process; returns when it is gone."""
-        child, self.child = self.child, None
-        if child is not None:
-            child.end(grace_s)
+        """Ends the process; returns when it is gone.
+
+        Raises HostAttentionDown where it does not end; then nothing is recovered, for it may still
+        write, and `stop` may be tried again.
+        """
+        if self.child is not None:
+            self.child.end(grace_s)
+            self.child = None
             self._recover()
         self.state = "stopped"
         self.reason = "it was stopped"

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cpu_attn.chunk_softmax import CHUNK, NO_WINDOW, NUM_FIELDS, chunk_softmax_kernel
+from cpu_attn.chunk_softmax import CHUNK, NUM_FIELDS, chunk_softmax_kernel
 from cpu_attn.element import Element
+from cpu_attn.kernel_task import NO_WINDOW
 from omniserve.devices.openmp_team import OpenMpTeam, TeamKernel
 
 _MOST_TILE_SCORES = 1 << 22
