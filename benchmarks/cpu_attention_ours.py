@@ -56,7 +56,7 @@ class PagedCache:
         pages = self.memory[first : first + layout.scales_offset]
         scales = self.memory[first + layout.scales_offset :][: layout.scales_bytes]
         return (
-            pages.view(_NUMPY_TYPES[self.element]).reshape(*shape, case.head_dim),
+            pages.view(self.element.dtype).reshape(*shape, case.head_dim),
             scales.view(np.float32).reshape(shape if layout.has_scales else (0,)),
         )
 
@@ -113,7 +113,7 @@ class OurAttention:
             block_size=case.block_size,
             scale=case.scale,
         )
-        task[fields.NUM_ITEMS] = len(self._plan.items)
+        task[fields.NUM_ITEMS] = self._plan.num_items
         row_stride = case.num_heads * case.head_dim * self._io.num_bytes
         addresses: dict[int, NDArray[Any]] = {
             fields.ITEMS: self._plan.items,
@@ -143,7 +143,8 @@ class OurAttention:
     def run(self) -> None:
         self._task[fields.NEXT_ITEM] = 0
         self._task[fields.NUM_FINISHED] = 0
-        self._team.run(self._address, self._task.ctypes.data, at_most=len(self._plan.items))
+        self._team.run(self._address, self._task.ctypes.data, at_most=self._plan.num_items)
+        assert self._task[fields.NUM_FINISHED] == self._plan.num_results, "a kernel gave up"
 
     def error(self) -> float:
         """Against float64, before outputs are rounded to the queries' type."""
@@ -179,14 +180,6 @@ class OurAttention:
         return merge_partials(np.ascontiguousarray(outs), np.ascontiguousarray(lses))[0]
 
 
-_NUMPY_TYPES = {
-    Element.FLOAT32: np.float32,
-    Element.FLOAT16: np.float16,
-    Element.BFLOAT16: np.uint16,
-    Element.INT8: np.int8,
-}
-
-
 def _rounded(
     numbers: NDArray[np.float32], element: Element
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
@@ -194,7 +187,7 @@ def _rounded(
     if element is Element.BFLOAT16:
         bits = _to_bfloat16(numbers)
         return bits, (bits.astype(np.uint32) << 16).view(np.float32)
-    stored = numbers.astype(_NUMPY_TYPES[element])
+    stored = numbers.astype(element.dtype)
     return stored, stored.astype(np.float32)
 
 

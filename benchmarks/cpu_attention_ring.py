@@ -11,6 +11,7 @@ from statistics import median, quantiles
 import numpy as np
 from cpu_attention_case import AttentionCase, Noise, huge_memory
 from cpu_attention_ours import OurAttention, PagedCache
+from numpy.typing import NDArray
 from read_probe import TeamReader
 
 from cpu_attn.element import Element
@@ -39,7 +40,7 @@ class RingResult:
 
     round_trips: list[float]
     kernels: list[float]
-    """The same attention in this process, without a ring."""
+    """The same attention in this process, without a ring; nothing is appended."""
     wakes: list[float]
     idle_cores: float
     read_bytes_per_s: list[float]
@@ -82,7 +83,7 @@ class RingBench:
         model = HostModel(
             pool=memory,
             num_heads=KV_HEADS * GROUP_SIZE,
-            io=Element.FLOAT32,
+            io=Element.BFLOAT16,
             max_context_len=LONG_CONTEXT,
             scale=HEAD_DIM**-0.5,
         )
@@ -98,12 +99,11 @@ class RingBench:
         order = np.random.default_rng(7).permutation(blocks)
         for block in blocks:
             page = noise.take(layout.num_layers, 1, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
-            # The upper half of a float32 is a bfloat16.
-            self._pool.copy_in([block], (page.view(np.uint32) >> 16).astype(np.uint16))
+            self._pool.copy_in([block], _as_bfloat16(page))
         for slot, table in enumerate(order.reshape(-1, blocks_per_request)):
             self.host.set_block_table(0, slot, table)
         for payload in (self.host.slots[0].q, self.host.slots[0].k, self.host.slots[0].v):
-            payload[:] = noise.take(*payload.shape)
+            payload[:] = _as_bfloat16(noise.take(*payload.shape))
 
     def task(self, slots: Sequence[int], layer: int, context_len: int) -> float:
         """Seconds from publishing tasks to the last one's result."""
@@ -186,6 +186,11 @@ class RingBench:
         self._pool.close()
 
 
+def _as_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves, which are bfloat16."""
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16)
+
+
 @contextmanager
 def _pinned(cores: set[int]) -> Iterator[None]:
     before = os.sched_getaffinity(0)
@@ -221,8 +226,8 @@ def measure_ring(*, quick: bool) -> RingResult:
 def describe_ring() -> str:
     """What the table's rows were measured with."""
     return (
-        f"bfloat16 KV, {KV_HEADS} KV heads, {GROUP_SIZE} heads each, head dim {HEAD_DIM}, block "
-        f"{BLOCK_SIZE}, one worker; round trips at context {SHORT_CONTEXT}, from before submit to "
-        f"after collect in Python; bandwidth: {NUM_LONG} requests at context {LONG_CONTEXT}, "
-        f"{NUM_LAYERS} layers one after the other."
+        f"bfloat16 KV and queries, {KV_HEADS} KV heads, {GROUP_SIZE} heads each, head dim "
+        f"{HEAD_DIM}, block {BLOCK_SIZE}, one worker; round trips at context {SHORT_CONTEXT}, from "
+        f"before submit to after collect in Python; bandwidth: {NUM_LONG} requests at context "
+        f"{LONG_CONTEXT}, {NUM_LAYERS} layers one after the other."
     )

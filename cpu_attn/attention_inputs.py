@@ -9,21 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_attn.element import Element
-from cpu_attn.kernel_task import TILE_TOKENS
+from cpu_attn.kernel_task import MAX_GROUP_SIZE, MAX_Q_LEN, NO_WINDOW, TILE_TOKENS
 from cpu_attn.kv_layout import KvLayout
 from cpu_attn.work_items import visible_tokens
 
-MAX_Q_LEN = 8
-MAX_GROUP_SIZE = 16
-
 Array = NDArray[Any]
 
-_ELEMENTS = {
-    np.dtype(np.float32): Element.FLOAT32,
-    np.dtype(np.float16): Element.FLOAT16,
-    np.dtype(np.uint16): Element.BFLOAT16,
-    np.dtype(np.int8): Element.INT8,
-}
+_ELEMENTS = {element.dtype: element for element in Element}
 _INT32 = np.dtype(np.int32)
 _FLOAT32 = np.dtype(np.float32)
 
@@ -208,6 +200,11 @@ def whole_number(name: str, value: Any, *, at_least: int) -> int:
     if number < at_least:
         raise ValueError(f"{name} {number}: at least {at_least} is needed")
     return number
+
+
+def token_count(name: str, value: Any, *, at_least: int) -> int:
+    """As `whole_number`; beyond all contexts one is like another, and kernels count in int64."""
+    return min(whole_number(name, value, at_least=at_least), NO_WINDOW)
 
 
 def softmax_scale(value: Any, head_dim: int) -> float:

@@ -39,8 +39,8 @@ def weights_row(typing_context, scores, first, stop, length, scale, element):
         one = ir.Constant(I64, 1)
         begin = builder.sdiv(first, chunk)
         end = builder.sdiv(builder.add(stop, ir.Constant(I64, CHUNK - 1)), chunk)
-        positions = load_order(kind).positions(LANES)
-        lanes = [ir.Constant(v.i32s, part) for part in (positions[:LANES], positions[LANES:])]
+        order = load_order(kind).positions(LANES)
+        lanes = [ir.Constant(v.i32s, part) for part in (order[:LANES], order[LANES:])]
         first_lane, stop_lane = (v.splat(builder.trunc(x, I32)) for x in (first, stop))
         lowest, zero = v.constant(-3.0e38), v.constant(0.0)
 

@@ -23,10 +23,15 @@ class ThreadMemory(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Positions start .. stop - 1 of a sequence; the first that counts is `lowest`."""
+    """Positions start .. stop - 1 of a sequence; the first that counts is `lowest`.
+
+    Positions hidden_from .. hidden_to - 1 lie between sink tokens and the window: no row sees them.
+    """
 
     start: Any
     lowest: Any
+    hidden_from: Any
+    hidden_to: Any
     stop: Any
     num_units: Any
 

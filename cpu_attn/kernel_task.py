@@ -4,8 +4,6 @@ A task is an int64 array that lives as long as the run; addresses are of memory 
 strides are in bytes. Within a token the heads are contiguous: [num_heads, head_dim].
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +13,8 @@ NUM_ITEMS = 1
 ITEMS = 2
 """Address of int32 [num_items, ITEM_FIELDS]."""
 NUM_FINISHED = 3
-"""Counted up once for each group of parts that was merged or item that was whole."""
+"""Counted up once for each group of parts that was merged or item that was whole; the caller sets
+it to 0."""
 
 # Shape.
 NUM_KV_HEADS = 4
@@ -24,6 +23,8 @@ GROUP_SIZE = 5
 Q_LEN = 6
 """Query tokens of each sequence; they are the last of its context."""
 BLOCK_SIZE = 7
+MAX_GROUP_SIZE, MAX_Q_LEN = 16, 8
+"""What users may ask for; kernels take any."""
 
 # Rows. K and V 0: they are in the cache already; otherwise each item first puts its own there.
 Q, Q_SEQUENCE_STRIDE, Q_TOKEN_STRIDE = 8, 9, 10
@@ -90,10 +91,5 @@ def new_task(
     task[Q_LEN] = q_len
     task[BLOCK_SIZE] = block_size
     task[WINDOW] = NO_WINDOW
-    set_scale(task, scale)
+    task[SCALE] = np.float64(scale).view(np.int64)
     return task
-
-
-def set_scale(task: NDArray[np.int64], scale: float) -> None:
-    bits: Any = task[SCALE : SCALE + 1].view(np.float64)
-    bits[0] = scale

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from cpu_attn.element import Element
-from cpu_attn.kv_layout import MAX_HEAD_DIM
+from cpu_attn.kv_layout import require_size
 
 
 class Products(IntEnum):
@@ -28,8 +28,7 @@ class KernelVariant:
 
     def __post_init__(self) -> None:
         """Raises ValueError where there is no such kernel."""
-        if self.head_dim % 16 or not 16 <= self.head_dim <= MAX_HEAD_DIM:
-            raise ValueError(f"head_dim {self.head_dim}: a multiple of 16 in 16..256 is needed")
+        require_size("head_dim", self.head_dim)
         if self.io is Element.INT8:
             raise ValueError("io INT8: queries and outputs are floating point")
         kinds = {self.kv, self.io}

@@ -4,8 +4,13 @@ from dataclasses import dataclass
 
 from cpu_attn.element import Element
 
-MAX_HEAD_DIM = 256
 _ALIGNMENT = 64
+
+
+def require_size(name: str, size: int) -> None:
+    """Of heads and blocks: raises ValueError unless it is a multiple of 16 up to 256."""
+    if size % 16 or not 16 <= size <= 256:
+        raise ValueError(f"{name} {size}: a multiple of 16 in 16..256 is needed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +33,8 @@ class KvLayout:
             raise ValueError(
                 f"num_layers {self.num_layers}, num_kv_heads {self.num_kv_heads}: at least 1 each"
             )
-        if self.head_dim % 16 or not 16 <= self.head_dim <= MAX_HEAD_DIM:
-            raise ValueError(f"head_dim {self.head_dim}: a multiple of 16 in 16..256 is needed")
-        if self.block_size % 16 or not 16 <= self.block_size <= 256:
-            raise ValueError(f"block_size {self.block_size}: a multiple of 16 in 16..256 is needed")
+        require_size("head_dim", self.head_dim)
+        require_size("block_size", self.block_size)
 
     @property
     def has_scales(self) -> bool:

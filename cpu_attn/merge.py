@@ -76,4 +76,6 @@ def _kernel() -> Any:
             lse[row] = highest + np.log(total)
 
     f32 = types.float32
-    return compiled(types.void(f32[:, :, ::1], f32[:, ::1], f32[:, ::1], f32[::1]))(merge)
+    # Arrays that may be written to are taken for read-only ones, but not the other way round.
+    outs, lses = (types.Array(f32, ndim, "C", readonly=True) for ndim in (3, 2))
+    return compiled(types.void(outs, lses, f32[:, ::1], f32[::1]))(merge)

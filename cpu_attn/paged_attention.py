@@ -12,6 +12,7 @@ from cpu_attn.attention_inputs import (
     AttentionInputs,
     element_of,
     softmax_scale,
+    token_count,
     whole_number,
 )
 from cpu_attn.element import Element
@@ -87,8 +88,8 @@ def paged_attention(
         layout=layout,
         io=io,
         scale=softmax_scale(scale, layout.head_dim),
-        window=None if window is None else whole_number("window", window, at_least=1),
-        sink_tokens=whole_number("sink_tokens", sink_tokens, at_least=0),
+        window=None if window is None else token_count("window", window, at_least=1),
+        sink_tokens=token_count("sink_tokens", sink_tokens, at_least=0),
     )
     inputs.check()
     variant = KernelVariant(layout.element, io, layout.head_dim, Products(products))

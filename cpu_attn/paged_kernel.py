@@ -138,16 +138,22 @@ def _values(
     for unit in range(tile.num_units):
         token, head = places[unit, 0], places[unit, 1]
         own = memory.heads + head * at.num_bytes
-        weigh_unit(
-            own + at.scores + WEIGHT_BYTES[way] * token,
-            memory.walk.ctypes.data + 8 * PIECES_A_UNIT * (tile.num_units + unit),
-            max(0, tile.lowest - tile.start - token),
-            min(UNIT_TOKENS, tile.stop - tile.start - token),
-            own + at.acc,
-            num_rows,
-            memory.idle_walk.ctypes.data,
-            memory.zeros,
-            kv,
-            head_dim,
-            way,
-        )
+        # Two ranges: what nobody sees may be NaN, which a weight of zero would not undo.
+        for first, stop in ((tile.lowest, tile.hidden_from), (tile.hidden_to, tile.stop)):
+            first = max(0, first - tile.start - token)
+            stop = min(UNIT_TOKENS, min(stop, tile.stop) - tile.start - token)
+            if first >= stop:
+                continue
+            weigh_unit(
+                own + at.scores + WEIGHT_BYTES[way] * token,
+                memory.walk.ctypes.data + 8 * PIECES_A_UNIT * (tile.num_units + unit),
+                first,
+                stop,
+                own + at.acc,
+                num_rows,
+                memory.idle_walk.ctypes.data,
+                memory.zeros,
+                kv,
+                head_dim,
+                way,
+            )

@@ -121,7 +121,9 @@ def _merge_parts(task: Any, item: Any, memory: Any, io: Any, head_dim: Any) -> N
             for part in range(first_part, first_part + num_parts):
                 partial = task[f.PARTIALS] + part * task[f.PARTIAL_STRIDE]
                 source, lse = _row_places(task, item, head, row, partial, 4, head_dim)
-                weight = 0.0 if maximum == -math.inf else math.exp(load_f32(lse) - maximum)
+                # Of a part without a visible token; NaN is none, and stays.
+                is_empty = load_f32(lse) == -math.inf
+                weight = 0.0 if is_empty else math.exp(load_f32(lse) - maximum)
                 total += weight
                 is_first = part == first_part
                 add_scaled_row(source, memory, np.float32(weight), is_first, head_dim)

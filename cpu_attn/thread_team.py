@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+from itertools import repeat
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -9,7 +10,38 @@ from typing import Any
 MAX_THREADS = 512
 
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_Job = tuple[Any, int]
+
+
+class _Run:
+    """A callback, its argument, and how many helpers have ended."""
+
+    def __init__(self, callback: Any, task_address: int) -> None:
+        self._callback = callback
+        self._task_address = task_address
+        self._ended: list[None] = []
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+
+    def help(self) -> None:
+        try:
+            self._callback(self._task_address)
+        finally:
+            self._ended.append(None)
+            self._wakes.put(None)
+
+    def wait(self, num_helpers: int) -> None:
+        """Through Ctrl-C and what signal handlers raise: others write to what the caller frees.
+
+        Raises the last of these when all have ended.
+        """
+        interrupt: BaseException | None = None
+        # Wakes are not counted, for one can be taken and lost to an interrupt.
+        while len(self._ended) < num_helpers:
+            try:
+                self._wakes.get()
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 class ThreadTeam:
@@ -25,14 +57,11 @@ class ThreadTeam:
         self.num_threads = num_threads
         self._lock = threading.Lock()
         self._closed = False
-        self._finished: SimpleQueue[None] = SimpleQueue()
-        self._inboxes: list[SimpleQueue[_Job | None]] = [
+        self._inboxes: list[SimpleQueue[_Run | None]] = [
             SimpleQueue() for _ in range(num_threads - 1)
         ]
         self._threads = [
-            threading.Thread(
-                target=_work, args=(inbox, self._finished), name=f"cpu-attn-{index}", daemon=True
-            )
+            threading.Thread(target=_work, args=(inbox,), name=f"cpu-attn-{index}", daemon=True)
             for index, inbox in enumerate(self._inboxes, start=1)
         ]
         for thread in self._threads:
@@ -50,12 +79,14 @@ class ThreadTeam:
             if self._closed:
                 raise RuntimeError("this team of threads is closed")
             inboxes = self._inboxes[: max(0, num_helpers)]
-            for inbox in inboxes:
-                inbox.put((callback, task_address))
+            run = _Run(callback, task_address)
+            asked: list[None] = []
             try:
+                # In one call, amid which no signal handler runs: as many are waited for as came.
+                asked.extend(map(SimpleQueue.put, inboxes, repeat(run)))
                 callback(task_address)
             finally:
-                self._wait(len(inboxes))
+                run.wait(len(asked))
 
     def close(self) -> None:
         """Ends the threads; doing it again is harmless."""
@@ -78,23 +109,7 @@ class ThreadTeam:
     ) -> None:
         self.close()
 
-    def _wait(self, num_helpers: int) -> None:
-        """Also through Ctrl-C: the others still write to memory that the caller would free."""
-        interrupt: KeyboardInterrupt | None = None
-        while num_helpers:
-            try:
-                self._finished.get()
-                num_helpers -= 1
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
 
-
-def _work(inbox: "SimpleQueue[_Job | None]", finished: "SimpleQueue[None]") -> None:
-    while (job := inbox.get()) is not None:
-        callback, task_address = job
-        try:
-            callback(task_address)
-        finally:
-            finished.put(None)
+def _work(inbox: "SimpleQueue[_Run | None]") -> None:
+    while (run := inbox.get()) is not None:
+        run.help()

@@ -24,11 +24,15 @@ def next_tile(task: Any, item: Any, start: Any, page_bytes: Any, walk: Any, plac
     """
     item_stop = load_i32(item + 4 * f.STOP_TOKEN)
     if start >= item_stop:
-        return Tile(start, start, start, 0)
+        return Tile(start, start, start, start, start, 0)
     stop = min(item_stop, start + TILE_TOKENS)
-    lowest = _lowest_seen(task, item, start)
+    sink_stop, seen = task[f.SINK_TOKENS], _first_in_window(task, item)
+    has_sinks = start < sink_stop
+    lowest = start if has_sinks else max(start, min(seen, start + TILE_TOKENS - 1))
     num_units = _list_units(task, item, lowest, stop, page_bytes, walk, places)
-    return Tile(start, lowest, stop, num_units)
+    if has_sinks and sink_stop < seen:
+        return Tile(start, lowest, sink_stop, seen, stop, num_units)
+    return Tile(start, lowest, stop, stop, stop, num_units)
 
 
 @compiled(None)
@@ -66,11 +70,8 @@ def _list_units(
 
 
 @compiled(None)
-def _lowest_seen(task: Any, item: Any, tile: Any) -> Any:
-    """The first position of a tile that some row of the item sees, or its first one."""
-    if tile < task[f.SINK_TOKENS]:
-        return tile
+def _first_in_window(task: Any, item: Any) -> Any:
+    """The first position that the item's first row sees, sink tokens aside; may be negative."""
     sequence = load_i32(item + 4 * f.SEQUENCE)
     context_len = load_i32(task[f.CONTEXT_LENS] + 4 * sequence)
-    seen = context_len - task[f.Q_LEN] + 1 - task[f.WINDOW]
-    return max(tile, min(seen, tile + TILE_TOKENS - 1))
+    return context_len - task[f.Q_LEN] + 1 - task[f.WINDOW]

@@ -180,17 +180,21 @@ class VectorBuilder:
         return self._fold(vector, self.b.fadd)
 
     def exp(self, x: Any) -> Any:
-        """e**x of float32 lanes with x <= 0, to about 2 units in the last place; 0 below -87."""
+        """e**x of float32 lanes with x <= 0, to about 2 units in the last place; NaN stays NaN.
+
+        Below -87 it is 0.
+        """
         b = self.b
-        clamped = self.maximum(x, self.constant(-87.0))
-        scaled = b.fmul(clamped, self.constant(LOG2_E))
-        n = self.round(scaled)
+        clamped = self.maximum(self.constant(-87.0), x)
+        rounded = self.fma(clamped, self.constant(LOG2_E), self.constant(_ROUNDER))
+        n = b.fsub(rounded, self.constant(_ROUNDER))
         r = self.fma(n, self.constant(-_LN2_HIGH), clamped)
         r = self.fma(n, self.constant(-_LN2_LOW), r)
         polynomial = self.constant(1 / 5040)
         for factorial in (720, 120, 24, 6, 2, 1, 1):
             polynomial = self.fma(polynomial, r, self.constant(1 / factorial))
-        exponent = b.shl(b.fptosi(n, self.i32s), self.int_constant(23))
+        # The integer is in the low bits of the rounded number; the shift drops all others.
+        exponent = b.shl(b.bitcast(rounded, self.i32s), self.int_constant(23))
         value = b.bitcast(b.add(b.bitcast(polynomial, self.i32s), exponent), self.f32s)
         return b.select(b.fcmp_ordered("<", x, self.constant(-87.0)), self.constant(0.0), value)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from naive_paged_attention import DTYPES, attend, cache_values, decode, encode, quantise
+from naive_paged_attention import DTYPES, attend, cache_values, decode, encode, quantise, sees
 from numpy.typing import NDArray
 
 from cpu_attn.element import Element
@@ -37,6 +37,8 @@ class Shape:
     """Standard deviation of logits."""
     is_strided: bool = False
     """Queries are columns of a wider array, the cache is one of several layers."""
+    forgets_unseen: bool = False
+    """Positions that no query token sees hold NaN, as slots without a token always do."""
     num_spare_blocks: int = 3
     seed: int = 0
 
@@ -108,7 +110,11 @@ def make_case(variant: KernelVariant, shape: Shape) -> Case:
         cache[:] = encode(np.full(1, np.nan), variant.kv)
 
     for s, length in enumerate(shape.context_lens):
+        queries = range(length - q_len, length)
         for p in range(length - (q_len if shape.appends else 0)):
+            seen = any(sees(query, p, shape.window, shape.sink_tokens) for query in queries)
+            if shape.forgets_unseen and not seen:
+                continue
             token = rng.normal(size=(2, shape.num_kv_heads, dim))
             place = (tables[s, p // shape.block_size], slice(None), slice(None))
             slot = (*place, p % shape.block_size)

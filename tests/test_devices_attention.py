@@ -179,6 +179,17 @@ def test_tiled_chunks(start: int, num_tokens: int, window: int | None) -> None:
         assert error < TOLERANCE[torch.float32]
 
 
+def test_a_nan_among_the_keys_of_a_chunk_shows() -> None:
+    """A model that computes nonsense must not look healthy."""
+    q, values = torch.randn(40, 2, 32), torch.randn(2, 40, 32)
+    keys = torch.randn(2, 40, 32)
+    keys[1, 7, 3] = float("nan")
+    tiled = TiledChunkAttention(Element.FLOAT32, OpenMpTeam())
+    out = tiled(q, keys, values, 0, None).view(40, 2, 32)
+    assert out[7:, 1].isnan().all()
+    assert not out[:, 0].isnan().any()
+
+
 @pytest.mark.parametrize("head_dim", [24, 512])
 def test_there_is_no_kernel_for_odd_heads(head_dim: int) -> None:
     cache = torch.empty(1, 1, 2, 1, 16, head_dim)

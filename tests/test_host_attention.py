@@ -41,9 +41,10 @@ def model(pool: HostKvPool) -> HostModel:
 def test_tasks_of_models_layers_and_requests_mixed_agree_with_the_oracle() -> None:
     rng = np.random.default_rng(3)
     pools = [
+        # Kernels that other tests need as well: to compile one takes seconds.
         make_pool(num_blocks=600, head_dim=64),
-        make_pool(Element.BFLOAT16, num_blocks=64, head_dim=64, block_size=32, num_kv_heads=1),
-        make_pool(Element.INT8, num_blocks=64, head_dim=64),
+        make_pool(Element.BFLOAT16, num_blocks=64, head_dim=128, block_size=32, num_kv_heads=1),
+        make_pool(Element.INT8, num_blocks=64, head_dim=128),
     ]
     sinks = tuple(tuple(rng.normal(size=4).tolist()) for _ in range(2))
     models = [

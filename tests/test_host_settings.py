@@ -35,6 +35,7 @@ def pool() -> Iterator[HostKvPool]:
         ({"windows": (None,)}, "windows: 1 layers, the pool has 2"),
         ({"windows": (None, 0)}, "windows: 0"),
         ({"sink_tokens": -1}, "sink_tokens -1"),
+        ({"sink_tokens": 1 << 63}, "sink_tokens 9223372036854775808"),
         ({"sinks": ((0.0,) * 4,)}, "sinks: 1 layers"),
         ({"sinks": ((0.0,) * 4, (0.0,) * 3)}, "sinks: 3 heads, the model has 4"),
         ({"products": Products.BFLOAT16}, "products BFLOAT16"),

@@ -37,7 +37,7 @@ class ScriptedChild:
 class Scene:
     """A supervisor at a time, its processes and how often books were recovered."""
 
-    def __init__(self, *, max_restarts: int = 2) -> None:
+    def __init__(self, *, max_restarts: int = 2, stall_timeout_s: float = 4.0) -> None:
         self.children: list[ScriptedChild] = []
         self.num_recovered = 0
         self.now_s = 1000.0
@@ -47,7 +47,7 @@ class Scene:
         self.supervisor = Supervisor(
             self._spawn,
             self._recover,
-            stall_timeout_s=4.0,
+            stall_timeout_s=stall_timeout_s,
             start_timeout_s=60.0,
             max_restarts=max_restarts,
         )
@@ -166,6 +166,33 @@ def test_a_healthy_minute_forgives_earlier_deaths(scene: Scene) -> None:
         assert scene.look() == "waiting"
         assert "SIGSEGV" in scene.supervisor.reason
         assert scene.look(1.0) == "starting"
+
+
+def test_a_healthy_minute_before_a_stall_counts(scene: Scene) -> None:
+    for _ in range(10):
+        scene.make_ready()
+        scene.has_work = False
+        assert scene.look(61.0) == "ready"
+        scene.has_work = True
+        while scene.look(1.0) == "ready":
+            pass
+        scene.child.status = -9
+        assert scene.look() == "waiting"
+        assert scene.look(1.0) == "starting"
+
+
+def test_a_stall_of_a_minute_is_not_health() -> None:
+    scene = Scene(stall_timeout_s=200.0)
+    scene.supervisor.start(scene.now_s)
+    scene.has_work = True
+    for _ in range(3):
+        scene.make_ready()
+        while scene.look(1.0) == "ready":
+            pass
+        scene.child.status = -9
+        scene.look()
+        scene.look(1.0)
+    assert scene.supervisor.state == "failed"
 
 
 def test_one_that_does_not_end_is_not_taken_for_gone(scene: Scene) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from host_attention_builders import make_model
 from host_pool_builders import make_pool
+from numba import types
 from numpy.typing import NDArray
 
+from cpu_attn._jit import c_callback
 from cpu_attn.host import descriptor as d
 from cpu_attn.host import ring, worker
 from cpu_attn.host.books import TaskBooks
@@ -119,6 +121,14 @@ def test_more_parts_than_there_are_tiles_or_room_for_are_refused(place: Place) -
     assert _run_all_parts(place, 3, context_len=128) == HostStatus.BAD_PARTS
     assert _run_all_parts(place, _NUM_WORKERS + 1, context_len=4096) == HostStatus.OK
     assert _run_all_parts(place, _NUM_WORKERS + 2, context_len=4096) == HostStatus.BAD_PARTS
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_a_kernel_that_gives_up_ends_its_task(place: Place, num_parts: int) -> None:
+    give_up = c_callback(types.void(types.CPointer(types.int64)))(lambda task: None)
+    place.tables.models[0, worker.KERNEL] = give_up.address
+    status = _run_all_parts(place, num_parts, context_len=4000)
+    assert status == HostStatus.NO_MEMORY
 
 
 @contextmanager

@@ -83,6 +83,14 @@ def test_a_nan_stays_in_its_row() -> None:
     np.testing.assert_array_equal(out[1], np.ones(3))
 
 
+def test_arrays_that_may_only_be_read() -> None:
+    outs, lses = np.ones((2, 3, 4), dtype=np.float32), np.zeros((2, 3), dtype=np.float32)
+    outs.flags.writeable = lses.flags.writeable = False
+    out, lse = merge_partials(outs, lses)
+    np.testing.assert_array_equal(out, np.ones((3, 4)))
+    np.testing.assert_allclose(lse, np.log(2), rtol=1e-6)
+
+
 def test_any_strides_and_leading_dimensions() -> None:
     rng = np.random.default_rng(1)
     outs = rng.normal(size=(8, 5, 4, 2)).astype(np.float32).transpose(3, 2, 1, 0)

@@ -63,6 +63,7 @@ def shapes(draw: st.DrawFn) -> Shape:
         appends=draw(st.booleans()),
         spread=draw(st.sampled_from([0.0, 1.0, 1.0, 8.0])),
         is_strided=draw(st.booleans()),
+        forgets_unseen=draw(st.booleans()),
         num_spare_blocks=draw(st.integers(0, 5)),
         seed=draw(st.integers(0, 2**32)),
     )
@@ -110,6 +111,17 @@ def test_sinks_from_nothing_to_everything(logit: float) -> None:
         np.testing.assert_allclose(lse[:, :, ::2], logit, rtol=1e-6)
 
 
+@pytest.mark.parametrize("many", [2**31, 2**32, 2**40, 2**70])
+def test_counts_of_tokens_beyond_every_context(many: int) -> None:
+    lengths = (200, 700)
+    for shape in (
+        Shape(context_lens=lengths, window=many),
+        Shape(context_lens=lengths, window=20, sink_tokens=many),
+    ):
+        case = make_case(PLAIN, shape)
+        assert_right(case, *case.run(num_threads=2))
+
+
 def test_results_do_not_depend_on_who_does_what(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(PLAIN, split_shape())
     plan = plan_items(case.context_lens, num_kv_heads=2, num_threads=4)
@@ -131,6 +143,35 @@ def test_tokens_may_be_appended_again() -> None:
     np.testing.assert_array_equal(again, out)
     np.testing.assert_array_equal(lse_again, lse)
     np.testing.assert_array_equal(case.kv_cache, once.kv_cache)
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:6], ids=variant_name)
+@pytest.mark.parametrize("sink_tokens", [3, 4, 20, 64, 70])
+def test_what_lies_between_sinks_and_window_may_be_anything(
+    variant: KernelVariant, sink_tokens: int
+) -> None:
+    """Also in the same run of 64 tokens, and in the same 16."""
+    for window in (10, 20, 30, 60, 90, 130):
+        shape = Shape(
+            context_lens=(39, 100, 150),
+            q_len=2,
+            window=window,
+            sink_tokens=sink_tokens,
+            forgets_unseen=True,
+        )
+        case = make_case(variant, shape)
+        assert_right(case, *case.run())
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_nan_stays_in_its_rows(num_threads: int) -> None:
+    """In parts too, where a log-sum-exp of -inf would say that there was nothing."""
+    case = make_case(PLAIN, split_shape())
+    case.q[0, 0, 1, 5] = np.nan
+    out, lse = case.run(num_threads=num_threads)
+    assert np.isnan(out[0, 0]).all(axis=-1).tolist() == [False, True, False, False]
+    assert np.isnan(lse[0, 0]).tolist() == [False, True, False, False]
+    assert not np.isnan(lse[1:]).any()
 
 
 def test_a_nan_stays_in_its_sequence() -> None:

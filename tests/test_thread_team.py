@@ -1,6 +1,12 @@
 """Compiled callbacks on several threads."""
 
+import ctypes
+import signal
+import sys
 import threading
+import time
+import traceback
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -62,6 +68,56 @@ def test_several_callers_take_turns() -> None:
         for caller in callers:
             caller.join()
     assert counts == [3] * 120
+
+
+class Interrupted(Exception):
+    """What a signal handler raises, as those of time limits do."""
+
+
+@pytest.fixture
+def interrupting_signal() -> Iterator[signal.Signals]:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield signal.SIGUSR1
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_interrupt_waits_for_the_helpers(interrupting_signal: signal.Signals) -> None:
+    """They write to memory that the interrupted caller frees."""
+    caller = threading.get_ident()
+    has_begun = threading.Event()
+    ended: list[int] = []
+
+    def is_at_work() -> bool:
+        frames = traceback.walk_stack(sys._current_frames()[caller])
+        return any(frame.f_code is work.__code__ for frame, _ in frames)
+
+    def work(_: object) -> None:
+        if threading.get_ident() == caller:
+            has_begun.set()
+            return
+        has_begun.wait()
+        # Inside a callback ctypes would report what is raised, and go on.
+        while is_at_work():
+            time.sleep(0.001)
+        time.sleep(0.02)
+        signal.pthread_kill(caller, interrupting_signal)
+        # For a caller that does not wait to be found out.
+        time.sleep(0.05)
+        ended.append(1)
+
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(work)
+    address = ctypes.cast(callback, ctypes.c_void_p).value
+    assert address is not None
+    with ThreadTeam(3) as team:
+        for repeat in range(1, 4):
+            has_begun.clear()
+            with pytest.raises(Interrupted):
+                team.run(address, 0)
+            assert len(ended) == 2 * repeat
+        assert meet(team, 3) == 3
 
 
 def test_closing_ends_the_threads_and_later_runs_are_refused() -> None:

@@ -55,3 +55,5 @@ class HostStatus(IntEnum):
     BAD_BLOCK = 7
     CRASHED = 8
     """The process died over it too often; it was not done."""
+    NO_MEMORY = 9
+    """The kernel had no memory to work in."""

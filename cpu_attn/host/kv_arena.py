@@ -11,17 +11,10 @@ from cpu_attn.host.shared_memory import SharedMemory
 from cpu_attn.kv_layout import KvLayout
 from cpu_attn.quantise import dequantise, quantise
 
-_STORED: dict[Element, np.dtype[Any]] = {
-    Element.FLOAT32: np.dtype(np.float32),
-    Element.FLOAT16: np.dtype(np.float16),
-    Element.BFLOAT16: np.dtype(np.uint16),
-    Element.INT8: np.dtype(np.int8),
-}
-
 
 def page_dtype(element: Element) -> np.dtype[Any]:
     """What keys and values are handed over as: uint16 bits for BFLOAT16, float32 for INT8."""
-    return np.dtype(np.float32) if element is Element.INT8 else _STORED[element]
+    return np.dtype(np.float32) if element is Element.INT8 else element.dtype
 
 
 def consecutive_runs(block_ids: Sequence[int]) -> list[tuple[int, int]]:
@@ -47,7 +40,7 @@ class KvArena:
         )
         rows = (num_blocks, layout.num_layers, 2, layout.num_kv_heads, layout.block_size)
         self._numbers = memory.array(
-            _STORED[layout.element], (*rows, layout.head_dim), strides=strides
+            layout.element.dtype, (*rows, layout.head_dim), strides=strides
         )
         self._scales: NDArray[np.float32] | None = None
         if layout.has_scales:

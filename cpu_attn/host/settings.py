@@ -5,13 +5,11 @@ import os
 from dataclasses import dataclass
 
 from cpu_attn.element import Element
-from cpu_attn.kernel_task import NO_WINDOW
+from cpu_attn.kernel_task import MAX_GROUP_SIZE, MAX_Q_LEN, NO_WINDOW
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.kv_layout import KvLayout
 
 MAX_CORES = 128
-MAX_Q_LEN = 8
-MAX_GROUP_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +62,10 @@ class HostModel:
             raise ValueError(f"scale {self.scale}: a finite number is needed")
         if self.pool.num_blocks < 1:
             raise ValueError(f"pool.num_blocks {self.pool.num_blocks}: at least 1")
-        if self.sink_tokens < 0:
-            raise ValueError(f"sink_tokens {self.sink_tokens}: at least 0")
+        if not 0 <= self.sink_tokens < NO_WINDOW:
+            raise ValueError(f"sink_tokens {self.sink_tokens}: 0..{NO_WINDOW - 1} are allowed")
         self._check_layers()
+        # It raises where there is no such kernel.
         _ = self.variant
 
     def _check_layers(self) -> None:

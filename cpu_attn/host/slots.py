@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_attn.element import Element
 from cpu_attn.host.descriptor import CELL_BYTES, CONTROL_BYTES
 from cpu_attn.host.settings import HostModel
 from cpu_attn.host.shared_memory import SharedMemory
@@ -15,12 +14,6 @@ from cpu_attn.host.shared_memory import SharedMemory
 _ALIGNMENT = 4096
 _CELLS_PER_SLOT = 4
 """Room for tasks that overtake a long one, before the ring has to wait for it."""
-
-_DTYPES: dict[Element, type[Any]] = {
-    Element.FLOAT32: np.float32,
-    Element.FLOAT16: np.float16,
-    Element.BFLOAT16: np.uint16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +110,7 @@ class _Places:
 
 def _rows(model: HostModel) -> list[tuple[Any, tuple[int, ...]]]:
     """dtype and shape of a slot's row in each of SlotArrays."""
-    layout, dtype = model.pool.layout, _DTYPES[model.io]
+    layout, dtype = model.pool.layout, model.io.dtype
     heads = (model.max_q_len, model.num_heads)
     queries = (*heads, layout.head_dim)
     keys = (model.max_q_len, layout.num_kv_heads, layout.head_dim)

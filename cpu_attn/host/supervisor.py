@@ -82,6 +82,9 @@ class Supervisor:
         self.reason = "it was stopped"
 
     def _look_at(self, child: HostChild, now_s: float, has_work: bool, progress: int) -> None:
+        # Of one that is stuck the time before counts, be it killed for that.
+        if self.state == "ready" and now_s - self._changed_s - self._stalled_s >= _HEALTHY_S:
+            self._num_deaths = 0
         status = child.poll()
         if status is not None:
             self._bury(child, status, now_s)
@@ -107,8 +110,6 @@ class Supervisor:
         self._enter("ending", now_s)
 
     def _bury(self, child: HostChild, status: int, now_s: float) -> None:
-        if self.state == "ready" and now_s - self._changed_s >= _HEALTHY_S:
-            self._num_deaths = 0
         if self.state != "ending":
             self.reason = child.last_words or describe_exit(status)
         child.end(0.0)

@@ -52,7 +52,7 @@ _CONTEXT_LEN = _ITEM + (kernel_task.ITEM_FIELDS + 1) // 2
 SCRATCH_WORDS = -(-(_CONTEXT_LEN + 1) // d.LINE_WORDS) * d.LINE_WORDS
 
 _SPINS_PER_CLOCK = 64
-_OK = int(d.HostStatus.OK)
+_OK, _NO_MEMORY = int(d.HostStatus.OK), int(d.HostStatus.NO_MEMORY)
 _BAD_MODEL, _BAD_SLOT = int(d.HostStatus.BAD_MODEL), int(d.HostStatus.BAD_SLOT)
 _BAD_LAYER, _BAD_Q_LEN = int(d.HostStatus.BAD_LAYER), int(d.HostStatus.BAD_Q_LEN)
 _BAD_CONTEXT_LEN = int(d.HostStatus.BAD_CONTEXT_LEN)
@@ -162,6 +162,10 @@ def run_part(control, cell, ticket, models, layers, scratch):
     if status == _OK:
         kernel = models[load_plain(cell + _MODEL), KERNEL]
         call_kernel(kernel, scratch.ctypes.data)
+        if scratch[kernel_task.NEXT_ITEM] == 0:
+            # It cannot raise: where memory for its scratch was not to be had, it took nothing.
+            status = _NO_MEMORY
+    if status == _OK:
         is_last = scratch[kernel_task.NUM_FINISHED] > 0
     else:
         is_last = fail_part(cell, status)

@@ -61,6 +61,8 @@ class _DecodeWork:
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
+    """One step: its decode rows, once for each different window, and its chunks."""
+
     num_decodes: int
     works: dict[Window, _DecodeWork]
     chunks: SdpaPlan | None
@@ -138,8 +140,7 @@ class CpuAttention:
         fields[kernel_task.OUT] = out.data_ptr()
         fields[kernel_task.OUT_SEQUENCE_STRIDE] = out.stride(0) * size
         self._kernel.run(work.task_address, alone=work.is_one_item)
-        if fields[kernel_task.NUM_FINISHED] != work.num_results:
+        num_finished = fields[kernel_task.NUM_FINISHED]
+        if num_finished != work.num_results:
             # A compiled callback cannot raise; lack of memory for its scratch is one case.
-            raise RuntimeError(
-                f"attention finished {fields[kernel_task.NUM_FINISHED]} of {work.num_results} items"
-            )
+            raise RuntimeError(f"{num_finished} of {work.num_results} results: a kernel gave up")
