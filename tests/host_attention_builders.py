@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cpu_attn.element import Element
 from cpu_attn.host.attention import HostAttention
 from cpu_attn.host.pool import HostKvPool
-from cpu_attn.host.settings import HostModel, HostSettings, PoolMemory
+from cpu_attn.host.settings import HostModel, HostSettings
 
 _PATIENCE_S = 120.0
 CORES = tuple(sorted(os.sched_getaffinity(0))[:2])
@@ -28,8 +28,7 @@ def make_model(pool: HostKvPool, **fields: Any) -> HostModel:
         "max_context_len": 256,
         "scale": layout.head_dim**-0.5,
     }
-    memory = PoolMemory(pool.fd, layout, pool.num_blocks)
-    return HostModel(memory, **(values | fields))
+    return HostModel(pool.memory, **(values | fields))
 
 
 def make_settings(**fields: Any) -> HostSettings:

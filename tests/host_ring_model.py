@@ -112,6 +112,7 @@ class RingWorld:
         self.books = TaskBooks(models, NUM_SLOTS, self.memory, num_workers=3)
         self._words = self.memory.memory.array(np.int64, (self.memory.memory.num_bytes // 8,))
         self._slots = self.memory.slots[0]
+        self._slots.block_tables[:] = 0
         self._worker_class = worker_class
         self.workers = [worker_class(self) for _ in range(num_workers)]
         self._next_payload = 1

@@ -85,15 +85,57 @@ def test_blocks_outside_the_pool_are_an_error_of_the_task(
     pool: HostKvPool, model: HostModel
 ) -> None:
     with running([model]) as host:
-        host.slots[0].block_tables[0] = pool.num_blocks
-        host.slots[0].block_tables[1] = -1
+        for slot in (0, 1):
+            host.set_block_table(0, slot, range(8))
+        host.slots[0].block_tables[0, 3] = pool.num_blocks
+        host.slots[0].block_tables[1, 0] = -1
         host.submit_many(0, [0, 1], 0, 100)
         assert [row[2] for row in collect(host, 2)] == [HostStatus.BAD_BLOCK] * 2
         assert host.counters.num_restarts == 0
 
 
+def test_a_task_without_blocks_of_its_own_touches_no_other_s(
+    pool: HostKvPool, model: HostModel
+) -> None:
+    others = pool.allocate(pool.num_free_blocks)
+    pages = pool.copy_out(others)
+    with running([model]) as host:
+        for arrays in (host.slots[0].q, host.slots[0].k, host.slots[0].v):
+            arrays[:] = 1.0
+        with pytest.raises(ValueError, match=r"context_lens: 8, but the block table of slot 2 has"):
+            host.submit(0, 2, 0, 8)
+        host.set_block_table(0, 1, others[:2])
+        message = r"slot 1 has no blocks for tokens 32\.\.32: set_block_table"
+        with pytest.raises(ValueError, match=message):
+            host.submit(0, 1, 0, 33)
+        # An entry that is read, not written, is the child's to find.
+        host.set_block_table(0, 3, others[:2], first=2)
+        assert host.slots[0].block_tables[3].tolist() == [-1, -1, *others[:2], -1, -1, -1, -1]
+        host.submit(0, 3, 0, 64)
+        assert collect(host, 1) == [(0, 3, HostStatus.BAD_BLOCK)]
+        assert not host.in_flight(0).any()
+    np.testing.assert_array_equal(pool.copy_out(others), pages)
+    pool.free(others)
+
+
+def test_a_new_table_leaves_nothing_of_the_old_one(pool: HostKvPool, model: HostModel) -> None:
+    with running([model]) as host:
+        host.set_block_table(0, 0, range(8))
+        host.set_block_table(0, 0, [9, 10])
+        assert host.slots[0].block_tables[0].tolist() == [9, 10] + [-1] * 6
+        host.set_block_table(0, 0, [11], first=2)
+        assert host.slots[0].block_tables[0].tolist() == [9, 10, 11] + [-1] * 5
+        host.release(0, [])
+        assert host.slots[0].block_tables[0, 0] == 9
+        host.release(0, 0)
+        assert host.slots[0].block_tables[0].tolist() == [-1] * 8
+        host.set_block_table(0, 0, [])
+        assert host.slots[0].block_tables[0].tolist() == [-1] * 8
+
+
 def test_wrong_arguments_are_named(pool: HostKvPool, model: HostModel) -> None:
     with running([model]) as host:
+        host.set_block_table(0, 1, range(8))
         for arguments, message in (
             ((0, [16], 0, 10), "slots: 16, 0..15 are allowed"),
             ((0, [-1], 0, 10), "slots: -1"),
@@ -115,6 +157,7 @@ def test_wrong_arguments_are_named(pool: HostKvPool, model: HostModel) -> None:
         for table, message in (
             ([pool.num_blocks], f"0..{pool.num_blocks - 1} are allowed"),
             ([0] * 9, "entries 0..8 of 8"),
+            ([[0]], r"block_ids: shape \(1, 1\)"),
         ):
             with pytest.raises(ValueError, match=message):
                 host.set_block_table(0, 0, table)

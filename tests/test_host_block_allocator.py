@@ -83,6 +83,16 @@ def test_the_first_block_of_a_hash_keeps_it(pool: HostKvPool) -> None:
         pool.register(first, b"b")
 
 
+def test_a_hash_that_is_none_takes_no_references(pool: HostKvPool) -> None:
+    blocks = pool.allocate(1)
+    pool.register(blocks[0], b"first")
+    with pytest.raises(TypeError):
+        pool.share([b"first", bytearray(b"second")])  # type: ignore[list-item]
+    pool.check_integrity([blocks])
+    assert pool.share([b"first", b"first"]) == 2 * blocks
+    pool.check_integrity([3 * blocks])
+
+
 def test_integrity_names_both_numbers(pool: HostKvPool) -> None:
     table = pool.allocate(2)
     pool.register(0, b"a")

@@ -51,8 +51,10 @@ class Desk:
 @pytest.fixture
 def desk() -> Iterator[Desk]:
     pool = make_pool(num_blocks=1)
-    models = [make_model(pool, max_context_len=3000), make_model(pool, num_heads=2)]
+    models = [make_model(pool, max_context_len=3000, max_q_len=2), make_model(pool, num_heads=2)]
     memory = replace(HostMemory.create(models, _NUM_SLOTS), num_cells=_NUM_CELLS)
+    for arrays in memory.slots:
+        arrays.block_tables[:] = 0
     yield Desk(memory, TaskBooks(models, _NUM_SLOTS, memory, 2))
     memory.memory.close()
     pool.close()
@@ -87,6 +89,19 @@ def test_a_refused_call_leaves_no_trace(desk: Desk) -> None:
     desk.books.add(0, [3, 2, 1], 0, 10, 1)
     assert desk.books.in_flight(0).nonzero()[0].tolist() == [1, 2, 3]
     assert not desk.books.in_flight(1).any()
+
+
+def test_the_query_tokens_need_blocks(desk: Desk) -> None:
+    tables = desk.memory.slots[0].block_tables
+    for entry, wrong in ((4, -1), (4, 1), (5, -1)):
+        tables[1] = 0
+        tables[1, entry] = wrong
+        with pytest.raises(ValueError, match=r"slot 1 has no blocks for tokens 79\.\.80"):
+            desk.books.add(0, [0, 1], 0, 81, 2)
+    tables[1] = -1
+    tables[1, 4:6] = 0
+    desk.books.add(0, [0, 1], 0, 81, 2)
+    assert desk.books.num_in_flight == 2
 
 
 def test_released_tasks_that_still_wait_are_never_published(desk: Desk) -> None:

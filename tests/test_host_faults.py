@@ -28,7 +28,7 @@ from cpu_attn.host.attention import HostAttention
 from cpu_attn.host.descriptor import HostStatus
 from cpu_attn.host.errors import HostAttentionDown
 from cpu_attn.host.pool import HostKvPool
-from cpu_attn.host.settings import HostModel
+from cpu_attn.host.settings import HostModel, PoolMemory
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,8 @@ def test_results_of_released_slots_are_dropped(pool: HostKvPool, model: HostMode
         submit_all(host, requests)
         host.release(0, [1, 2])
         assert host.in_flight(0)[:4].all()
+        # The child may still read them.
+        assert (host.slots[0].block_tables[:4] >= 0).all()
         with pytest.raises(ValueError, match="slots: 1 has a task in flight"):
             host.submit(0, 1, 0, 10)
         with pytest.raises(ValueError, match="slot 1 has a task in flight"):
@@ -140,6 +142,15 @@ def test_results_of_released_slots_are_dropped(pool: HostKvPool, model: HostMode
         until(lambda: not len(host.collect()) and host.num_in_flight == 0)
         assert host.counters.num_dropped == 2
         assert host.epochs(0)[:4].tolist() == [0, 1, 1, 0]
+        assert (host.slots[0].block_tables[:4] >= 0).all(axis=1).tolist() == [
+            True,
+            False,
+            False,
+            True,
+        ]
+        with pytest.raises(ValueError, match="slot 1 has no blocks"):
+            host.submit(0, 1, 0, requests[1].lengths[0])
+        host.set_block_table(0, 1, requests[1].block_ids)
         host.submit(0, 1, 0, requests[1].lengths[0])
         assert collect(host, 1) == [(0, 1, HostStatus.OK)]
         requests[1].check(0, 1)
@@ -160,6 +171,44 @@ def test_one_that_cannot_start_says_why(
     with pytest.raises(HostAttentionDown, match="exit status 1"):
         host.start()
     host.close()
+
+
+def test_a_closed_pool_is_named() -> None:
+    closed = make_pool(num_blocks=8, head_dim=64)
+    model = make_model(closed, max_context_len=128)
+    host = HostAttention([model], make_settings())
+    fd = closed.fd
+    closed.close()
+    with pytest.raises(ValueError, match=r"models\[0\]\.pool: the pool is closed"):
+        host.start()
+    assert host.state == "stopped"
+    host.close()
+    # Its number may soon be another pool's, of the same size.
+    other = make_pool(num_blocks=8, head_dim=64)
+    if other.fd != fd:
+        os.dup2(other.fd, fd)
+    with pytest.raises(ValueError, match=r"models\[0\]\.pool: the pool is closed"):
+        HostAttention([model], make_settings())
+    if other.fd != fd:
+        os.close(fd)
+    other.close()
+    with pytest.raises(ValueError, match="the pool is closed"):
+        _ = closed.memory
+    with pytest.raises(ValueError, match="fd -1: the pool is closed"):
+        PoolMemory(closed.fd, closed.layout, closed.num_blocks)
+
+
+def test_nobody_is_started_anew_over_a_closed_pool() -> None:
+    closed = make_pool(num_blocks=8, head_dim=64)
+    with running([make_model(closed, max_context_len=128)], max_restarts=1) as host:
+        pid = host.pid
+        assert pid is not None
+        closed.close()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: host.supervise() == "failed")
+        assert host.counters.num_restarts == 1
+        with pytest.raises(HostAttentionDown, match=r"models\[0\]\.pool: the pool is closed"):
+            host.submit(0, 0, 0, 10)
 
 
 _PARENT = """
@@ -205,8 +254,10 @@ def test_one_that_dies_too_often_is_given_up_and_tasks_come_back_as_crashed(
         assert host.state == "failed"
         assert host.num_in_flight == 0
         assert host.counters.num_dropped == 1
+        assert (host.slots[0].block_tables[1] == -1).all()
         with pytest.raises(HostAttentionDown, match="signal SIGKILL"):
             submit_all(host, requests)
+        host.set_block_table(0, 1, requests[1].block_ids)
         # It may be tried again by hand.
         host.stop()
         host.start()
@@ -220,9 +271,13 @@ def test_stopping_frees_slots_and_ends_the_process(pool: HostKvPool, model: Host
     with running([model]) as host:
         pid = host.pid
         assert pid is not None
+        for slot in range(16):
+            host.set_block_table(0, slot, range(7))
         host.submit_many(0, np.arange(16), 0, 100)
+        host.release(0, [3])
         host.stop()
         assert host.num_in_flight == 0
+        assert (host.slots[0].block_tables[:, 0] < 0).nonzero()[0].tolist() == [3]
         assert not _is_running(pid)
         assert not len(host.collect())
         with pytest.raises(HostAttentionDown, match="stopped"):

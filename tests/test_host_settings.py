@@ -31,13 +31,18 @@ def pool() -> Iterator[HostKvPool]:
         ({"max_q_len": 0}, "max_q_len 0: 1..8"),
         ({"max_q_len": 9}, "max_q_len 9: 1..8"),
         ({"max_context_len": 0}, "max_context_len 0"),
+        ({"max_context_len": 1 << 31}, "max_context_len 2147483648"),
         ({"scale": float("nan")}, "scale nan"),
+        ({"scale": 0.0}, "scale 0.0: a positive"),
+        ({"scale": -1.0}, "scale -1.0: a positive"),
         ({"windows": (None,)}, "windows: 1 layers, the pool has 2"),
         ({"windows": (None, 0)}, "windows: 0"),
         ({"sink_tokens": -1}, "sink_tokens -1"),
         ({"sink_tokens": 1 << 63}, "sink_tokens 9223372036854775808"),
         ({"sinks": ((0.0,) * 4,)}, "sinks: 1 layers"),
         ({"sinks": ((0.0,) * 4, (0.0,) * 3)}, "sinks: 3 heads, the model has 4"),
+        ({"sinks": ((0.0,) * 4, (0.0, 1.0, float("nan"), 0.0))}, "sinks: finite logits"),
+        ({"sinks": ((0.0,) * 4, (0.0, 1.0, float("inf"), 0.0))}, "sinks: finite logits"),
         ({"products": Products.BFLOAT16}, "products BFLOAT16"),
     ],
 )
@@ -46,6 +51,12 @@ def test_models_that_cannot_be_served(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_model(pool, **fields)
+
+
+@pytest.mark.parametrize("scale", ["x", None, 1j])
+def test_a_scale_that_is_no_number(pool: HostKvPool, scale: object) -> None:
+    with pytest.raises(TypeError, match="scale .*: a number is needed"):
+        make_model(pool, scale=scale)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cpu_attn.host import ledger
+from cpu_attn.host.block_tables import BlockTables
 from cpu_attn.host.books import HostResults, TaskBooks
 from cpu_attn.host.child import HostChild
 from cpu_attn.host.errors import HostAttentionDown
@@ -39,10 +40,11 @@ class HostCounters:
 class HostAttention:
     """Request slots whose tasks run in a child process; for one thread at a time.
 
-    To run a task: write the slot's row of q, k and v and see to its block table, then submit. The
-    child appends k and v at the last q_len positions of the context, attends, and writes out and
-    lse, which are there once `collect` returns the slot. While a slot is `in_flight` its row
-    belongs to the child.
+    To run a task: set the slot's block table, write its row of q, k and v, then submit. The child
+    appends k and v at the last q_len positions of the context, attends, and writes out and lse,
+    which are there once `collect` returns the slot. While a slot is `in_flight` its row belongs to
+    the child, and so do the blocks of its table: they may be freed once it is not. The pools stay
+    open until `stop` or `close`.
 
     The thread that calls start, collect and supervise must live as long as the child is to: the
     system ends a child with the thread that started it.
@@ -55,14 +57,20 @@ class HostAttention:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Maps memory; raises ValueError without models and OSError where it cannot be mapped."""
+        """Maps memory.
+
+        Raises ValueError without models and where a pool is closed, OSError where there is too
+        little memory.
+        """
         if not models:
             raise ValueError("models: at least one is needed")
         self._models = tuple(models)
         self._settings = settings
         self._clock = clock
+        self._require_open_pools(ValueError)
         self._memory = HostMemory.create(self._models, settings.num_slots)
         self._books = TaskBooks(self._models, settings.num_slots, self._memory, len(settings.cores))
+        self._tables = BlockTables(self._models, self._memory.slots)
         self._supervisor = Supervisor(
             self._spawn,
             self._recover,
@@ -113,10 +121,11 @@ class HostAttention:
         """Starts the child and returns when it is ready, its kernels compiled.
 
         Raises HostAttentionDown with its own words where it does not get ready, RuntimeError where
-        it is started already.
+        it is started already, ValueError where a pool is closed.
         """
         if self.state != "stopped":
             raise RuntimeError(f"start: it is {self.state} already")
+        self._require_open_pools(ValueError)
         self._abandoned = False
         self._supervisor.start(self._clock())
         while (state := self.supervise()) == "starting":
@@ -127,28 +136,18 @@ class HostAttention:
             raise HostAttentionDown(f"the host attention process did not start: {reason}")
 
     def set_block_table(self, model: int, slot: int, block_ids: ArrayLike, first: int = 0) -> None:
-        """Writes a slot's block table from entry `first` on.
+        """Writes a slot's block table from entry `first` on; all behind it become -1, not set.
 
-        block_ids: integers [n]. Raises ValueError for blocks outside the pool, too many of them,
-        and a slot in flight, TypeError where they are no integers.
+        block_ids: integers [n]; entry i has tokens i * block_size on. Raises ValueError for blocks
+        outside the pool, too many of them, and a slot in flight, TypeError where they are no
+        integers.
         """
-        pool = self._models[self._model(model)].pool
-        tables = self.slots[model].block_tables
-        ids = np.asarray(block_ids)
-        if ids.dtype.kind not in "iu" and ids.size:
-            raise TypeError(f"block_ids: {ids.dtype}, integers are needed")
-        if ids.size and not (ids.min() >= 0 and ids.max() < pool.num_blocks):
-            raise ValueError(
-                f"block_ids: {ids.min()}..{ids.max()}, 0..{pool.num_blocks - 1} are allowed"
-            )
-        stop = first + len(ids)
-        if first < 0 or stop > tables.shape[1]:
-            raise ValueError(f"block_ids: entries {first}..{stop - 1} of {tables.shape[1]}")
-        if not 0 <= operator.index(slot) < len(tables):
-            raise ValueError(f"slot {slot}: 0..{len(tables) - 1} are allowed")
-        if self._books.in_flight(model)[slot]:
+        in_flight = self._books.in_flight(self._model(model))
+        if not 0 <= operator.index(slot) < len(in_flight):
+            raise ValueError(f"slot {slot}: 0..{len(in_flight) - 1} are allowed")
+        if in_flight[slot]:
             raise ValueError(f"slot {slot} has a task in flight")
-        tables[slot, first:stop] = ids
+        self._tables.set(model, slot, block_ids, first)
 
     def submit(self, model: int, slot: int, layer: int, context_len: int, q_len: int = 1) -> None:
         """`submit_many` for one slot."""
@@ -167,11 +166,14 @@ class HostAttention:
         slots: integers [n]; the others [n] or one for all. context_lens count the query tokens.
         Raises ValueError naming the first that is not allowed, TypeError where they are no
         integers, HostAttentionDown where nobody will do them. During a restart tasks wait.
+
+        Of a slot's block table this looks at the entries of the query tokens; where another one
+        that is read was not set, the task ends as BAD_BLOCK.
         """
         if self.state in ("failed", "stopped"):
             raise HostAttentionDown(self._why_down())
         self._books.add(self._model(model), slots, layers, context_lens, q_lens)
-        self._books.publish()
+        self._publish()
 
     def collect(self) -> HostResults:
         """Tasks that ended since; never waits. Supervises now and then.
@@ -182,15 +184,21 @@ class HostAttention:
         if now_s >= self._next_look_s:
             self.supervise()
         results = self._books.collect()
-        self._books.publish()
+        self._publish()
         if self.state == "failed" and not self._abandoned and not len(results):
             self._abandoned = True
-            return self._books.abandon()
+            results = self._books.abandon()
+            self._clear_tables()
         return results
 
     def release(self, model: int, slots: ArrayLike) -> None:
-        """Results of tasks that the slots have in flight will be dropped; epochs go up by one."""
+        """Results of tasks that the slots have in flight will be dropped; epochs go up by one.
+
+        Their block tables are cleared, at once or when the task in flight came back.
+        """
         self._books.release(self._model(model), slots)
+        self._tables.release(model, slots)
+        self._clear_tables()
 
     def supervise(self) -> State:
         """Notices a child that died or is stuck, and starts another one; never waits."""
@@ -206,6 +214,7 @@ class HostAttention:
         """Ends the child; tasks in flight are dropped and their slots are free."""
         self._supervisor.stop(grace_s)
         self._books.drop_all()
+        self._clear_tables()
 
     def close(self) -> None:
         """Stops it and gives the memory back; arrays of it stay valid."""
@@ -213,11 +222,25 @@ class HostAttention:
         self._memory.memory.close()
 
     def _spawn(self) -> HostChild:
+        # As when there is no memory: a restart that cannot be made counts as a death.
+        self._require_open_pools(OSError)
         return HostChild(self._settings, self._models, self._memory.memory.fd)
 
     def _recover(self) -> None:
         self._books.recover(self._settings.max_attempts)
+        self._publish()
+
+    def _publish(self) -> None:
         self._books.publish()
+        self._clear_tables()
+
+    def _clear_tables(self) -> None:
+        self._tables.clear_free(self._books.in_flight)
+
+    def _require_open_pools(self, error: type[Exception]) -> None:
+        for index, model in enumerate(self._models):
+            if not model.pool.is_open:
+                raise error(f"models[{index}].pool: the pool is closed")
 
     def _model(self, model: int) -> int:
         if not 0 <= operator.index(model) < len(self._models):

@@ -124,10 +124,12 @@ class BlockAllocator:
             block_id = self._block_by_hash.get(block_hash)
             if block_id is None:
                 break
+            block_ids.append(block_id)
+        # Only now, for what comes of hashes that are none must not keep references.
+        for block_id in block_ids:
             if self._ref_counts[block_id] == 0:
                 del self._cached[block_id]
             self._ref_counts[block_id] += 1
-            block_ids.append(block_id)
         return block_ids
 
     def has_hash(self, block_id: int) -> bool:

@@ -44,7 +44,7 @@ class TaskBooks:
         self._num_workers = num_workers
         self._memory = memory
         self._ring = (memory.control, memory.cells, memory.mask)
-        self._models, self._layers = _limits(models)
+        self._models, self._layers = _limits(models, memory)
         self._tasks: _Ints = np.zeros((num_tasks, ledger.TASK_FIELDS), dtype=np.int64)
         self._epochs: _Ints = np.zeros(num_tasks, dtype=np.int64)
         self._queue: _Ints = np.zeros(num_tasks, dtype=np.int64)
@@ -183,14 +183,19 @@ class TaskBooks:
 
     def _explain(self, model: int, error: int) -> str:
         slot, layer, context_len, q_len = self._requests[error >> ledger.ERROR_BITS].tolist()
-        num_layers, max_q_len, max_tokens, _ = self._models[model].tolist()
+        limits = self._models[model]
         return {
             ledger.NO_SLOT: f"slots: {slot}, 0..{self._num_slots - 1} are allowed",
             ledger.SLOT_BUSY: f"slots: {slot} has a task in flight",
-            ledger.NO_LAYER: f"layers: {layer}, 0..{num_layers - 1} are allowed",
-            ledger.WRONG_Q_LEN: f"q_lens: {q_len}, 1..{max_q_len} are allowed",
+            ledger.NO_LAYER: f"layers: {layer}, 0..{limits[ledger.NUM_LAYERS] - 1} are allowed",
+            ledger.WRONG_Q_LEN: f"q_lens: {q_len}, 1..{limits[ledger.MAX_Q_LEN]} are allowed",
             ledger.WRONG_CONTEXT_LEN: (
-                f"context_lens: {context_len}, from q_len {q_len} to {max_tokens} are allowed"
+                f"context_lens: {context_len}, from q_len {q_len} to "
+                f"{limits[ledger.MAX_TOKENS]} are allowed"
+            ),
+            ledger.NO_BLOCK: (
+                f"context_lens: {context_len}, but the block table of slot {slot} has no blocks "
+                f"for tokens {context_len - q_len}..{context_len - 1}: set_block_table comes first"
             ),
         }[error & ((1 << ledger.ERROR_BITS) - 1)]
 
@@ -203,15 +208,23 @@ def _integers(name: str, values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name}: {array.dtype}, integers are needed")
-    return array
+    # An empty list is one of floats to numpy.
+    return array if array.size else array.astype(np.int64)
 
 
-def _limits(models: Sequence[HostModel]) -> tuple[_Ints, _Ints]:
+def _limits(models: Sequence[HostModel], memory: HostMemory) -> tuple[_Ints, _Ints]:
     rows: list[tuple[int, ...]] = []
     layers: list[tuple[int, int]] = []
-    for model in models:
+    for model, arrays in zip(models, memory.slots, strict=True):
         layout = model.pool.layout
         max_tokens = model.max_blocks * layout.block_size
-        rows.append((layout.num_layers, model.max_q_len, max_tokens, len(layers)))
+        tables = arrays.block_tables
+        rows.append(
+            (
+                *(layout.num_layers, model.max_q_len, max_tokens, len(layers)),
+                *(layout.block_size, model.pool.num_blocks),
+                *(tables.ctypes.data, tables.strides[0]),
+            )
+        )
         layers += [(model.window(i), model.sink_tokens) for i in range(layout.num_layers)]
     return np.array(rows, dtype=np.int64), np.array(layers, dtype=np.int64)

@@ -11,6 +11,7 @@ from cpu_attn.host import descriptor as d
 from cpu_attn.host import ring
 from cpu_attn.host.atomics import fetch_add, store_plain, store_release
 from cpu_attn.host.token_parts import count_parts
+from cpu_attn.memory import load_i32
 
 # Columns of `tasks`, int64 [num_models * num_slots, TASK_FIELDS].
 POSITION = 0
@@ -25,7 +26,9 @@ TASK_FIELDS = 7
 
 # Columns of `models` and `layers`, int64.
 NUM_LAYERS, MAX_Q_LEN, MAX_TOKENS, FIRST_LAYER = 0, 1, 2, 3
-MODEL_LIMITS = 4
+BLOCK_SIZE, NUM_BLOCKS = 4, 5
+TABLES, TABLE_STRIDE = 6, 7
+"""Address of the model's block tables in this process, and bytes from slot to slot."""
 WINDOW, SINK_TOKENS = 0, 1
 LAYER_FIELDS = 2
 
@@ -48,7 +51,7 @@ NUM_DONE, NUM_DROPPED, NUM_REDONE, NUM_CRASHED = 5, 6, 7, 8
 NUM_COUNTERS = 9
 
 # What `enqueue` finds wrong with a request.
-FINE, NO_SLOT, SLOT_BUSY, NO_LAYER, WRONG_Q_LEN, WRONG_CONTEXT_LEN = 0, 1, 2, 3, 4, 5
+FINE, NO_SLOT, SLOT_BUSY, NO_LAYER, WRONG_Q_LEN, WRONG_CONTEXT_LEN, NO_BLOCK = 0, 1, 2, 3, 4, 5, 6
 ERROR_BITS = 3
 
 _LOW_BITS, _LOW_MASK, _CRASHED = d.LOW_BITS, d.LOW_MASK, int(d.HostStatus.CRASHED)
@@ -82,6 +85,12 @@ def _request_error(request, limits, num_slots, position):
         return WRONG_Q_LEN
     if context_len < q_len or context_len > limits[MAX_TOKENS]:
         return WRONG_CONTEXT_LEN
+    # Only those that are written, so that this stays cheap; the worker looks at all.
+    block_size, table = limits[BLOCK_SIZE], limits[TABLES] + limits[TABLE_STRIDE] * slot
+    for index in range((context_len - q_len) // block_size, (context_len - 1) // block_size + 1):
+        block = load_i32(table + 4 * index)
+        if block < 0 or block >= limits[NUM_BLOCKS]:
+            return NO_BLOCK
     return FINE
 
 

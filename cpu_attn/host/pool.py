@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cpu_attn.host.block_allocator import BlockAllocator, require_equal
 from cpu_attn.host.kv_arena import KvArena, consecutive_runs, page_dtype
+from cpu_attn.host.settings import PoolMemory
 from cpu_attn.host.shared_memory import SharedMemory
 from cpu_attn.kv_layout import KvLayout
 
@@ -51,6 +52,12 @@ class HostKvPool:
     def fd(self) -> int:
         """Descriptor of the memory, for the process that attends to it; -1 once closed."""
         return self._memory.fd
+
+    @property
+    def memory(self) -> PoolMemory:
+        """What a HostModel is given; raises ValueError once closed."""
+        self._require_open()
+        return PoolMemory(self.fd, self.layout, self.num_blocks)
 
     @property
     def address(self) -> int:
@@ -186,7 +193,11 @@ class HostKvPool:
         self._allocator.check_integrity(tables)
 
     def close(self) -> None:
-        """Unmaps the memory here; nothing may run on `address` any more. Closes `fd`."""
+        """Unmaps the memory here and closes `fd`.
+
+        Nothing may run on `address` any more. A HostAttention that was given `memory` must have
+        stopped: it cannot be started, nor start anew after a death, without it.
+        """
         self._arena = None
         self._memory.close()
 

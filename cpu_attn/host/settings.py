@@ -2,7 +2,8 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 
 from cpu_attn.element import Element
 from cpu_attn.kernel_task import MAX_GROUP_SIZE, MAX_Q_LEN, NO_WINDOW
@@ -10,15 +11,30 @@ from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.kv_layout import KvLayout
 
 MAX_CORES = 128
+MAX_CONTEXT_LEN = 1 << 30
+"""Lengths are int32 where kernels read them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolMemory:
-    """The blocks of a HostKvPool as another process finds them."""
+    """The blocks of a HostKvPool as another process finds them: `HostKvPool.memory`."""
 
     fd: int
     layout: KvLayout
     num_blocks: int
+    _file: tuple[int, int] | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the pool is closed."""
+        # A field of a frozen dataclass.
+        object.__setattr__(self, "_file", _file_of(self.fd))
+        if self._file is None:
+            raise ValueError(f"fd {self.fd}: the pool is closed")
+
+    @property
+    def is_open(self) -> bool:
+        """In the process that made this: whether `fd` is the pool's, not closed or another's."""
+        return _file_of(self.fd) == self._file
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +49,7 @@ class HostModel:
     max_context_len: int
     """Tokens that the block table of a slot has room for; rounded up to whole blocks."""
     scale: float
-    """What scores are multiplied by."""
+    """What scores are multiplied by; positive, mostly 1 / sqrt(head_dim)."""
     max_q_len: int = 1
     windows: tuple[int | None, ...] | None = None
     """One a layer: a query token sees so many last tokens, itself included; None: all."""
@@ -44,7 +60,7 @@ class HostModel:
     products: Products = Products.EXACT
 
     def __post_init__(self) -> None:
-        """Raises ValueError, naming the field, where no kernel can serve this."""
+        """Raises ValueError or TypeError, naming the field, where no kernel can serve this."""
         layout = self.pool.layout
         group_size, rest = divmod(self.num_heads, layout.num_kv_heads)
         if rest or not 1 <= group_size <= MAX_GROUP_SIZE:
@@ -54,12 +70,15 @@ class HostModel:
             )
         if not 1 <= self.max_q_len <= MAX_Q_LEN:
             raise ValueError(f"max_q_len {self.max_q_len}: 1..{MAX_Q_LEN} are allowed")
-        if self.max_context_len < self.max_q_len:
+        if not self.max_q_len <= self.max_context_len <= MAX_CONTEXT_LEN:
             raise ValueError(
-                f"max_context_len {self.max_context_len}: at least max_q_len {self.max_q_len}"
+                f"max_context_len {self.max_context_len}: from max_q_len {self.max_q_len} to "
+                f"{MAX_CONTEXT_LEN} are allowed"
             )
-        if not math.isfinite(self.scale):
-            raise ValueError(f"scale {self.scale}: a finite number is needed")
+        if not isinstance(self.scale, Real):
+            raise TypeError(f"scale {self.scale!r}: a number is needed")
+        if not (math.isfinite(self.scale) and self.scale > 0.0):
+            raise ValueError(f"scale {self.scale}: a positive finite number is needed")
         if self.pool.num_blocks < 1:
             raise ValueError(f"pool.num_blocks {self.pool.num_blocks}: at least 1")
         if not 0 <= self.sink_tokens < NO_WINDOW:
@@ -80,6 +99,8 @@ class HostModel:
         for row in self.sinks or ():
             if len(row) != self.num_heads:
                 raise ValueError(f"sinks: {len(row)} heads, the model has {self.num_heads}")
+            if not all(logit < math.inf for logit in row):
+                raise ValueError("sinks: finite logits or -inf are needed, found NaN or inf")
 
     @property
     def variant(self) -> KernelVariant:
@@ -133,3 +154,12 @@ class HostSettings:
                 f"max_restarts {self.max_restarts}, max_attempts {self.max_attempts}: "
                 "at least 0 and 1"
             )
+
+
+def _file_of(fd: int) -> tuple[int, int] | None:
+    """Which file a descriptor is of; the number alone may have gone to another one since."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

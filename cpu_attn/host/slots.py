@@ -11,6 +11,8 @@ from cpu_attn.host.descriptor import CELL_BYTES, CONTROL_BYTES
 from cpu_attn.host.settings import HostModel
 from cpu_attn.host.shared_memory import SharedMemory
 
+NO_BLOCK = -1
+"""An entry of a block table that was not set; a task that needs it is refused."""
 _ALIGNMENT = 4096
 _CELLS_PER_SLOT = 4
 """Room for tasks that overtake a long one, before the ring has to wait for it."""
@@ -34,7 +36,10 @@ class SlotArrays:
     lse: NDArray[np.float32]
     """[num_slots, max_q_len, num_heads]; natural logarithm."""
     block_tables: NDArray[np.int32]
-    """[num_slots, max_blocks]; ids in the model's pool. `set_block_table` checks what it writes."""
+    """[num_slots, max_blocks]; ids in the model's pool, NO_BLOCK where nobody set one.
+
+    `set_block_table` checks what it writes.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,12 @@ class HostMemory:
 
     @classmethod
     def create(cls, models: Sequence[HostModel], num_slots: int) -> "HostMemory":
-        """New memory, all zeros; pages exist once touched."""
+        """New memory: block tables of NO_BLOCK, else zeros whose pages exist once touched."""
         num_bytes = _Places(models, num_slots).num_bytes
-        return cls._view(SharedMemory.create("omniserve-host", num_bytes), models, num_slots)
+        created = cls._view(SharedMemory.create("omniserve-host", num_bytes), models, num_slots)
+        for arrays in created.slots:
+            arrays.block_tables[:] = NO_BLOCK
+        return created
 
     @classmethod
     def attach(cls, fd: int, models: Sequence[HostModel], num_slots: int) -> "HostMemory":
