@@ -8,6 +8,7 @@ from cpu_attention_case import relative_error as error_of
 from numpy.typing import NDArray
 
 from cpu_attn import kernel_task as fields
+from cpu_attn.bfloat16 import from_bfloat16, to_bfloat16
 from cpu_attn.element import Element
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.kv_layout import KvLayout
@@ -41,7 +42,7 @@ class PagedCache:
             pages, scales = self._views(block)
             numbers = noise.take(*shape)
             if self.element is Element.BFLOAT16:
-                pages[:] = _to_bfloat16(numbers)
+                pages[:] = to_bfloat16(numbers)
             elif self.element is Element.INT8:
                 np.clip(np.rint(numbers * _INT8_STEPS), -127, 127, out=pages, casting="unsafe")
                 scales[:] = random.uniform(0.7, 1.4, scales.shape) / _INT8_STEPS
@@ -66,7 +67,7 @@ class PagedCache:
         for block in self.tables[index]:
             pages, scales = self._views(block)
             if self.element is Element.BFLOAT16:
-                numbers = (pages.astype(np.uint32) << 16).view(np.float32)
+                numbers = from_bfloat16(pages)
             else:
                 numbers = pages.astype(np.float32)
             if self.layout.has_scales:
@@ -185,13 +186,7 @@ def _rounded(
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Numbers as they lie in memory, and what they amount to."""
     if element is Element.BFLOAT16:
-        bits = _to_bfloat16(numbers)
-        return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+        bits = to_bfloat16(numbers)
+        return bits, from_bfloat16(bits)
     stored = numbers.astype(element.dtype)
     return stored, stored.astype(np.float32)
-
-
-def _to_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Rounded to nearest even; for finite numbers."""
-    bits = numbers.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -11,9 +11,9 @@ from statistics import median, quantiles
 import numpy as np
 from cpu_attention_case import AttentionCase, Noise, huge_memory
 from cpu_attention_ours import OurAttention, PagedCache
-from numpy.typing import NDArray
 from read_probe import TeamReader
 
+from cpu_attn.bfloat16 import to_bfloat16
 from cpu_attn.element import Element
 from cpu_attn.host.attention import HostAttention
 from cpu_attn.host.pool import HostKvPool
@@ -99,11 +99,11 @@ class RingBench:
         order = np.random.default_rng(7).permutation(blocks)
         for block in blocks:
             page = noise.take(layout.num_layers, 1, 2, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
-            self._pool.copy_in([block], _as_bfloat16(page))
+            self._pool.copy_in([block], to_bfloat16(page))
         for slot, table in enumerate(order.reshape(-1, blocks_per_request)):
             self.host.set_block_table(0, slot, table)
         for payload in (self.host.slots[0].q, self.host.slots[0].k, self.host.slots[0].v):
-            payload[:] = _as_bfloat16(noise.take(*payload.shape))
+            payload[:] = to_bfloat16(noise.take(*payload.shape))
 
     def task(self, slots: Sequence[int], layer: int, context_len: int) -> float:
         """Seconds from publishing tasks to the last one's result."""
@@ -184,11 +184,6 @@ class RingBench:
     def close(self) -> None:
         self.host.close()
         self._pool.close()
-
-
-def _as_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves, which are bfloat16."""
-    return (numbers.view(np.uint32) >> 16).astype(np.uint16)
 
 
 @contextmanager

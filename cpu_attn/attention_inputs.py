@@ -3,12 +3,13 @@
 import math
 import operator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpu_attn.element import Element
+from cpu_attn.element import Element, require_element
 from cpu_attn.kernel_task import MAX_GROUP_SIZE, MAX_Q_LEN, NO_WINDOW, TILE_TOKENS
 from cpu_attn.kv_layout import KvLayout
 from cpu_attn.work_items import visible_tokens
@@ -171,21 +172,30 @@ class AttentionInputs:
                     raise ValueError(f"{target_name} lies over {name}: memory of its own is needed")
 
 
-def element_of(name: str, array: Any, given: Element | None) -> Element:
+def element_of(
+    name: str,
+    array: Any,
+    given_name: str,
+    given: Element | None,
+    allowed: tuple[Element, ...] = tuple(Element),
+) -> Element:
     """The element type of an array; int16 may be bfloat16 too where that is said.
 
-    Raises TypeError where there is none or `given` is another.
+    Raises TypeError where there is none, it is not allowed, or `given` is another.
     """
+    if given is not None:
+        require_element(given_name, given)
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: {type(array).__name__}, a numpy array is needed")
     if given is Element.BFLOAT16 and array.dtype == np.int16:
         return given
     element = _ELEMENTS.get(array.dtype)
-    if element is None:
-        raise TypeError(
-            f"{name}: dtype {array.dtype}, one of float32, float16, uint16 (bfloat16), int8 "
-            "is needed"
-        )
+    if element is None or element not in allowed:
+        hint = ""
+        if array.dtype == np.int16:
+            hint = f"; int16 is taken for bfloat16 with {given_name}=Element.BFLOAT16"
+        dtypes = ", ".join(one.dtype_text for one in allowed)
+        raise TypeError(f"{name}: dtype {array.dtype}, one of {dtypes} is needed{hint}")
     if given is not None and given is not element:
         raise TypeError(f"{name}: dtype {array.dtype} holds {element.name}, not {given.name}")
     return element
@@ -208,8 +218,15 @@ def token_count(name: str, value: Any, *, at_least: int) -> int:
 
 
 def softmax_scale(value: Any, head_dim: int) -> float:
-    """1 / sqrt(head_dim) for None. Raises ValueError unless it is positive and finite."""
-    scale = float(head_dim**-0.5 if value is None else value)
+    """1 / sqrt(head_dim) for None.
+
+    Raises TypeError for what is no number, ValueError unless it is positive and finite.
+    """
+    if value is None:
+        return float(head_dim**-0.5)
+    if not isinstance(value, Real):
+        raise TypeError(f"scale {value!r}: a number is needed")
+    scale = float(value)
     if not (math.isfinite(scale) and scale > 0.0):
         raise ValueError(f"scale {scale}: a positive finite number is needed")
     return scale

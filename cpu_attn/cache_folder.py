@@ -47,8 +47,13 @@ def cache_folder() -> Path | None:
         else:
             readable = readable or folder
     if readable is None:
-        text = f"compiled kernels cannot be kept ({'; '.join(problems)}): set {VARIABLE}"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        another = "another" if os.environ.get(VARIABLE) else "a"
+        text = (
+            f"compiled kernels cannot be kept ({'; '.join(problems)}); "
+            f"{VARIABLE} may name {another} directory of your own"
+        )
+        # Of the package as a whole: the line that asked is nobody's fault.
+        warnings.warn_explicit(text, RuntimeWarning, "cpu_attn", 0, module=__name__)
     return readable
 
 
@@ -58,7 +63,7 @@ def distrust(status: os.stat_result) -> str:
         return f"belongs to user {status.st_uid}"
     mode = stat.S_IMODE(status.st_mode)
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"others may write to it (mode {mode:o})"
+        return f"others may write to it (mode {mode:o}), which `chmod -R go-w` mends"
     return ""
 
 

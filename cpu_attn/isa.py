@@ -90,7 +90,7 @@ def _choose() -> Isa:
     if not wanted:
         return paths[0]
     for isa in paths:
-        if isa.name == wanted:
+        if isa.name == wanted.lower():
             return isa
     allowed = ", ".join(isa.name for isa in paths)
     raise ValueError(f"{VARIABLE}={wanted}: this CPU can take {allowed}")
@@ -100,7 +100,8 @@ def _choose() -> Isa:
 def active() -> Isa:
     """The path of this process.
 
-    Raises ValueError where OMNISERVE_CPU_ISA names one that the CPU cannot take.
+    Raises ValueError where OMNISERVE_CPU_ISA, in any capitals, names none that the CPU can take;
+    empty is as if it were not set.
     """
     isa = _choose()
     if isa is not available()[0]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
-from cpu_attn.element import Element
+from cpu_attn.element import QUERY_ELEMENTS, Element, require_element
 from cpu_attn.kv_layout import require_size
 
 
@@ -27,10 +27,14 @@ class KernelVariant:
     products: Products = Products.EXACT
 
     def __post_init__(self) -> None:
-        """Raises ValueError where there is no such kernel."""
+        """Raises TypeError for fields of other types, ValueError where there is no such kernel."""
+        require_element("kv", self.kv)
+        require_element("io", self.io, QUERY_ELEMENTS)
         require_size("head_dim", self.head_dim)
-        if self.io is Element.INT8:
-            raise ValueError("io INT8: queries and outputs are floating point")
+        if not isinstance(self.products, Products):
+            raise TypeError(
+                f"products {self.products!r}: Products.EXACT or Products.BFLOAT16 is needed"
+            )
         kinds = {self.kv, self.io}
         if self.products is Products.BFLOAT16 and kinds != {Element.BFLOAT16}:
             raise ValueError(

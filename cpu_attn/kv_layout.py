@@ -1,14 +1,20 @@
 """Where keys and values lie in a paged cache, in bytes."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
-from cpu_attn.element import Element
+from cpu_attn.element import Element, require_element
 
 _ALIGNMENT = 64
 
 
 def require_size(name: str, size: int) -> None:
-    """Of heads and blocks: raises ValueError unless it is a multiple of 16 up to 256."""
+    """Of heads and blocks: raises ValueError unless it is a multiple of 16 up to 256.
+
+    TypeError where it is no whole number.
+    """
+    if not isinstance(size, Integral):
+        raise TypeError(f"{name} {size!r}: a whole number is needed")
     if size % 16 or not 16 <= size <= 256:
         raise ValueError(f"{name} {size}: a multiple of 16 in 16..256 is needed")
 
@@ -28,7 +34,8 @@ class KvLayout:
     block_size: int
 
     def __post_init__(self) -> None:
-        """Raises ValueError where no kernel can read such a cache."""
+        """Raises TypeError for other types, ValueError where no kernel can read such a cache."""
+        require_element("element", self.element)
         if self.num_layers < 1 or self.num_kv_heads < 1:
             raise ValueError(
                 f"num_layers {self.num_layers}, num_kv_heads {self.num_kv_heads}: at least 1 each"

@@ -19,6 +19,17 @@ def merge_partials(outs: _Floats, lses: _Floats) -> tuple[_Floats, _Floats]:
     [num_parts, ...], natural logarithms of the sums of exponentials; -inf where a part has no
     visible key, whose output is then not looked at. Returns (out [..., head_dim], lse [...]),
     0 and -inf where no part has any. Raises TypeError for other dtypes, ValueError for shapes.
+    Outputs of other types are widened first: `from_bfloat16(out)`, or `astype` from float16.
+
+    A context cut in two for `paged_attention`: it takes its query tokens for the last ones of what
+    it is given, and masks by that. True of the part that ends the context; that one alone gets
+    `sinks`, new_k and new_v, its context_lens count its own tokens, and its window is the whole's.
+    In an earlier part each query token must be a sequence of its own with q_len 1, for all see the
+    part to its end: q [n * q_len, 1, num_heads, head_dim], tables and lengths repeated. There a
+    window reaches back from the part's last token: for a query token d positions behind that one
+    it is `window - d`, and where that is below 1 the token sees the sink tokens alone (the part is
+    then no longer than these, without a window) or nothing (it is left out). `sink_tokens` go with
+    the part that begins the context.
     """
     for name, array in (("outs", outs), ("lses", lses)):
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:

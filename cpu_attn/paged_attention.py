@@ -15,7 +15,7 @@ from cpu_attn.attention_inputs import (
     token_count,
     whole_number,
 )
-from cpu_attn.element import Element
+from cpu_attn.element import QUERY_ELEMENTS, Element
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.kv_layout import KvLayout
 from cpu_attn.paged_kernel import attention_kernel
@@ -47,15 +47,16 @@ def paged_attention(
     q: [num_sequences, q_len 1..8, num_heads, head_dim] float32, float16 or uint16 (bfloat16);
     the last two dimensions are contiguous, as in new_k, new_v and out. 1 to 16 query heads share
     a KV head, neighbours the same one; head_dim is a multiple of 16 up to 256.
-    kv_cache: [num_blocks, 2 (keys, values), num_kv_heads, block_size, head_dim], as q or int8;
-    all but the first dimension contiguous; block_size is a multiple of 16 up to 256. Slots that
-    hold no token are never part of a result. int16 is taken for bfloat16 where `kv_element` or
-    `io_element` (of q) says so.
+    kv_cache: [num_blocks, 2 (keys, values), num_kv_heads, block_size, head_dim]
+    float32, float16, uint16 (bfloat16) or int8, whatever q has; all but the first dimension
+    contiguous; block_size is a multiple of 16 up to 256. Slots that hold no token are never part
+    of a result. int16 is taken for bfloat16 where `kv_element` or `io_element` (of q) says so.
     kv_scales: float32 [num_blocks, 2, num_kv_heads, block_size], with an int8 cache only: a key or
     value is its int8 times its scale.
     block_tables: int32 [num_sequences, max_blocks]; token p of a sequence is in slot
-    p % block_size of block block_tables[sequence, p // block_size]. Entries of runs of 64 tokens
-    of which no query token sees any may hold any number.
+    p % block_size of block block_tables[sequence, p // block_size]. Tokens are
+    read in runs of 64 (0 to 63, 64 to 127, ...). Where no query token sees any token of a run, its
+    table entries are not looked at: before a window, say, or behind the context.
     context_lens: int32 [num_sequences], the query tokens included.
     new_k, new_v: [num_sequences, q_len, num_kv_heads, head_dim] as q: keys and values of the query
     tokens, which are put into the cache first; without them they are there already.
@@ -64,14 +65,13 @@ def paged_attention(
     softmax without a value. products: see Products. out: [like q], else a new array.
 
     Returns out and the natural logarithm of the sum of exponentials, float32
-    [num_sequences, q_len, num_heads]; with `merge_partials` results over disjoint keys become one.
+    [num_sequences, q_len, num_heads]; `merge_partials` makes one of results over disjoint keys and
+    says how each is to be asked for. bfloat16 results are uint16 too: see `from_bfloat16`.
     Raises TypeError for wrong dtypes and ValueError for all other arguments that it cannot work
     with. Its first use of a kind of kernel compiles it.
     """
-    io = element_of("q", q, io_element)
-    if io is Element.INT8:
-        raise TypeError("q: dtype int8, one of float32, float16, uint16 (bfloat16) is needed")
-    layout = _layout(kv_cache, element_of("kv_cache", kv_cache, kv_element))
+    io = element_of("q", q, "io_element", io_element, QUERY_ELEMENTS)
+    layout = _layout(kv_cache, element_of("kv_cache", kv_cache, "kv_element", kv_element))
     if q.ndim != 4:
         raise ValueError(f"q {q.shape}: [num_sequences, q_len, num_heads, head_dim] is needed")
     num_threads = whole_number("num_threads", num_threads, at_least=1)

@@ -7,7 +7,7 @@ from functools import partial
 
 from cpu_attn.cache_folder import cache_folder
 from cpu_attn.chunk_softmax import chunk_softmax_kernel
-from cpu_attn.element import Element
+from cpu_attn.element import QUERY_ELEMENTS, Element
 from cpu_attn.isa import active
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.row_kernels import add_norm_kernel, gated_silu_kernel, rotate_kernel
@@ -43,31 +43,33 @@ def variant_of(text: str) -> KernelVariant:
     """KV:IO:HEAD_DIM or KV:IO:HEAD_DIM:bfloat16. Raises ValueError."""
     parts = text.split(":")
     if len(parts) not in (3, 4):
-        raise ValueError(f"{text!r}: CACHE:QUERIES:HEAD_DIM or ...:bfloat16 is needed")
-    kv, io = _element_of(text, parts[0]), _element_of(text, parts[1])
+        raise ValueError(
+            f"{text!r}: CACHE:QUERIES:HEAD_DIM is needed, or CACHE:QUERIES:HEAD_DIM:bfloat16 for "
+            "products in bfloat16"
+        )
+    kv = _element_of(text, "CACHE", parts[0], tuple(Element))
+    io = _element_of(text, "QUERIES", parts[1], QUERY_ELEMENTS)
+    head_dim = _number_of(text, parts[2])
     products = Products.EXACT
     if len(parts) == 4:
         if parts[3] != "bfloat16":
-            raise ValueError(f"{text!r}: products {parts[3]!r}: only bfloat16 may be asked for")
+            raise ValueError(f"{text!r}: products {parts[3]!r}: bfloat16 or nothing is needed")
         products = Products.BFLOAT16
     try:
-        return KernelVariant(kv, io, _number_of(text, parts[2]), products)
+        return KernelVariant(kv, io, head_dim, products)
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from None
 
 
 def _model_of(text: str) -> tuple[Element, int]:
     name, _, digits = text.partition(":")
-    element = _element_of(text, name)
-    if element is Element.INT8:
-        raise ValueError(f"{text!r}: models compute in floating point")
-    return element, _number_of(text, digits)
+    return _element_of(text, "ELEMENT", name, QUERY_ELEMENTS), _number_of(text, digits)
 
 
-def _element_of(text: str, name: str) -> Element:
-    names = [element.name.lower() for element in Element]
+def _element_of(text: str, part: str, name: str, allowed: tuple[Element, ...]) -> Element:
+    names = [element.name.lower() for element in allowed]
     if name not in names:
-        raise ValueError(f"{text!r}: {name!r} is none of {', '.join(names)}")
+        raise ValueError(f"{text!r}: {part} {name!r} is none of {', '.join(names)}")
     return Element[name.upper()]
 
 

@@ -28,6 +28,8 @@ ITEMS_PER_THREAD = 4
 """So that a thread that was held up delays the others by a fraction of its share only."""
 MIN_PART_TOKENS = 8 * TILE_TOKENS
 """Shorter parts would spend their time on merging."""
+MAX_PART_TOKENS = 64 * TILE_TOKENS
+"""Sums of a part are float32; over more tokens equal values would be off by more than 2e-6."""
 
 _Ints = NDArray[np.int64]
 
@@ -92,7 +94,8 @@ def plan_items(
     num_items = ITEMS_PER_THREAD * num_threads if num_threads > 1 else 0
     total = max(1, int(tokens.sum()))
     shares = np.maximum(1, _ceil_div(tokens * num_items, total))
-    if shares.max(initial=1) == 1 and not sink_stops.any():
+    is_short = (context - firsts).max(initial=0) <= MAX_PART_TOKENS
+    if is_short and shares.max(initial=1) == 1 and not sink_stops.any():
         return _uncut(context, firsts, num_kv_heads)
 
     # Segments are runs of tokens: one a sequence, or two where a gap lies between them.
@@ -104,6 +107,10 @@ def plan_items(
     lengths = ends - begins
     most = np.maximum(1, lengths // MIN_PART_TOKENS)
     parts = np.clip(_ceil_div(lengths * num_items, total), 1, most)
+    # One more than the quotient, as parts differ by a tile.
+    parts = np.maximum(
+        parts, np.where(lengths > MAX_PART_TOKENS, lengths // MAX_PART_TOKENS + 1, 1)
+    )
 
     num_parts = np.bincount(sequences, weights=parts, minlength=len(context)).astype(np.int64)
     head_splits = np.clip(shares // num_parts, 1, num_kv_heads)

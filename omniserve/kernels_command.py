@@ -13,7 +13,7 @@ from omniserve.installation import environment_with_packages
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_COMMAND = (sys.executable, "-P", "-m", "cpu_attn.warm_up_command")
+_COMMAND = (sys.executable, "-P", "-m", "omniserve.kernels_process")
 
 
 def add_kernels_command(subparsers: "Subparsers") -> None:
@@ -31,24 +31,29 @@ def add_kernels_command(subparsers: "Subparsers") -> None:
         "the cache yet, and prints a table. A daemon that starts afterwards loads them. "
         "The exit status is 1 where they could not be saved.",
     )
-    warm_up.add_argument(
+    files = warm_up.add_mutually_exclusive_group()
+    files.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="configuration file with the models"
     )
+    files.add_argument("--config", type=Path, metavar="FILE", help="the same, as an option")
     warm_up.add_argument(
         "--variant",
         action="append",
         default=[],
-        metavar="CACHE:QUERIES:HEAD_DIM",
+        metavar="CACHE:QUERIES:HEAD_DIM[:bfloat16]",
         help="one more attention kernel, such as int8:bfloat16:128; may be repeated; "
-        "elements are float32, float16, bfloat16 and, of a cache, int8",
+        "elements are float32, float16, bfloat16 and, of a cache, int8; with :bfloat16 behind it "
+        "weights are rounded to bfloat16 before they meet the values (faster, less exact), which "
+        "takes a cache and queries of bfloat16",
     )
     warm_up.set_defaults(handler=_warm_up)
 
 
 def _warm_up(arguments: argparse.Namespace) -> int:
-    if arguments.file is None and not arguments.variant:
+    file = arguments.file or arguments.config
+    if file is None and not arguments.variant:
         raise ConfigError("kernels warm-up: a configuration FILE or a --variant is needed")
-    models = [] if arguments.file is None else _models_of(arguments.file)
+    models = [] if file is None else _models_of(file)
     # A process of its own: only there are the compiler and its minutes of work.
     options = [f"--model={model}" for model in models]
     command = [*_COMMAND, *options, "--", *arguments.variant]

@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from cpu_attn.element import Element
 from cpu_attn.kernel_variant import KernelVariant, Products
+from cpu_attn.kv_layout import KvLayout
 from cpu_attn.thread_team import MAX_THREADS
 
 FLOAT = KernelVariant(Element.FLOAT32, Element.FLOAT32, 64)
@@ -191,6 +192,7 @@ def test_two_sequences_that_append_to_one_slot() -> None:
         ({"new_v": None}, "new_k and new_v: both"),
         ({"products": Products.BFLOAT16}, "products BFLOAT16 with a FLOAT32 cache"),
         ({"products": 7}, "7 is not a valid Products"),
+        ({"scale": np.inf}, "scale inf"),
         ({"kv_scales": np.ones((7, 2, 2, 16), np.float32)}, "kv_scales: for no cache but int8"),
     ],
 )
@@ -201,6 +203,57 @@ def test_wrong_numbers(changed: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("name", ["window", "sink_tokens", "num_threads"])
 def test_counts_are_whole(name: str) -> None:
     refuse(case_of(), TypeError, f"{name} 2.0: a whole number", **{name: 2.0})
+
+
+def test_a_scale_is_a_number() -> None:
+    refuse(case_of(), TypeError, "^scale '0.5': a number is needed", scale="0.5")
+
+
+@pytest.mark.parametrize("name", ["kv_element", "io_element"])
+def test_elements_by_name_or_number(name: str) -> None:
+    allowed = "Element.FLOAT32, Element.FLOAT16, Element.BFLOAT16, Element.INT8"
+    refuse(case_of(), TypeError, f"^{name} 'float32': one of {allowed}", **{name: "float32"})
+    refuse(case_of(), TypeError, f"^{name} 0: one of", **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("float32", Element.FLOAT32, 64), r"^kv 'float32': one of Element.FLOAT32, "),
+        ((Element.FLOAT32, "float32", 64), r"^io 'float32': one of "),
+        ((0, 0, 64), r"^kv 0: one of "),
+        ((Element.FLOAT32, Element.FLOAT32, "64"), r"^head_dim '64': a whole number"),
+        ((Element.FLOAT32, Element.FLOAT32, 64.0), r"^head_dim 64.0: a whole number"),
+        ((Element.FLOAT32, Element.FLOAT32, 64, 0), r"^products 0: Products.EXACT or "),
+    ],
+)
+def test_variants_of_other_types(fields: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        KernelVariant(*fields)
+
+
+def test_a_variant_with_int8_queries() -> None:
+    with pytest.raises(ValueError, match="Element.INT8: one of Element.FLOAT32, Element.FLOAT16, "):
+        KernelVariant(Element.FLOAT32, Element.INT8, 64)
+
+
+def test_a_layout_of_an_element_s_name() -> None:
+    with pytest.raises(TypeError, match="^element 'int8': one of Element.FLOAT32"):
+        KvLayout("int8", 1, 2, 64, 16)  # type: ignore[arg-type]
+
+
+def test_dtypes_that_are_possible_are_told() -> None:
+    case = case_of()
+    floats = r"one of float32, float16, uint16 \(bfloat16\)"
+    for dtype, ending in (
+        (np.float64, "is needed$"),
+        (np.int8, "is needed$"),
+        (np.int16, "is needed; int16 is taken for bfloat16 with io_element=Element.BFLOAT16$"),
+    ):
+        refuse(case, TypeError, f"^q: dtype .*, {floats} {ending}", q=case.q.astype(dtype))
+    cache = case.kv_cache.astype(np.float64)
+    refuse(case, TypeError, f"^kv_cache: dtype float64, {floats}, int8 is needed$", kv_cache=cache)
+    refuse(case, TypeError, "with kv_element=Element.BFLOAT16$", kv_cache=np.zeros((1,), np.int16))
 
 
 def test_int8_without_scales() -> None:

@@ -241,6 +241,18 @@ def test_an_engine_that_cannot_load_ends_the_daemon(tmp_path: Path, checkpoint: 
         assert list(daemon.temp_dir.iterdir()) == []
 
 
+def test_a_vector_path_that_is_none_ends_the_daemon(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNISERVE_CPU_ISA", "avx1024")
+    config = write_config(tmp_path, checkpoint)
+    with DaemonProcess("-m", "omniserve", "serve", config) as daemon:
+        assert daemon.wait() == 2
+        assert "Traceback" not in daemon.log
+        expected = "omniserve: OMNISERVE_CPU_ISA=avx1024: this CPU can take "
+        assert daemon.log.splitlines()[-1].startswith(expected)
+
+
 def test_an_engine_that_crashes_at_load_ends_the_daemon(tmp_path: Path, checkpoint: Path) -> None:
     crash = tmp_path / "crash"
     crash.touch()

@@ -27,7 +27,7 @@ def pool() -> Iterator[HostKvPool]:
         ({"num_heads": 3}, "num_heads 3: 1 to 16 times the 2 KV heads"),
         ({"num_heads": 34}, "num_heads 34"),
         ({"num_heads": 0}, "num_heads 0"),
-        ({"io": Element.INT8}, "io INT8"),
+        ({"io": Element.INT8}, "io Element.INT8: one of"),
         ({"max_q_len": 0}, "max_q_len 0: 1..8"),
         ({"max_q_len": 9}, "max_q_len 9: 1..8"),
         ({"max_context_len": 0}, "max_context_len 0"),

@@ -99,9 +99,14 @@ def test_a_lower_path_tells_numba_of_its_features_alone(path: isa.Isa) -> None:
     assert printed(ACTIVE, OMNISERVE_CPU_ISA=path.name) == f"{path.name} {cpu} {features}".strip()
 
 
-@pytest.mark.parametrize("name", ["avx1024", "AVX2", " "])
+@pytest.mark.parametrize("name", ["avx1024", "avx2,avx512", " "])
 def test_a_name_that_is_no_path(name: str) -> None:
     assert_refused(name, allowed=[path.name for path in isa.available()])
+
+
+@pytest.mark.parametrize("name", ["PORTABLE", "Portable"])
+def test_capitals_do_not_matter(name: str) -> None:
+    assert printed(ACTIVE, OMNISERVE_CPU_ISA=name).split()[0] == "portable"
 
 
 def test_an_empty_name_is_none() -> None:

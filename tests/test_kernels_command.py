@@ -93,12 +93,12 @@ def test_a_model_that_has_no_attention_kernel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variant", "reason"),
     [
-        ("bfloat16:64", "CACHE:QUERIES:HEAD_DIM or ...:bfloat16 is needed"),
-        ("float64:float32:64", "'float64' is none of float32, float16, bfloat16, int8"),
-        ("float32:int8:64", "io INT8: queries and outputs are floating point"),
+        ("bfloat16:64", "or CACHE:QUERIES:HEAD_DIM:bfloat16 for products in bfloat16"),
+        ("float64:float32:64", "CACHE 'float64' is none of float32, float16, bfloat16, int8"),
+        ("float32:int8:64", "QUERIES 'int8' is none of float32, float16, bfloat16"),
         ("float32:float32:x", "head_dim 'x' is not a whole number"),
         ("float32:float32:24", "head_dim 24: a multiple of 16 in 16..256 is needed"),
-        ("float32:float32:64:exact", "products 'exact': only bfloat16 may be asked for"),
+        ("float32:float32:64:exact", "products 'exact': bfloat16 or nothing is needed"),
         ("float32:float32:64:bfloat16", "BFLOAT16 is needed for both"),
     ],
 )
@@ -110,6 +110,7 @@ def test_variants_that_are_none(
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith(f"omniserve: '{variant}': ")
+    assert line.count(variant) == 1
     assert line.endswith(reason)
 
 
@@ -118,8 +119,22 @@ def test_nothing_to_compile(capsys: pytest.CaptureFixture[str]) -> None:
     assert "FILE or a --variant is needed" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vector_path_that_is_none(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNISERVE_CPU_ISA", "avx1024")
+    assert main(["kernels", "warm-up", "--variant", "float32:float32:16"]) == 2
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith("omniserve: OMNISERVE_CPU_ISA=avx1024: this CPU can take ")
+    assert out == ""
+
+
+@pytest.mark.parametrize("option", [(), ("--config",)])
+def test_a_checkpoint_that_is_not_there(
+    option: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text(CONFIG.format(path=tmp_path / "absent"))
-    assert main(["kernels", "warm-up", str(config)]) == 2
+    assert main(["kernels", "warm-up", *option, str(config)]) == 2
     assert "absent: no such directory" in capsys.readouterr().err

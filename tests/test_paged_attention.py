@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention_cases import Shape, assert_appended, assert_right, make_case, split_shape
+from attention_cases import (
+    Array,
+    Case,
+    Shape,
+    assert_appended,
+    assert_right,
+    make_case,
+    split_shape,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_paged_attention import decode, encode
@@ -19,7 +27,9 @@ from cpu_attn.work_items import plan_items
 # By name, for the package exports the function of the same name.
 MODULE: Any = importlib.import_module("cpu_attn.paged_attention")
 
-FLOAT32, FLOAT16, BFLOAT16, INT8 = Element
+FLOAT32, FLOAT16, BFLOAT16, INT8 = (
+    Element[name] for name in ("FLOAT32", "FLOAT16", "BFLOAT16", "INT8")
+)
 VARIANTS = [
     KernelVariant(FLOAT32, FLOAT32, 64),
     KernelVariant(FLOAT16, FLOAT16, 128),
@@ -200,6 +210,72 @@ def test_results_over_two_halves_of_the_keys_merge_to_the_whole() -> None:
     assert_right(case, *merge.merge_partials(outs, lses))
 
 
+CUT = 128
+
+
+def earlier_part(case: Case) -> tuple[Array, Array]:
+    """Of the tokens before CUT, as `merge_partials` says that it is to be asked for."""
+    out, lse = np.zeros_like(case.q), np.full(case.q.shape[:3], -np.inf, dtype=np.float32)
+    first = int(case.context_lens[0]) - case.shape.q_len
+    given = {"new_k": None, "new_v": None, "sinks": None}
+    for token in range(case.shape.q_len):
+        length, window = CUT, case.shape.window
+        if window is not None:
+            window -= first + token - (CUT - 1)
+            if window < 1:
+                length, window = case.shape.sink_tokens, None
+        if length:
+            out[:, token], lse[:, token] = (
+                result[:, 0]
+                for result in case.run(
+                    **given,
+                    q=case.q[:, token : token + 1],
+                    context_lens=np.full_like(case.context_lens, length),
+                    window=window,
+                )
+            )
+    return out, lse
+
+
+@pytest.mark.parametrize("window", [None, 300, 173, 100])
+@pytest.mark.parametrize("sink_tokens", [0, 5])
+def test_parts_with_several_query_tokens(window: int | None, sink_tokens: int) -> None:
+    """With 173, the window of the last query token alone does not reach the earlier part."""
+    case = make_case(
+        PLAIN,
+        Shape(
+            context_lens=(302,),
+            q_len=3,
+            window=window,
+            sink_tokens=sink_tokens,
+            has_sinks=True,
+            appends=True,
+        ),
+    )
+    later = case.run(
+        block_tables=np.ascontiguousarray(case.block_tables[:, CUT // 16 :]),
+        context_lens=case.context_lens - np.int32(CUT),
+        sink_tokens=0,
+    )
+    parts = zip(earlier_part(case), later, strict=True)
+    out, lse = merge.merge_partials(*(np.stack(results) for results in parts))
+    assert_right(case, out, lse)
+
+
+def test_an_earlier_part_at_once() -> None:
+    """Without a window all query tokens, each a sequence of its own, are one call."""
+    case = make_case(PLAIN, Shape(context_lens=(200, 190), q_len=3))
+    num_sequences, q_len, *heads = case.q.shape
+    expected = earlier_part(case)
+    out, lse = case.run(
+        q=np.ascontiguousarray(case.q).reshape(num_sequences * q_len, 1, *heads),
+        block_tables=np.repeat(case.block_tables, q_len, axis=0),
+        context_lens=np.full(num_sequences * q_len, CUT, dtype=np.int32),
+    )
+    np.testing.assert_array_equal(out.reshape(case.q.shape), expected[0])
+    np.testing.assert_array_equal(lse.reshape(case.q.shape[:3]), expected[1])
+
+
 def test_out_may_be_given_and_int16_said_to_be_bfloat16() -> None:
     case = make_case(VARIANTS[3], Shape(context_lens=(90,)))
     wide = np.full((1, 1, 6, 64), 9.0, dtype=np.float32)
@@ -223,3 +299,13 @@ def test_elements_are_rounded_to_the_nearest_even() -> None:
     """The oracle's own bfloat16: a tie goes to the even neighbour, the rest to the nearer one."""
     ties = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8])
     assert decode(encode(ties, BFLOAT16), BFLOAT16).tolist() == [1, 1 + 2**-6, 1 + 2**-7, -1]
+
+
+def test_equal_values_over_a_long_context_are_given_back() -> None:
+    """Each addition of the same number rounds the same way: only short sums stay exact."""
+    length = 20_000
+    q = np.random.default_rng(5).standard_normal((1, 1, 4, 64), np.float32)
+    cache = np.full((-(-length // 16), 2, 1, 16, 64), np.float32(0.7))
+    tables = np.arange(len(cache), dtype=np.int32)[None]
+    out, _ = MODULE.paged_attention(q, cache, tables, np.array([length], np.int32))
+    np.testing.assert_allclose(out, np.float32(0.7), rtol=2e-6)

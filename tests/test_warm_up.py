@@ -242,7 +242,10 @@ def test_a_folder_that_others_may_write_to_is_not_used(site: Path, filled: Path,
     report = run(site, NUMBA_CACHE_DIR=filled)
     assert report.folder is None
     assert report.from_cache == [False]
-    assert f"others may write to it (mode {mode:o})" in report.errors
+    (line,) = report.errors.splitlines()
+    assert line.startswith("cpu_attn:0: RuntimeWarning: ")
+    assert f"others may write to it (mode {mode:o}), which `chmod -R go-w` mends" in line
+    assert line.endswith("NUMBA_CACHE_DIR may name another directory of your own")
 
 
 def test_what_is_made_in_a_directory_for_all_is_ours_alone(site: Path, tmp_path: Path) -> None:

@@ -22,7 +22,13 @@ from cpu_attn.kernel_task import (
     STOP_TOKEN,
     TILE_TOKENS,
 )
-from cpu_attn.work_items import ITEMS_PER_THREAD, MIN_PART_TOKENS, WorkPlan, plan_items
+from cpu_attn.work_items import (
+    ITEMS_PER_THREAD,
+    MAX_PART_TOKENS,
+    MIN_PART_TOKENS,
+    WorkPlan,
+    plan_items,
+)
 
 
 def plan(context_lens: list[int], **arguments: Any) -> WorkPlan:
@@ -122,9 +128,18 @@ def test_cuts_are_long_and_not_many(given: dict[str, Any]) -> None:
     # Cuts are at multiples of a tile, so a part may fall short of the least by one.
     assert lengths.min(initial=MIN_PART_TOKENS) > MIN_PART_TOKENS - TILE_TOKENS
     wanted = ITEMS_PER_THREAD * given["num_threads"]
-    assert made.num_items <= len(given["context_lens"]) + wanted
-    if given["num_threads"] == 1:
+    longest = [context // MAX_PART_TOKENS for context in given["context_lens"]]
+    assert made.num_items <= len(given["context_lens"]) + wanted + sum(longest)
+    if given["num_threads"] == 1 and not any(longest):
         assert made.num_items == len(given["context_lens"]), "there is nobody to share with"
+
+
+@settings(max_examples=100, deadline=None)
+@given(arguments())
+def test_no_part_is_so_long_that_its_sums_lose_digits(given: dict[str, Any]) -> None:
+    items = plan(**given).items
+    lengths = items[:, STOP_TOKEN] - items[:, FIRST_TOKEN]
+    assert lengths.max(initial=0) <= MAX_PART_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from omniserve.messages import (
     encode,
 )
 from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.vector_path import require_vector_path
 
 _BUSY_STATS_S = 0.25
 _IDLE_STATS_S = 1.0
@@ -34,6 +35,8 @@ class EngineProcess:
     """Moves messages between the front's socket and an `Engine`, at step and layer boundaries."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        # First: what is imported next would end in its traceback.
+        require_vector_path()
         from omniserve.engine.core import Engine
 
         self._socket = socket
