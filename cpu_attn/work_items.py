@@ -28,7 +28,7 @@ ITEMS_PER_THREAD = 4
 """So that a thread that was held up delays the others by a fraction of its share only."""
 MIN_PART_TOKENS = 8 * TILE_TOKENS
 """Shorter parts would spend their time on merging."""
-MAX_PART_TOKENS = 64 * TILE_TOKENS
+MAX_PART_TOKENS = 32 * TILE_TOKENS
 """Sums of a part are float32; over more tokens equal values would be off by more than 2e-6."""
 
 _Ints = NDArray[np.int64]
