@@ -167,10 +167,19 @@ class DaemonClients:
             return
 
 
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Whole lines. Only a line feed ends one: generated text may hold what Unicode calls breaks."""
+    rest = b""
+    async for data in response.aiter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r")
+
+
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in response.aiter_lines():
-        data = line.removeprefix("data: ")
-        if data == line or data == "[DONE]":
+    async for line in _lines(response):
+        data = line.removeprefix(b"data: ")
+        if data == line or data == b"[DONE]":
             continue
         event: dict[str, Any] = json.loads(data)
         if "error" in event:
