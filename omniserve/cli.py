@@ -144,6 +144,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _config_check(args: argparse.Namespace) -> int:
     from omniserve.config import load_config
+    from omniserve.config_piggyback import describe_piggybacking
     from omniserve.config_values import is_loopback
     from omniserve.installation import package_collisions
 
@@ -156,7 +157,10 @@ def _config_check(args: argparse.Namespace) -> int:
     models = ", ".join(model.name for model in config.models)
     tiers = ", ".join(f"{tier.name} ({tier.service_class})" for tier in config.tiers)
     listen = f"grpc {config.listen.grpc}, http {config.listen.http}"
-    print(f"{_config_path(args)}: OK: models {models}; tiers {tiers}; {listen}")
+    print(
+        f"{_config_path(args)}: OK: models {models}; tiers {tiers}; {listen}; "
+        f"piggybacking {describe_piggybacking(config.piggybacking())}"
+    )
     return EXIT_OK
 
 

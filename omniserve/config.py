@@ -3,18 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from omniserve.config_file import read_config_file
 from omniserve.config_messages import describe_problems
+from omniserve.config_piggyback import PiggybackConfig, PiggybackOff, PiggybackPlanner
+from omniserve.config_section import Section
 from omniserve.config_values import (
     Address,
     Milliseconds,
@@ -25,27 +19,23 @@ from omniserve.config_values import (
     split_address,
 )
 from omniserve.errors import ConfigError
+from omniserve.machine import Machine, this_machine
 from omniserve.requests import ServiceClassName
-from omniserve.settings import DeviceKind, DeviceSettings, DtypeName, EngineSettings, ModelSettings
+from omniserve.settings import (
+    DeviceKind,
+    DeviceSettings,
+    DtypeName,
+    EngineSettings,
+    ModelSettings,
+    PiggybackSettings,
+)
 
 DEFAULT_PERCENTILE = 99.0
 RESERVED_TIER_NAMES = ("auto", "default", "priority", "flex")
 """Values of OpenAI's `service_tier` that choose a tier by its role."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class ListenConfig(_Section):
+class ListenConfig(Section):
     """Addresses of the two servers."""
 
     grpc: Address = "127.0.0.1:50051"
@@ -60,7 +50,7 @@ class ListenConfig(_Section):
         return self
 
 
-class DeviceConfig(_Section):
+class DeviceConfig(Section):
     """The device that runs the models."""
 
     kind: DeviceKind = "auto"
@@ -69,7 +59,7 @@ class DeviceConfig(_Section):
     """Compute threads of a CPU device; unset takes every core the process may use."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """One model to serve."""
 
     name: Name
@@ -94,6 +84,7 @@ class ModelConfig(_Section):
     """Tokens in one KV block."""
     prefix_caching: bool = True
     """Whether KV of equal prompt beginnings is shared."""
+    piggyback: PiggybackConfig = PiggybackConfig()
 
     @field_validator("path")
     @classmethod
@@ -104,7 +95,7 @@ class ModelConfig(_Section):
         return str((directory / Path(value).expanduser()).resolve())
 
 
-class TierConfig(_Section):
+class TierConfig(Section):
     """A named class of service."""
 
     name: Name
@@ -140,7 +131,7 @@ class TierConfig(_Section):
         return value
 
 
-class DaemonConfig(_Section):
+class DaemonConfig(Section):
     """How the daemon starts, watches over its engine and stops."""
 
     shutdown_grace_s: float = Field(default=30.0, ge=0, le=86_400, allow_inf_nan=False)
@@ -151,7 +142,7 @@ class DaemonConfig(_Section):
     """Longest wait for the engine to load its models."""
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that a configuration file says, with the defaults filled in."""
 
     listen: ListenConfig = ListenConfig()
@@ -180,6 +171,12 @@ class Config(_Section):
                 raise refuse(text, ("models", index, "default_tier"))
         return self
 
+    @model_validator(mode="after")
+    def _fits_the_machine(self, info: ValidationInfo) -> Self:
+        machine: Machine = (info.context or {}).get("machine") or this_machine()
+        self._planner(machine).check([model.piggyback for model in self.models])
+        return self
+
     def tier(self, name: str) -> TierConfig | None:
         return next((tier for tier in self.tiers if tier.name == name), None)
 
@@ -193,21 +190,39 @@ class Config(_Section):
         tier = self.tier(config.default_tier) if config.default_tier else None
         return tier or self.tiers[0]
 
-    def engine_settings(self) -> EngineSettings:
+    def piggybacking(
+        self, machine: Machine | None = None
+    ) -> dict[str, PiggybackSettings | PiggybackOff]:
+        """By model; of this machine where none is given."""
+        sections = [model.piggyback for model in self.models]
+        settings = self._planner(machine or this_machine()).settings(sections)
+        return {model.name: each for model, each in zip(self.models, settings, strict=True)}
+
+    def _planner(self, machine: Machine) -> PiggybackPlanner:
+        has_best_effort = any(tier.service_class == "best_effort" for tier in self.tiers)
+        return PiggybackPlanner(machine, self.device.kind, has_best_effort)
+
+    def engine_settings(self, machine: Machine | None = None) -> EngineSettings:
+        """What the engine is told, with all that is unset filled in from the machine."""
+        piggybacking = self.piggybacking(machine)
         models = tuple(
             ModelSettings(
-                **model.model_dump(exclude={"default_tier", "device_kv_bytes"}),
+                **model.model_dump(exclude={"default_tier", "device_kv_bytes", "piggyback"}),
                 device_kv_bytes=model.device_kv_bytes,
+                piggyback=each if isinstance(each, PiggybackSettings) else None,
             )
-            for model in self.models
+            for model, each in zip(self.models, piggybacking.values(), strict=True)
         )
         return EngineSettings(DeviceSettings(self.device.kind, self.device.threads), models)
 
 
-def load_config(path: str | Path) -> Config:
-    """Reads and validates a file. The ConfigError holds one line for each problem."""
+def load_config(path: str | Path, machine: Machine | None = None) -> Config:
+    """Reads and validates a file, for this machine where none is given.
+
+    The ConfigError holds one line for each problem.
+    """
     file = read_config_file(Path(path))
-    context = {"directory": Path(path).resolve().parent}
+    context = {"directory": Path(path).resolve().parent, "machine": machine}
     try:
         return Config.model_validate(file.data, context=context, by_name=False)
     except ValidationError as error:

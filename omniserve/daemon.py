@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from omniserve.checkpoint import inspect_checkpoint
 from omniserve.config import Config
+from omniserve.config_piggyback import describe_piggybacking
 from omniserve.config_values import is_loopback, split_address
 from omniserve.engine_client import EngineClient, EngineState, EngineSupervision
 from omniserve.engine_process_handle import remove_stale_directories
@@ -50,6 +51,7 @@ async def serve(
         _check_free(key, address)
         if not is_loopback(address):
             log_event(_logger, "open_to_the_network", level=logging.WARNING, address=address)
+    log_event(_logger, "piggybacking", models=describe_piggybacking(config.piggybacking()))
     await Daemon(config, announce, supervision_of(config, log_settings)).run()
 
 

@@ -42,6 +42,8 @@ class Usage:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    num_piggybacked_tokens: int = 0
+    """Output tokens whose decode attention ran on the host."""
 
 
 @dataclass(slots=True)

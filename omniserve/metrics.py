@@ -4,7 +4,7 @@ One client request is one observation, whatever its number of prompts and choice
 Every duration starts when the request arrived at the front.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
 from prometheus_client import (
@@ -14,15 +14,13 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
+from omniserve.engine_metrics import EngineCollector
 from omniserve.settings import ModelStats
 
 Outcome = Literal["ok", "cancelled", "invalid", "unavailable", "error"]
-TokenKind = Literal["prompt", "cached", "output"]
+TokenKind = Literal["prompt", "cached", "output", "piggybacked"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -41,7 +39,7 @@ E2E_BUCKETS_S = (
 
 
 class Metrics:
-    """Records requests and tokens; engine gauges are read from snapshots when scraped."""
+    """Records requests and tokens; the engine's are read from snapshots when scraped."""
 
     def __init__(self) -> None:
         # Else every series is there twice, once with the time of its creation.
@@ -68,7 +66,8 @@ class Metrics:
         )
         self.tokens = Counter(
             "omniserve_tokens_total",
-            "Tokens of requests: prompt (cached ones included), cached, output.",
+            "Tokens of requests: prompt (cached ones included), cached, "
+            "output (piggybacked ones included), piggybacked.",
             (*labels, "kind"),
             registry=self._registry,
         )
@@ -89,8 +88,8 @@ class Metrics:
                     self.tokens.labels(model, tier, kind)
 
     def watch_engine(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
-        """Adds the engine's gauges, read from `stats` at every scrape; call `expect` before."""
-        self._registry.register(_EngineGauges(stats, self._tiers))
+        """Adds what the engine counts, read from `stats` at every scrape; call `expect` before."""
+        self._registry.register(EngineCollector(stats, self._tiers))
 
     def num_tokens(self, model: str, kind: TokenKind) -> int:
         """Tokens of one kind since the start, over all tiers."""
@@ -105,33 +104,3 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
         return generate_latest(self._registry)
-
-
-class _EngineGauges(Collector):
-    def __init__(
-        self, stats: Callable[[], Mapping[str, ModelStats]], tiers: tuple[str, ...]
-    ) -> None:
-        self._stats = stats
-        # A series that disappears when nothing runs would keep its last value in a graph.
-        self._zeros = dict.fromkeys(tiers, 0)
-
-    def describe(self) -> Iterable[Metric]:
-        return _gauge_families()
-
-    def collect(self) -> Iterator[Metric]:
-        running, waiting, kv_used = _gauge_families()
-        for model, stats in self._stats().items():
-            for family, by_tier in ((running, stats.running), (waiting, stats.waiting)):
-                for tier, count in (self._zeros | dict(by_tier)).items():
-                    family.add_metric((model, tier), count)
-            kv_used.add_metric((model, "device"), stats.kv_used_bytes)
-        yield from (running, waiting, kv_used)
-
-
-def _gauge_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
-    by_tier = ("model", "tier")
-    return (
-        GaugeMetricFamily("omniserve_running_requests", "Sequences that run.", labels=by_tier),
-        GaugeMetricFamily("omniserve_waiting_requests", "Sequences that wait.", labels=by_tier),
-        GaugeMetricFamily("omniserve_kv_used_bytes", "KV memory in use.", labels=("model", "pool")),
-    )

@@ -94,5 +94,6 @@ def _merged(pending: _Pending) -> RequestOutput:
         num_prompt_tokens=last.num_prompt_tokens,
         num_cached_tokens=last.num_cached_tokens,
         num_output_tokens=last.num_output_tokens,
+        num_piggybacked_tokens=last.num_piggybacked_tokens,
         error=last.error,
     )

@@ -50,13 +50,16 @@ class RequestRecord:
         self._first_s: dict[int, float] = {}
         self._last_s: dict[int, float] = {}
         self._num_output_tokens: dict[int, int] = {}
+        self._num_piggybacked_tokens: dict[int, int] = {}
         self._has_ended = False
 
     def start(self, num_prompt_tokens: tuple[int, ...], num_choices_each: int) -> None:
         """The prompts are tokenised; `num_choices_each` sequences continue each of them."""
         self._num_prompt_tokens = num_prompt_tokens
         self._num_choices_each = num_choices_each
-        self._output_counter = self._metrics.tokens.labels(self.model, self.tier, "output")
+        tokens = self._metrics.tokens
+        self._output_counter = tokens.labels(self.model, self.tier, "output")
+        self._piggybacked_counter = tokens.labels(self.model, self.tier, "piggybacked")
 
     def on_output(self, index: int, output: RequestOutput) -> None:
         """The engine gave this output of choice `index`."""
@@ -70,6 +73,9 @@ class RequestRecord:
             self._last_s[index] = now
             self._output_counter.inc(len(output.token_ids))
         self._num_output_tokens[index] = output.num_output_tokens
+        before = self._num_piggybacked_tokens.get(index, 0)
+        self._num_piggybacked_tokens[index] = output.num_piggybacked_tokens
+        self._piggybacked_counter.inc(output.num_piggybacked_tokens - before)
         self._texts.setdefault(index, []).append(output.text)
 
     def _count_prompt(self, index: int, output: RequestOutput) -> None:
@@ -88,6 +94,7 @@ class RequestRecord:
             num_prompt_tokens=sum(self._num_prompt_tokens),
             num_cached_tokens=self._num_cached_tokens,
             num_output_tokens=sum(self._num_output_tokens.values()),
+            num_piggybacked_tokens=sum(self._num_piggybacked_tokens.values()),
         )
 
     def end(self, error: BaseException | None) -> None:
@@ -128,6 +135,7 @@ class RequestRecord:
             prompt_tokens=usage.num_prompt_tokens,
             cached_tokens=usage.num_cached_tokens,
             output_tokens=usage.num_output_tokens,
+            piggybacked_tokens=usage.num_piggybacked_tokens,
             ttft_ms=_milliseconds(ttft_s),
             tpot_ms=_milliseconds(tpot_s),
             e2e_ms=_milliseconds(e2e_s),

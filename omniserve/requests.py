@@ -69,4 +69,6 @@ class RequestOutput:
     num_cached_tokens: int = 0
     """Prompt tokens whose KV came from the prefix cache."""
     num_output_tokens: int = 0
+    num_piggybacked_tokens: int = 0
+    """Output tokens whose decode attention ran on the host."""
     error: str | None = None

@@ -15,6 +15,27 @@ class DeviceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PiggybackSettings:
+    """How best-effort decodes of a model run on the host."""
+
+    host_kv_bytes: int
+    """Size of the model's KV pool in host memory."""
+    host_attention_threads: int = 1
+    """Cores that attend on the host; of several models the largest number counts."""
+    max_offloaded_requests: int = 256
+    max_lane_rows: int = 64
+    """Most rows that join a step at one layer."""
+    max_lane_rows_beside_ls: int = 16
+    """The same in a step that also carries latency-sensitive rows."""
+    max_resident_decodes: int | None = None
+    """Best-effort decodes that may stay on the device; None: as many as its memory holds."""
+    binding_points: int = 1
+    """Times in a step at which results that have come join it; 1 is its start."""
+    when: Literal["auto", "always"] = "auto"
+    """auto leaves it off while the device alone is predicted to serve best-effort work faster."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSettings:
     name: str
     path: str
@@ -31,6 +52,8 @@ class ModelSettings:
     best_effort_tokens_beside_ls: int = 64
     """Most best-effort rows of a step that also carries latency-sensitive rows."""
     prefix_caching: bool = True
+    piggyback: PiggybackSettings | None = None
+    """None: best-effort decodes run on the device only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +79,42 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class PiggybackStats:
+    """A snapshot of a model's work on the host. Counters grow from the engine's start."""
+
+    active: bool
+    """Whether requests may be offloaded at this moment."""
+    host_state: str
+    """Of the host attention process: starting, ready, ending, waiting, failed, stopped."""
+    num_offloaded: int
+    """Requests whose KV is on the host, or on its way there or back."""
+    num_ready_rows: int
+    """Rows whose attention is done and that wait to join a step."""
+    num_on_host: int
+    """Rows whose attention is queued or being computed."""
+    num_rows_joined: int
+    """Counter: rows that joined a step, counted at every layer."""
+    hop_steps_counts: tuple[int, ...]
+    """Counter: rows that joined 0, 1, 2, 3, 4 .. 7, 8 .. 15, 16 or more steps after they left."""
+    hop_steps_sum: int
+    """Counter: steps between leaving and joining, over all those rows."""
+    num_tokens: int
+    """Counter: tokens that came out of the lanes."""
+    residual_bytes: int
+    """Of the rows that are between two layers now."""
+    num_swaps_out: int
+    num_swaps_in: int
+    swap_out_bytes: int
+    swap_in_bytes: int
+    host_kv_read_bytes: int
+    """Counter: KV that host attention was asked to read."""
+    host_kv_used_bytes: int
+    host_kv_total_bytes: int
+    num_host_restarts: int
+    num_tasks_redone: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStats:
     """A snapshot of one model, taken at a step boundary."""
 
@@ -71,3 +130,5 @@ class ModelStats:
     num_cached_prompt_tokens: int
     step_ms: float
     """Duration of the last step, in milliseconds."""
+    piggyback: PiggybackStats | None = None
+    """None where it is not enabled."""

@@ -37,17 +37,10 @@ class ClassPlanner:
         self._residency = residency
         self._preemptor = preemptor
 
-    def plan_class(
+    def plan_running(
         self, service_class: ServiceClass, step: StepBuilder, withheld_ids: Collection[str] = ()
     ) -> Room:
-        """Fill `step` from one class; the outcome is that of the first request left short."""
-        room = self._plan_running(service_class, step, withheld_ids)
-        # What is free belongs first to those who were admitted first.
-        return self._admit_waiting(service_class, step) if room is Room.ENOUGH else room
-
-    def _plan_running(
-        self, service_class: ServiceClass, step: StepBuilder, withheld_ids: Collection[str]
-    ) -> Room:
+        """Add rows of running requests; the outcome is that of one that was left short."""
         plannable = list_plannable(self._queues.running[service_class], withheld_ids)
         # Decodes go first in the budget, but memory is given out in arrival order.
         num_decodes_left = sum(num_tokens == 1 for _, num_tokens in plannable)
@@ -63,7 +56,7 @@ class ClassPlanner:
             room = self._add_rows(request, num_granted, step)
             if room is Room.IN_FLIGHT:
                 return room
-            if room is Room.SHORT:
+            if room is not Room.ENOUGH:
                 outcome = room
         return outcome
 
@@ -79,11 +72,15 @@ class ClassPlanner:
         step.add(request, num_tokens, table_len, new_block_ids)
         return Room.ENOUGH
 
-    def _admit_waiting(self, service_class: ServiceClass, step: StepBuilder) -> Room:
+    def admit_waiting(self, service_class: ServiceClass, step: StepBuilder) -> Room:
+        """Admit requests while there is room; the outcome is that of the first one left short.
+
+        What is free belongs first to those who run, so ask only if none of them was left short.
+        """
         waiting = self._queues.waiting[service_class]
         while waiting and step.budget > 0:
             request = waiting.oldest
-            # Executors drop preempted requests before they read the rows of the same plan.
+            # It would take back what it has just yielded.
             if self._preemptor.was_just_preempted(request):
                 break
             room = self._enter(request)

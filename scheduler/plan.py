@@ -26,12 +26,60 @@ class PlannedRows:
 
 
 @dataclass(frozen=True, slots=True)
+class LaneEntry:
+    """The last known token of an offloaded request: it enters the lanes at layer 0."""
+
+    request_id: str
+    lane: int
+    token_id: int
+    position: int
+    first_new_block: int
+    """Index in the lane's table of host blocks at which `new_block_ids` go."""
+    new_block_ids: tuple[int, ...]
+    """Host blocks added since the last entry; of the first entry of a lane the whole table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """KV to be copied from the device to the host; the device blocks stay held until it landed."""
+
+    request_id: str
+    lane: int
+    device_block_ids: tuple[int, ...]
+    """In the order of the sequence, without those whose contents the host holds already."""
+    host_block_ids: tuple[int, ...]
+    """Where each of them goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """KV to be copied from the host to the device; the host blocks stay held until it landed."""
+
+    request_id: str
+    lane: int
+    slot: int
+    """Row of the executor's tables that the request has again."""
+    host_block_ids: tuple[int, ...]
+    """In the order of the sequence, without those whose contents the device holds already."""
+    device_block_ids: tuple[int, ...]
+    """Where each of them goes."""
+    block_table: tuple[int, ...]
+    """All device blocks of the request, the shared ones included."""
+
+
+Copy = Offload | Return
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     plan_id: int
     rows: tuple[PlannedRows, ...]
     """Latency-sensitive rows first; inside a class single tokens before longer prefill chunks."""
     preempted_ids: tuple[str, ...] = ()
-    """Requests that lost their slot and blocks when this plan was made."""
+    """Requests that lost their slot and blocks since the plan before was made."""
+    lane_entries: tuple[LaneEntry, ...] = ()
+    max_lane_rows: int = 0
+    """Most lane rows that may join at any one layer of this step."""
 
     @property
     def num_tokens(self) -> int:
@@ -52,5 +100,7 @@ class StepResult:
 
     sampled: dict[str, int] = field(default_factory=dict)
     """Token by request id, for every row group that samples and was not aborted meanwhile."""
+    lane_sampled: dict[str, int] = field(default_factory=dict)
+    """Token by id of each offloaded request that left the last layer in this step."""
     finished_ids: frozenset[str] = frozenset()
     """Requests the engine ended (stop token, stop string); length limits need no mention."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 
 from scheduler.blocks import BlockManager
+from scheduler.offloading import Offloader
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
@@ -16,22 +17,28 @@ class Room(Enum):
     ENOUGH = "enough"
     IN_FLIGHT = "in_flight"
     """Not before plans in flight complete that use what it needs."""
+    LANDING = "landing"
+    """Not before copies to the host have landed that free what it needs; it is kept for it."""
     SHORT = "short"
     """Not before requests ahead of it in line let go."""
 
 
 def choose_victims(
-    candidates: Sequence[Request], num_blocks: int, blocks: BlockManager
+    candidates: Sequence[Request],
+    num_blocks: int,
+    blocks: BlockManager,
+    yielding: Iterable[Request] = (),
 ) -> list[Request] | None:
     """Shortest run of `candidates` from the front that frees `num_blocks` blocks, at least one.
 
-    None if all of them are too few. Each victim frees its slot as well.
+    What `yielding` requests, none of them a candidate, will free counts as well. None if all is too
+    little. Each victim frees its slot as well.
     """
-    if sum(len(request.block_ids) for request in candidates) < num_blocks:
-        return None
     victims: list[Request] = []
     released: Counter[int] = Counter()
-    num_freed = 0
+    num_freed = count_freed(yielding, blocks, released)
+    if num_freed + sum(len(request.block_ids) for request in candidates) < num_blocks:
+        return None
     for request in candidates:
         victims.append(request)
         num_freed += blocks.count_freed(request.block_ids, released)
@@ -40,51 +47,111 @@ def choose_victims(
     return None
 
 
+def count_freed(requests: Iterable[Request], blocks: BlockManager, released: "Counter[int]") -> int:
+    """Blocks that are free once all these requests and those in `released` let go of theirs."""
+    return sum(blocks.count_freed(request.block_ids, released) for request in requests)
+
+
 class Preemptor:
-    """Makes room for one request at a time by sending others back to the waiting queues.
+    """Makes room for one request at a time at the cost of others.
 
     Best-effort requests yield to latency-sensitive ones, younger ones to a running request of their
-    own class, the youngest first. A request with plans in flight is never sent back.
+    own class, the youngest first; best-effort decodes to a best-effort request that waits, if they
+    can go on on the host. Who cannot be offloaded is sent back to the waiting queues, unless plans
+    of it are in flight.
     """
 
-    def __init__(self, queues: RequestQueues, residency: Residency) -> None:
-        self.num_preemptions = 0
+    def __init__(self, queues: RequestQueues, residency: Residency, offloader: Offloader) -> None:
         self._queues = queues
         self._residency = residency
-        self._preempted_ids: list[str] = []
+        self._offloader = offloader
+        self._unreported_ids: dict[str, None] = {}
+        self._just_preempted_ids: set[str] = set()
+        self._num_claimed_blocks = 0
+        self._num_claimed_slots = 0
+
+    def begin_plan(self) -> None:
+        """Forget who was preempted, and what was claimed, when a plan was last asked for."""
+        self._just_preempted_ids.clear()
+        self._num_claimed_blocks = self._num_claimed_slots = 0
+
+    def claim(self, num_blocks: int, *, needs_slot: bool) -> None:
+        """Keep this much of what is free, or will be, from those who come later in this plan."""
+        self._num_claimed_blocks += num_blocks
+        self._num_claimed_slots += needs_slot
+
+    def has_now(self, num_blocks: int, *, needs_slot: bool) -> bool:
+        """Whether so many blocks (and a slot) are free and not claimed."""
+        missing_blocks, missing_slots = self._count_missing(num_blocks, needs_slot)
+        return missing_blocks <= 0 and missing_slots <= 0
+
+    def _count_missing(self, num_blocks: int, needs_slot: bool) -> tuple[int, int]:
+        blocks, slots = self._residency.blocks, self._residency.slots
+        missing_slots = self._num_claimed_slots + 1 - slots.num_free if needs_slot else 0
+        return num_blocks + self._num_claimed_blocks - blocks.num_free, missing_slots
 
     def take_preempted_ids(self) -> tuple[str, ...]:
         """Ids preempted since the last call."""
-        preempted_ids = tuple(self._preempted_ids)
-        self._preempted_ids.clear()
+        preempted_ids = tuple(self._unreported_ids)
+        self._unreported_ids.clear()
         return preempted_ids
 
     def was_just_preempted(self, request: Request) -> bool:
-        return request.request_id in self._preempted_ids
+        return request.request_id in self._just_preempted_ids
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self._unreported_ids.pop(request.request_id, None)
 
     def may_get_slot(self, request: Request) -> bool:
         """Whether a slot is free or held by a request that would have to leave it."""
-        others = self._lower_class(request) or self._queues.draining
-        return self._residency.slots.num_free > 0 or bool(others)
+        if self._residency.slots.num_free or self._queues.draining or self._lower_class(request):
+            return True
+        is_best_effort = request.service_class is ServiceClass.BEST_EFFORT
+        return is_best_effort and (self._offloader.is_open or bool(self._offloader.departing))
 
     def make_room(self, request: Request, num_blocks: int, *, needs_slot: bool) -> Room:
-        """Free `num_blocks` blocks (and a slot) for `request`, or preempt nobody."""
-        blocks, slots = self._residency.blocks, self._residency.slots
-        missing_blocks = num_blocks - blocks.num_free
-        if missing_blocks <= 0 and (slots.num_free or not needs_slot):
+        """Free `num_blocks` blocks (and a slot) for `request`, or take nothing from anybody."""
+        if self.has_now(num_blocks, needs_slot=needs_slot):
             return Room.ENOUGH
+        if not self._is_landing(num_blocks, needs_slot):
+            room = self._take_from_others(request, num_blocks, needs_slot)
+            if room is not Room.ENOUGH:
+                return room
+            if self.has_now(num_blocks, needs_slot=needs_slot):
+                return Room.ENOUGH
+            if not self._is_landing(num_blocks, needs_slot):
+                return Room.SHORT
+        self.claim(num_blocks, needs_slot=needs_slot)
+        return Room.LANDING
+
+    def _is_landing(self, num_blocks: int, needs_slot: bool) -> bool:
+        """Whether nobody else has to yield, as enough is on its way to the host."""
+        missing_blocks, missing_slots = self._count_missing(num_blocks, needs_slot)
+        if missing_slots > len(self._offloader.departing):
+            return False
+        yielding = self._offloader.freeing_requests()
+        return count_freed(yielding, self._residency.blocks, Counter()) >= missing_blocks
+
+    def _take_from_others(self, request: Request, num_blocks: int, needs_slot: bool) -> Room:
+        """Let others yield; ENOUGH if what they free, now or when it has landed, will do."""
+        missing_blocks, _ = self._count_missing(num_blocks, needs_slot)
+        yielding = self._offloader.freeing_requests()
 
         def victims_among(candidates: Sequence[Request]) -> list[Request] | None:
-            return choose_victims(candidates, missing_blocks, blocks)
+            return choose_victims(candidates, missing_blocks, self._residency.blocks, yielding)
 
         lower, peers = self._lower_class(request), self._younger_peers(request)
-        draining = self._queues.draining.values()
+        draining = [other for other in self._queues.draining.values() if other.num_plans_in_flight]
         # 1. Of the lower class, those that are idle now: nothing is gained by waiting for others.
         victims = victims_among([other for other in lower if not other.num_plans_in_flight])
         # 2. Waiting for plans in flight is better than preempting the request's own class.
         if victims is None and victims_among([*lower, *draining]):
             return Room.IN_FLIGHT
-        # 3. Younger requests of its own class as well.
+        # 3. Best-effort decodes go on on the host, so that one that waits can begin its prefill.
+        if victims is None and request.status is Status.WAITING:
+            return self._send_away(victims_among(self._movable_peers(request)))
+        # 4. Younger requests of its own class as well.
         if victims is None:
             victims = victims_among([*lower, *peers])
             if victims is None:
@@ -92,25 +159,39 @@ class Preemptor:
                 return Room.IN_FLIGHT if blocked_in_flight else Room.SHORT
             if any(victim.num_plans_in_flight for victim in victims):
                 return Room.IN_FLIGHT
-        self._preempt(victims)
+        self._evict(victims)
         return Room.ENOUGH
 
     def _lower_class(self, request: Request) -> Sequence[Request]:
         if request.service_class is ServiceClass.BEST_EFFORT:
             return ()
-        return list(reversed(self._queues.running[ServiceClass.BEST_EFFORT]))
+        running = self._queues.running[ServiceClass.BEST_EFFORT]
+        return [other for other in reversed(running) if not self._departs(other)]
 
     def _younger_peers(self, request: Request) -> Sequence[Request]:
         # Admission takes nothing from its own class, where first come is first served.
         if request.status is not Status.RUNNING:
             return ()
-        return self._queues.running[request.service_class].younger_than(request)
+        younger = self._queues.running[request.service_class].younger_than(request)
+        return [other for other in younger if not self._departs(other)]
 
-    def _preempt(self, victims: Iterable[Request]) -> None:
+    def _movable_peers(self, request: Request) -> Sequence[Request]:
+        if request.service_class is not ServiceClass.BEST_EFFORT or not self._offloader.is_open:
+            return ()
+        return list(self._offloader.youngest_decodes())
+
+    def _departs(self, request: Request) -> bool:
+        return request.request_id in self._offloader.departing
+
+    def _send_away(self, decodes: list[Request] | None) -> Room:
+        if decodes is None or not all(map(self._offloader.send_away, decodes)):
+            return Room.SHORT
+        return Room.ENOUGH
+
+    def _evict(self, victims: Iterable[Request]) -> None:
         for victim in victims:
-            self._residency.release(victim)
-            self._queues.put_back(victim)
-            victim.num_computed = victim.num_scheduled = 0
-            victim.num_preemptions += 1
-            self.num_preemptions += 1
-            self._preempted_ids.append(victim.request_id)
+            if not self._offloader.offload(victim):
+                self._residency.release(victim)
+                self._queues.preempt(victim)
+                self._unreported_ids[victim.request_id] = None
+                self._just_preempted_ids.add(victim.request_id)

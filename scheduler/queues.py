@@ -1,4 +1,4 @@
-"""Where every request stands: waiting, running, or draining."""
+"""Where every request stands: waiting, running, offloaded, or draining."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,17 @@ def count_by_tier(queues: Iterable[Iterable[Request]]) -> dict[str, int]:
 class RequestQueues:
     """Requests by state and class; every change of `Request.status` happens here.
 
-    A draining request is finished or aborted, but a plan in flight still writes to its blocks.
+    A draining request is finished or aborted, but a plan in flight still writes to its blocks, or
+    a copy under way reads or writes them.
     """
 
     def __init__(self) -> None:
         self.by_id: dict[str, Request] = {}
         self.waiting = {service_class: ArrivalList() for service_class in ServiceClass}
         self.running = {service_class: ArrivalList() for service_class in ServiceClass}
+        self.offloaded = ArrivalList()
         self.draining: dict[str, Request] = {}
+        self.num_preemptions = 0
 
     @property
     def num_waiting(self) -> int:
@@ -35,9 +38,10 @@ class RequestQueues:
 
     @property
     def holders(self) -> Iterator[Request]:
-        """Every request that holds a slot."""
+        """Every request that may hold a slot or blocks."""
         for running in self.running.values():
             yield from running
+        yield from self.offloaded
         yield from self.draining.values()
 
     def add(self, request: Request) -> None:
@@ -50,21 +54,41 @@ class RequestQueues:
         self.running[request.service_class].add(request)
         request.status = Status.RUNNING
 
-    def put_back(self, request: Request) -> None:
-        """Running to waiting, at its old place in arrival order."""
+    def offload(self, request: Request) -> None:
+        """Running to offloaded."""
         self.running[request.service_class].remove(request)
+        self.offloaded.add(request)
+        request.status = Status.OFFLOADED
+
+    def bring_back(self, request: Request) -> None:
+        """Offloaded to running."""
+        self.offloaded.remove(request)
+        self.running[request.service_class].add(request)
+        request.status = Status.RUNNING
+
+    def preempt(self, request: Request) -> None:
+        """Running or offloaded to waiting, at its old place, to be computed from its start."""
+        self._place_of(request).remove(request)
         self.waiting[request.service_class].add(request)
         request.status = Status.WAITING
+        request.num_computed = request.num_scheduled = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
 
     def end(self, request: Request) -> None:
-        """Waiting or running to finished; it drains first while plans of it are in flight."""
-        queue = self.running if request.status is Status.RUNNING else self.waiting
-        queue[request.service_class].remove(request)
+        """To finished; it drains first while plans of it or a copy are in flight."""
+        self._place_of(request).remove(request)
         request.status = Status.FINISHED
-        if request.num_plans_in_flight:
+        if request.is_in_use:
             self.draining[request.request_id] = request
         else:
             del self.by_id[request.request_id]
+
+    def _place_of(self, request: Request) -> ArrivalList:
+        if request.status is Status.OFFLOADED:
+            return self.offloaded
+        queue = self.running if request.status is Status.RUNNING else self.waiting
+        return queue[request.service_class]
 
     def forget_drained(self, request: Request) -> None:
         del self.draining[request.request_id]
@@ -73,12 +97,18 @@ class RequestQueues:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless every request is in the one place its status names."""
         places: dict[str, Status] = dict.fromkeys(self.draining, Status.FINISHED)
-        for queues, status in ((self.waiting, Status.WAITING), (self.running, Status.RUNNING)):
-            for queue in queues.values():
-                order = [request.arrival_index for request in queue]
-                require_equal("arrival order", order, sorted(set(order)))
-                places.update((request.request_id, status) for request in queue)
+        for queue, status in self._queues_by_status():
+            order = [request.arrival_index for request in queue]
+            require_equal("arrival order", order, sorted(set(order)))
+            places.update((request.request_id, status) for request in queue)
         statuses = {request.request_id: request.status for request in self.by_id.values()}
         require_equal("requests by status", places, statuses)
-        num_placed = self.num_waiting + self.num_running + len(self.draining)
+        num_placed = sum(len(queue) for queue, _ in self._queues_by_status()) + len(self.draining)
         require_equal("requests in queues", num_placed, len(self.by_id))
+
+    def _queues_by_status(self) -> Iterator[tuple[ArrivalList, Status]]:
+        for queue in self.waiting.values():
+            yield queue, Status.WAITING
+        for queue in self.running.values():
+            yield queue, Status.RUNNING
+        yield self.offloaded, Status.OFFLOADED

@@ -4,6 +4,8 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
+from scheduler.host_stay import HostStay
+
 
 class ServiceClass(Enum):
     """Whose objectives a request counts against."""
@@ -15,6 +17,8 @@ class ServiceClass(Enum):
 class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
+    OFFLOADED = "offloaded"
+    """Its KV is on the host, or on its way there or back."""
     FINISHED = "finished"
 
 
@@ -47,6 +51,8 @@ class Request:
     """Row of the executor's per-request tables while running, else -1."""
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
+    stay: HostStay | None = None
+    """What it holds on the host while offloaded, and until a copy under way has landed."""
     num_computed: int = 0
     """Tokens whose KV a completed plan has written (or the prefix cache held)."""
     num_scheduled: int = 0
@@ -67,3 +73,13 @@ class Request:
     def num_unscheduled(self) -> int:
         """Tokens, known or pending, whose KV no plan has been asked to compute yet."""
         return len(self.token_ids) + self.num_pending_samples - self.num_scheduled
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether all that is left to compute is the token sampled last, known or pending."""
+        return self.num_unscheduled <= 1 and self.num_scheduled >= self.num_prompt_tokens
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether plans in flight or a copy under way use what it holds."""
+        return self.num_plans_in_flight > 0 or (self.stay is not None and self.stay.is_copying)

@@ -1,11 +1,11 @@
-"""What running requests hold: a slot and a block table each."""
+"""What requests hold on the device: a slot and a block table each."""
 
 from collections.abc import Collection
 
 from scheduler.block_hash import extend_block_hashes
 from scheduler.blocks import BlockManager
 from scheduler.integrity import require_equal
-from scheduler.request import Request
+from scheduler.request import Request, Status
 from scheduler.settings import SchedulerSettings
 from scheduler.slots import SlotPool
 
@@ -51,6 +51,14 @@ class Residency:
             request.num_cached_tokens = num_cached
             self.num_cached_prompt_tokens += num_cached
 
+    def enter_from_host(self, request: Request) -> int:
+        """Take a slot, and blocks for what is computed; the number of those the cache held."""
+        self.hold_prefix(request)
+        num_shared = len(request.block_ids)
+        self.extend(request, self.num_missing(request, request.num_computed))
+        request.slot = self.slots.take()
+        return num_shared
+
     def extend(self, request: Request, num_blocks: int) -> tuple[int, ...]:
         """Add free blocks to the table and return them."""
         added = self.blocks.allocate(num_blocks)
@@ -70,14 +78,21 @@ class Residency:
         """Take back whatever the request holds."""
         self.blocks.free(request.block_ids)
         request.block_ids = []
+        self.release_slot(request)
+
+    def release_slot(self, request: Request) -> None:
+        """Take back the slot, if it has one."""
         if request.slot >= 0:
             self.slots.give_back(request.slot)
             request.slot = -1
 
     def check_integrity(self, holders: Collection[Request]) -> None:
         """Raise IntegrityError unless `holders` own exactly what is lent out."""
-        self.slots.check_integrity([request.slot for request in holders])
+        self.slots.check_integrity([request.slot for request in holders if request.slot >= 0])
         self.blocks.check_integrity(request.block_ids for request in holders)
         for request in holders:
-            num_blocks = self.blocks.num_needed(request.num_scheduled)
+            is_away = request.status is Status.OFFLOADED and not request.is_in_use
+            num_blocks = 0 if is_away else self.blocks.num_needed(request.num_scheduled)
             require_equal(f"blocks of {request.request_id}", len(request.block_ids), num_blocks)
+            if request.status is Status.RUNNING:
+                require_equal(f"slot of {request.request_id}", request.slot >= 0, True)

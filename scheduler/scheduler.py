@@ -1,17 +1,21 @@
 """The scheduling policy of one model: requests in, plans out."""
 
-from scheduler.class_planner import ClassPlanner
 from scheduler.completion import is_finished, record_rows
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
+from scheduler.host_blocks import HostBlocks, NoHostBlocks
 from scheduler.limits import find_max_total_tokens
-from scheduler.plan import StepPlan, StepResult
+from scheduler.piggyback import Piggyback
+from scheduler.plan import Copy, PlannedRows, StepPlan, StepResult
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues, count_by_tier
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
-from scheduler.settings import SchedulerSettings
-from scheduler.step_builder import StepBuilder
+from scheduler.settings import PiggybackLimits, SchedulerSettings
+from scheduler.step_planner import StepPlanner
+from scheduler.token_load import TokenLoad, token_load
+
+_NO_LANES = PiggybackLimits(num_lanes=0, max_lane_rows=0, max_lane_rows_beside_ls=0)
 
 
 class Scheduler:
@@ -20,15 +24,33 @@ class Scheduler:
     `schedule` may be called while earlier plans are in flight. Plans complete in the order in which
     they were made, except that one made with `latency_sensitive_only` may complete before earlier
     plans that carry best-effort rows.
+
+    With `settings.piggyback` best-effort decodes may go on on the host. After each `schedule` the
+    caller asks for `take_copies` and `take_released_lanes`, and says when a copy has landed and
+    when a released lane is quiet.
     """
 
-    def __init__(self, settings: SchedulerSettings) -> None:
+    def __init__(self, settings: SchedulerSettings, host_blocks: HostBlocks | None = None) -> None:
+        """`host_blocks` and `settings.piggyback` are both given, or neither."""
+        assert (host_blocks is None) == (settings.piggyback is None)
+        limits = settings.piggyback or _NO_LANES
         self._settings = settings
         self._queues = RequestQueues()
         self._residency = Residency(settings)
-        self._preemptor = Preemptor(self._queues, self._residency)
-        self._planner = ClassPlanner(self._queues, self._residency, self._preemptor)
+        self._piggyback = Piggyback(
+            settings, limits, self._queues, self._residency, host_blocks or NoHostBlocks()
+        )
+        self._preemptor = Preemptor(self._queues, self._residency, self._piggyback.offloader)
         self._flights = Flights()
+        self._planner = StepPlanner(
+            settings,
+            limits,
+            self._queues,
+            self._residency,
+            self._preemptor,
+            self._piggyback,
+            self._flights,
+        )
         self._first_tokens = FirstTokens()
         self._num_added = 0
 
@@ -61,53 +83,110 @@ class Scheduler:
         return True
 
     def schedule(
-        self, *, latency_sensitive_only: bool = False, best_effort_tokens: int | None = None
+        self,
+        *,
+        latency_sensitive_only: bool = False,
+        best_effort_tokens: int | None = None,
+        num_ready_lane_rows: int = 0,
     ) -> StepPlan | None:
         """Plan the next step, or None if there is nothing to do before a plan completes.
 
-        `best_effort_tokens` limits the best-effort rows of this plan further than the settings do.
+        `best_effort_tokens` limits the best-effort rows, and the lane rows at any layer, of this
+        plan further than the settings do. `num_ready_lane_rows` could join a step now; where there
+        are any, a plan may consist of them alone.
         """
-        step = StepBuilder(self._settings.max_step_tokens)
-        withheld_ids = (
-            self._flights.ids_beside_best_effort() if latency_sensitive_only else frozenset()
-        )
-        ls_outcome = self._planner.plan_class(ServiceClass.LATENCY_SENSITIVE, step, withheld_ids)
-        self._first_tokens.last_outcome = ls_outcome
-        # Best-effort rows planned now would keep in flight what latency-sensitive work waits for.
-        if ls_outcome is not Room.IN_FLIGHT and not latency_sensitive_only:
-            step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, best_effort_tokens)
-            self._planner.plan_class(ServiceClass.BEST_EFFORT, step)
-        plan = step.finish(self._flights.next_plan_id, self._preemptor.take_preempted_ids())
+        if latency_sensitive_only:
+            plan = self._planner.plan_latency_sensitive()
+        else:
+            plan = self._planner.plan(best_effort_tokens, num_ready_lane_rows)
+        self._first_tokens.last_outcome = self._planner.ls_outcome
         if plan is not None:
             self._flights.depart(plan)
         return plan
 
+    def take_copies(self) -> tuple[Copy, ...]:
+        """Copies of KV decided since the last call, to be begun before the plan's step runs."""
+        return self._piggyback.swaps.take_copies()
+
+    def copy_landed(self, request_id: str) -> None:
+        """The copy of this request is done."""
+        self._piggyback.swaps.land(request_id)
+        self._first_tokens.last_outcome = Room.ENOUGH
+
+    def take_released_lanes(self) -> tuple[int, ...]:
+        """Lanes since the last call whose requests have ended, returned or went to waiting."""
+        return self._piggyback.host.lanes.take_released()
+
+    def lane_is_quiet(self, lane: int) -> None:
+        """Nothing of a released lane is in flight any more: it and its host blocks are free."""
+        self._piggyback.host.lane_is_quiet(lane)
+
+    def recompute(self, request_id: str) -> bool:
+        """Send an offloaded request whose KV is lost to waiting; False if it is not offloaded.
+
+        It is computed again from its start, like one that was preempted.
+        """
+        request = self._queues.by_id.get(request_id)
+        if request is None or request.status is not Status.OFFLOADED:
+            return False
+        self._piggyback.recompute(request)
+        return True
+
+    @property
+    def offload_allowed(self) -> bool:
+        """While False nobody is newly offloaded, and requests return before others are admitted."""
+        return self._piggyback.offloader.is_allowed
+
+    @offload_allowed.setter
+    def offload_allowed(self, is_allowed: bool) -> None:
+        self._piggyback.offloader.is_allowed = is_allowed
+
     def complete(self, plan: StepPlan, result: StepResult) -> tuple[Request, ...]:
         """Record what a plan computed; returns the requests that finished with it."""
         self._flights.land(plan)
-        finished = []
-        for rows in plan.rows:
-            request = self._queues.by_id[rows.request_id]
-            request.num_plans_in_flight -= 1
-            if request.status is Status.FINISHED:
-                self._drain(request)
-                continue
-            record_rows(request, rows, result)
-            self._residency.publish(request, rows.start)
-            if rows.samples:
-                self._first_tokens.stop_expecting(request.request_id)
-            if is_finished(request, result):
-                self._end(request)
-                finished.append(request)
+        finished = [request for rows in plan.rows if (request := self._complete_rows(rows, result))]
+        finished += [
+            request
+            for request_id, token_id in result.lane_sampled.items()
+            if (request := self._complete_lane(request_id, token_id, result))
+        ]
         if plan.has_best_effort:
             self._first_tokens.last_outcome = Room.ENOUGH
         return tuple(finished)
 
+    def _complete_rows(self, rows: PlannedRows, result: StepResult) -> Request | None:
+        """The request, if it finished."""
+        request = self._queues.by_id[rows.request_id]
+        request.num_plans_in_flight -= 1
+        if request.status is Status.FINISHED:
+            self._drain(request)
+            return None
+        record_rows(request, rows, result)
+        self._residency.publish(request, rows.start)
+        if rows.samples:
+            self._first_tokens.stop_expecting(request.request_id)
+        if not is_finished(request, result):
+            return None
+        self._end(request)
+        return request
+
+    def _complete_lane(self, request_id: str, token_id: int, result: StepResult) -> Request | None:
+        """The offloaded request, if it finished."""
+        request = self._queues.by_id[request_id]
+        self._piggyback.record_token(request, token_id)
+        if not is_finished(request, result):
+            self._piggyback.boundary.arrive(request)
+            return None
+        self._end(request)
+        return request
+
     def _end(self, request: Request) -> None:
+        self._piggyback.let_go(request)
+        self._preemptor.forget(request)
         self._queues.end(request)
         self._first_tokens.stop_expecting(request.request_id)
         self._first_tokens.last_outcome = Room.ENOUGH
-        if not request.num_plans_in_flight:
+        if not request.is_in_use:
             self._residency.release(request)
 
     def _drain(self, request: Request) -> None:
@@ -131,13 +210,30 @@ class Scheduler:
         return count_by_tier(self._queues.waiting.values())
 
     @property
+    def num_offloaded(self) -> int:
+        """Requests whose KV is on the host, or on its way there or back."""
+        return len(self._queues.offloaded)
+
+    def token_load(self) -> TokenLoad:
+        """Requests and their tokens; takes time for each best-effort request."""
+        return token_load(self._queues)
+
+    def offloaded_by_tier(self) -> dict[str, int]:
+        return count_by_tier([self._queues.offloaded])
+
+    @property
+    def num_lanes_in_use(self) -> int:
+        """Lanes of offloaded requests, and those released that are not quiet yet."""
+        return self._piggyback.host.lanes.num_in_use
+
+    @property
     def num_used_blocks(self) -> int:
         """KV blocks held by requests; cached blocks that nobody holds count as free."""
         return self._residency.blocks.num_used
 
     @property
     def num_preemptions(self) -> int:
-        return self._preemptor.num_preemptions
+        return self._queues.num_preemptions
 
     @property
     def num_cached_prompt_tokens(self) -> int:
@@ -146,7 +242,7 @@ class Scheduler:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.num_running or self.num_waiting)
+        return bool(self.num_running or self.num_waiting or self.num_offloaded)
 
     @property
     def has_latency_sensitive_work(self) -> bool:
@@ -161,7 +257,8 @@ class Scheduler:
         return self._first_tokens.can_come_closer(running)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError where requests, queues, slots, blocks and plans disagree."""
+        """Raise IntegrityError where requests, queues, slots, blocks, lanes and plans disagree."""
         self._queues.check_integrity()
         self._residency.check_integrity(list(self._queues.holders))
+        self._piggyback.check_integrity()
         self._flights.check_integrity(self._queues.by_id.values())

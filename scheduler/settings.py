@@ -4,6 +4,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class PiggybackLimits:
+    """What best-effort decodes on the host may take of it and of a step."""
+
+    num_lanes: int
+    """Requests that may be offloaded at one time."""
+    max_lane_rows: int
+    """Most lane rows that join at one layer."""
+    max_lane_rows_beside_ls: int
+    """The same in a plan that also carries latency-sensitive rows."""
+    max_resident_decodes: int | None = None
+    """Best-effort decodes that may stay on the device; None: as many as its memory holds."""
+    return_patience: int = 32
+    """Plans in a row that must find room on the device before a request returns to it."""
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerSettings:
     """Sizes of the pool and of a step. Values are validated where the configuration is read."""
 
@@ -21,3 +37,5 @@ class SchedulerSettings:
     """Prompt and output tokens a sequence may reach."""
     prefix_caching: bool
     """Whether full blocks are kept after use and shared by requests with the same prefix."""
+    piggyback: PiggybackLimits | None = None
+    """None: best-effort decodes that find no room wait, and are computed again."""

@@ -1,6 +1,6 @@
 """One plan in the making: rows in their order, within token budgets."""
 
-from scheduler.plan import PlannedRows, StepPlan
+from scheduler.plan import LaneEntry, PlannedRows, StepPlan
 from scheduler.request import Request
 
 
@@ -53,13 +53,20 @@ class StepBuilder:
         if max_tokens is not None:
             self.budget = min(self.budget, max_tokens)
 
-    def finish(self, plan_id: int, preempted_ids: tuple[str, ...]) -> StepPlan | None:
-        """The plan, or None if nothing joined it."""
+    @property
+    def has_rows(self) -> bool:
+        return bool(self._closed_rows or self._single_rows or self._chunk_rows)
+
+    def finish(
+        self,
+        plan_id: int,
+        preempted_ids: tuple[str, ...],
+        lane_entries: tuple[LaneEntry, ...],
+        max_lane_rows: int,
+    ) -> StepPlan:
         self._close_class()
-        if not self._closed_rows:
-            assert not preempted_ids, f"{preempted_ids} were preempted for nothing"
-            return None
-        return StepPlan(plan_id, tuple(self._closed_rows), preempted_ids)
+        rows = tuple(self._closed_rows)
+        return StepPlan(plan_id, rows, preempted_ids, lane_entries, max_lane_rows)
 
     def _close_class(self) -> None:
         self._closed_rows += self._single_rows

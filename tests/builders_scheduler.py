@@ -76,7 +76,7 @@ def describe(plan: StepPlan | None) -> str:
 def results_of(plan: StepPlan, token: int = 7, finished: Iterable[str] = ()) -> StepResult:
     """What an executor returns that samples the same token everywhere."""
     sampled = {rows.request_id: token for rows in plan.rows if rows.samples}
-    return StepResult(sampled, frozenset(finished))
+    return StepResult(sampled, finished_ids=frozenset(finished))
 
 
 def take_plan(scheduler: Scheduler, *, latency_sensitive_only: bool = False) -> StepPlan:

@@ -12,7 +12,8 @@ CONFIG = """\
 listen: {{grpc: "127.0.0.1:0", http: "127.0.0.1:0"}}
 device: {{kind: cpu, threads: 2}}
 models:
-  - {{name: demo, path: {checkpoint}, dtype: float32, device_kv_bytes: 16MiB}}
+  - {{name: demo, path: {checkpoint}, dtype: float32, device_kv_bytes: 16MiB,
+     piggyback: {piggyback}}}
 tiers:
   - {{name: interactive, class: latency_sensitive, ttft_ms: 2000, tpot_ms: 500, percentile: 99}}
   - {{name: batch, class: best_effort}}
@@ -27,10 +28,15 @@ class RunningDaemon:
 
 
 @contextmanager
-def running_daemon(checkpoint: Path, directory: Path) -> Iterator[RunningDaemon]:
-    """Serves a checkpoint as `demo` until the block ends; then the daemon has to end with 0."""
+def running_daemon(
+    checkpoint: Path, directory: Path, piggyback: str = "{}"
+) -> Iterator[RunningDaemon]:
+    """Serves a checkpoint as `demo` until the block ends; then the daemon has to end with 0.
+
+    `piggyback` is that section of the model, in YAML.
+    """
     config = directory / "omniserve.yaml"
-    config.write_text(CONFIG.format(checkpoint=checkpoint))
+    config.write_text(CONFIG.format(checkpoint=checkpoint, piggyback=piggyback))
     with DaemonProcess("-m", "omniserve", "serve", str(config)) as process:
         grpc_address, http_url = process.wait_ready()
         yield RunningDaemon(grpc_address, http_url, process)

@@ -1,9 +1,10 @@
 """Builders for engines, requests and runs of them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from omniserve.devices.device import open_device
 from omniserve.engine.core import Engine
 from omniserve.requests import (
     EngineRequest,
@@ -21,10 +22,12 @@ def make_engine(
     *models: ModelSettings,
     poll_arrivals: Callable[[], None] | None = None,
     threads: int = 1,
+    pipeline_depth: int = 1,
 ) -> Engine:
     """One thread by default: tiny layers gain nothing from more, and lose much under load."""
     settings = EngineSettings(DeviceSettings(kind="cpu", threads=threads), tuple(models))
-    return Engine(settings, poll_arrivals=poll_arrivals)
+    device = replace(open_device(settings.device), pipeline_depth=pipeline_depth)
+    return Engine(settings, poll_arrivals=poll_arrivals, device=device)
 
 
 def make_model_settings(

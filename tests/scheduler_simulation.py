@@ -91,7 +91,9 @@ class Simulation:
                 client.ended = True
                 if client.known < client.request.max_total_tokens:
                     finished.add(request_id)
-        ended = self.scheduler.complete(flight.plan, StepResult(sampled, frozenset(finished)))
+        ended = self.scheduler.complete(
+            flight.plan, StepResult(sampled, finished_ids=frozenset(finished))
+        )
         expected = [r for r in sampled if self.clients[r].ended]
         assert sorted(r.request_id for r in ended) == sorted(expected)
         for rows in flight.plan.rows:

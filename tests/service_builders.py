@@ -12,7 +12,7 @@ from omniserve.generation import GenerationRequest, GenerationResult, Prompt
 from omniserve.metrics import Metrics
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, TokenLogprob
 from omniserve.service import GenerationService
-from omniserve.settings import ModelInfo, ModelStats
+from omniserve.settings import ModelInfo, ModelStats, PiggybackStats
 
 VOCAB_SIZE = 4096
 MAX_MODEL_LEN = 256
@@ -42,6 +42,7 @@ def make_output(
     *,
     text: str | None = None,
     num_cached_tokens: int = 0,
+    num_piggybacked_tokens: int = 0,
 ) -> RequestOutput:
     """Token number `place` of `num_tokens`: its id is the place, its text too."""
     num_top = request.sampling.logprobs
@@ -55,6 +56,40 @@ def make_output(
         num_prompt_tokens=len(request.prompt_token_ids),
         num_cached_tokens=num_cached_tokens,
         num_output_tokens=place + 1,
+        num_piggybacked_tokens=num_piggybacked_tokens,
+    )
+
+
+async def half_piggybacked(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+    """As many tokens as asked for, every other one by piggybacking, beginning with the second."""
+    num_tokens = request.sampling.max_tokens or 1
+    for place in range(num_tokens):
+        await asyncio.sleep(0)
+        yield make_output(request, place, num_tokens, num_piggybacked_tokens=(place + 1) // 2)
+
+
+def make_piggyback_stats() -> PiggybackStats:
+    """Every number differs from every other."""
+    return PiggybackStats(
+        active=True,
+        host_state="ready",
+        num_offloaded=11,
+        num_ready_rows=12,
+        num_on_host=13,
+        num_rows_joined=28,
+        hop_steps_counts=(1, 2, 3, 4, 5, 6, 7),
+        hop_steps_sum=300,
+        num_tokens=14,
+        residual_bytes=15,
+        num_swaps_out=16,
+        num_swaps_in=17,
+        swap_out_bytes=18,
+        swap_in_bytes=19,
+        host_kv_read_bytes=20,
+        host_kv_used_bytes=21,
+        host_kv_total_bytes=22,
+        num_host_restarts=23,
+        num_tasks_redone=24,
     )
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from omniserve import __version__
+from omniserve import __version__, config
 from omniserve.cli import build_parser, main
 from omniserve.config import load_config
+from omniserve.machine import Machine
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.yaml"
 
@@ -38,15 +39,26 @@ def test_every_command_explains_itself() -> None:
 
 @pytest.mark.parametrize("arguments", [["FILE"], ["--config", "FILE"], ["--config=FILE"]])
 def test_check_says_in_one_line_what_is_right(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(config, "this_machine", lambda: Machine(8, 8 << 30, 6 << 30))
     given = [part.replace("FILE", str(DEMO)) for part in arguments]
     assert main(["config", "check", *given]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line == (
         f"{DEMO}: OK: models demo; tiers interactive (latency_sensitive), batch (best_effort); "
-        "grpc 127.0.0.1:50051, http 127.0.0.1:8000"
+        "grpc 127.0.0.1:50051, http 127.0.0.1:8000; "
+        "piggybacking demo on (2 host threads, 1.5 GiB of host KV)"
     )
+
+
+def test_check_says_why_a_machine_leaves_piggybacking_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "this_machine", lambda: Machine(1, 8 << 30, 6 << 30))
+    assert main(["config", "check", str(DEMO)]) == 0
+    reason = "piggybacking demo off (a CPU device needs the one core)"
+    assert capsys.readouterr().out.rstrip().endswith(reason)
 
 
 def test_check_says_on_stderr_what_is_wrong(

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from omniserve.config import Config, load_config
 from omniserve.config_values import format_size, is_loopback, parse_size, split_address
 from omniserve.errors import ConfigError
+from omniserve.machine import Machine
+from omniserve.settings import ModelSettings, PiggybackSettings
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.yaml"
 
@@ -59,8 +61,10 @@ def test_defaults(tmp_path: Path) -> None:
     assert (config.listen.grpc, config.listen.http) == ("127.0.0.1:50051", "127.0.0.1:8000")
     assert config.device.threads is None
     assert config.daemon.shutdown_grace_s == 30
-    settings = config.engine_settings()
-    defaults = type(settings.models[0])("demo", str(tmp_path / "models/demo"))
+    settings = config.engine_settings(Machine(4, 16 << 30, 8 << 30))
+    defaults = ModelSettings(
+        "demo", str(tmp_path / "models/demo"), piggyback=PiggybackSettings(host_kv_bytes=2 << 30)
+    )
     assert settings.models == (defaults,)
     assert settings.device.kind == "auto"
 
@@ -80,12 +84,23 @@ models:
     max_running_requests: 10
     block_size: 16
     prefix_caching: false
+    piggyback:
+      enabled: true
+      host_kv_bytes: 3MiB
+      host_attention_threads: 2
+      max_offloaded_requests: 30
+      max_lane_rows: 20
+      max_lane_rows_beside_ls: 10
+      max_resident_decodes: 0
+      binding_points: 4
+      when: always
 tiers:
   - {name: chat, class: latency_sensitive, ttft_ms: 1, tpot_ms: 0.5}
   - {name: batch, class: best_effort}
 """
-    config = load_config(write(tmp_path, text))
-    settings = config.engine_settings()
+    machine = Machine(3, 1 << 30, 1 << 30)
+    config = load_config(write(tmp_path, text), machine)
+    settings = config.engine_settings(machine)
     assert (settings.device.kind, settings.device.threads) == ("cpu", 3)
     (model,) = settings.models
     assert model.name == "org/model-7b.v2"
@@ -98,6 +113,7 @@ tiers:
     assert model.max_running_requests == 10
     assert model.block_size == 16
     assert model.prefix_caching is False
+    assert model.piggyback == PiggybackSettings(3 << 20, 2, 30, 20, 10, 0, 4, "always")
     assert config.default_tier("org/model-7b.v2").name == "batch"
     assert config.tiers[0].percentile == 99
 

@@ -116,6 +116,8 @@ def test_logs_are_structured_and_hold_no_prompt(shared: tuple[DaemonProcess, str
     assert httpx.post(f"{url}/v1/completions", json=body).status_code == 400
     daemon.wait_log('"outcome": "invalid"')
     events = [json.loads(line) for line in daemon.log.splitlines()]
+    (piggybacking,) = (event for event in events if event["event"] == "piggybacking")
+    assert piggybacking["models"] == "echo off (no tier is best_effort)"
     assert all({"time", "level", "event"} <= set(event) for event in events)
     done = next(event for event in events if event.get("outcome") == "ok")
     assert (done["model"], done["tier"]) == ("echo", "chat")

@@ -4,11 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from engine_builders import GREEDY, make_engine, make_model_settings, make_request, run_all
 
-from omniserve.devices.device import Device
-from omniserve.engine.build import build_runtime
 from omniserve.engine.core import Engine
 from omniserve.errors import CheckpointError, ConfigError, InvalidRequest, UnknownModel
 from omniserve.requests import EngineRequest, SamplingParams
@@ -211,9 +208,7 @@ def park_best_effort_step(path: Path, late: EngineRequest, pipeline_depth: int) 
             engine.add(arrivals.pop())
 
     settings = make_model_settings(path)
-    engine = make_engine(settings, poll_arrivals=poll)
-    device = Device(torch.device("cpu"), "cpu", pipeline_depth)
-    engine._runtimes["tiny"] = build_runtime(settings, device)
+    engine = make_engine(settings, poll_arrivals=poll, pipeline_depth=pipeline_depth)
     engine.add(make_request("early", PROMPT, service_class="best_effort"))
     assert engine.step() == []
     assert not arrivals
@@ -250,7 +245,7 @@ def test_broken_weights_end_a_request_with_an_error(
 ) -> None:
     """One request's broken numbers are its own: the engine and the others go on."""
     engine = make_engine(make_model_settings(tiny_checkpoint))
-    embedding = engine.runtime("tiny")._model._embedding
+    embedding = engine.runtime("tiny")._executor._model._embedding
     embedding[77] = float("nan")
     sampling = replace(GREEDY, temperature=temperature)
     requests = [make_request("bad", [5, 77, 6], sampling), make_request("good", PROMPT[:5])]
@@ -264,6 +259,6 @@ def test_broken_weights_end_a_request_with_an_error(
 def test_warm_up_refuses_a_model_without_finite_logits(tiny_checkpoint: Path) -> None:
     engine = make_engine(make_model_settings(tiny_checkpoint))
     engine.warm_up()
-    engine.runtime("tiny")._model._embedding[:] = float("inf")
+    engine.runtime("tiny")._executor._model._embedding[:] = float("inf")
     with pytest.raises(CheckpointError, match="not finite"):
         engine.warm_up()

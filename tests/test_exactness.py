@@ -27,7 +27,6 @@ from omniserve.devices.device import Device
 from omniserve.devices.sdpa import SdpaAttention
 from omniserve.engine import model_runtime, sampler
 from omniserve.engine.batch import BlockTables, StepBatch, build_batch
-from omniserve.engine.build import build_runtime
 from omniserve.engine.core import Engine
 from omniserve.engine.executor import Executor
 from omniserve.requests import EngineRequest
@@ -141,9 +140,7 @@ def test_mixed_load_equals_transformers(checkpoint: Path) -> None:
 def test_plans_made_ahead_equal_transformers(one_checkpoint: Path) -> None:
     """Two plans in flight, as on an accelerator: tokens go from step to step on the device."""
     settings = make_model_settings(one_checkpoint, device_kv_bytes=800_000, max_step_tokens=56)
-    device = Device(torch.device("cpu"), "cpu", pipeline_depth=2)
-    engine = make_engine(settings)
-    engine._runtimes["tiny"] = build_runtime(settings, device)
+    engine = make_engine(settings, pipeline_depth=2)
     requests = mixed_requests(16, seed=1)
     results = run_all(engine, requests, arrivals_per_step=2)
     assert verdict(Oracle(one_checkpoint), requests, results)[2] == 0

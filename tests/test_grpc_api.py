@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from api_servers import serving
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from service_builders import ScriptedEngine, make_output, make_service, silent, until
+from service_builders import (
+    ScriptedEngine,
+    half_piggybacked,
+    make_output,
+    make_piggyback_stats,
+    make_service,
+    silent,
+    until,
+)
 
 from omniserve import __version__
 from omniserve.api.grpc_server import MAX_MESSAGE_BYTES, SERVICES, GrpcServer
@@ -252,6 +261,36 @@ async def test_status_once_and_watched(tiny_checkpoint: Path) -> None:
         for interval_ms in (-1, 99, 60_001):
             refused = servers.admin.WatchStatus(pb.WatchStatusRequest(interval_ms=interval_ms))
             assert (await failure_of(refused)).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.asyncio
+async def test_usage_tells_piggybacked_tokens(tiny_checkpoint: Path) -> None:
+    engine = ScriptedEngine(half_piggybacked)
+    async with serving(make_service(tiny_checkpoint, engine)) as servers:
+        whole = await servers.inference.Complete(make_request(n=2))
+        assert (whole.usage.output_tokens, whole.usage.piggybacked_tokens) == (16, 8)
+        *_, last = [chunk async for chunk in servers.inference.Generate(make_request())]
+        assert (last.usage.output_tokens, last.usage.piggybacked_tokens) == (8, 4)
+
+
+@pytest.mark.asyncio
+async def test_status_of_work_on_the_host(tiny_checkpoint: Path) -> None:
+    stats = ModelStats("demo", {}, {}, 0, 0, 0, 0, 0, 0.0)
+    engine = ScriptedEngine(stats={"demo": stats})
+    async with serving(make_service(tiny_checkpoint, engine)) as servers:
+        (model,) = (await servers.admin.GetStatus(pb.GetStatusRequest())).models
+        assert not model.HasField("piggyback")
+        engine.stats["demo"] = replace(stats, piggyback=make_piggyback_stats())
+        (model,) = (await servers.admin.GetStatus(pb.GetStatusRequest())).models
+        assert model.piggyback == pb.PiggybackStatus(
+            active=True,
+            host_state="ready",
+            num_offloaded=11,
+            kv_used_bytes=21,
+            kv_total_bytes=22,
+            num_rows_joined=28,
+            num_tokens=14,
+        )
 
 
 @pytest.mark.asyncio

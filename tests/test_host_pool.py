@@ -251,3 +251,15 @@ def test_bad_input_is_named_and_changes_nothing(
 def test_more_than_the_machine_can_map_is_named() -> None:
     with pytest.raises(OSError, match=f"max_bytes {1 << 50}: "):
         HostKvPool(make_layout(num_layers=1024), 1 << 50)
+
+
+def test_words_are_the_memory_of_the_blocks(pool: HostKvPool) -> None:
+    block = pool.allocate(3)[2]
+    pool.copy_in([block], pages := draw_pages(pool, 1))
+    words = pool.words
+    assert words.shape == (8, 2, pool.layout.layer_bytes // 8)
+    np.testing.assert_array_equal(words[block].view(np.float32), pages[:, 0].reshape(2, -1))
+    pool.close()
+    assert words[block].any()
+    with pytest.raises(ValueError, match="the pool is closed"):
+        _ = pool.words

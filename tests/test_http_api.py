@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_builders import (
     ScriptedEngine,
     counting,
+    half_piggybacked,
     make_service,
     until,
 )
@@ -91,6 +92,18 @@ async def test_chat_events(tiny_checkpoint: Path) -> None:
         assert all(choice.finish_reason is None for choice in choices[:-1])
         tokens = [t for c in choices if c.logprobs for t in c.logprobs.content or ()]
         assert len(tokens) == 3
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_usage_tells_piggybacked_tokens(tiny_checkpoint: Path, path: str) -> None:
+    engine = ScriptedEngine(half_piggybacked)
+    details = {"piggybacked_tokens": 2}
+    whole = await ask(tiny_checkpoint, path, make_body(path, max_tokens=5), engine)
+    assert whole.json()["usage"]["completion_tokens_details"] == details
+    body = make_body(path, max_tokens=5, stream=True, stream_options={"include_usage": True})
+    *_, last = events_of((await ask(tiny_checkpoint, path, body, engine)).text)
+    assert last["usage"]["completion_tokens_details"] == details
 
 
 @pytest.mark.asyncio

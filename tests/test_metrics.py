@@ -11,7 +11,6 @@ from omniserve.generation import Usage
 from omniserve.metrics import Metrics
 from omniserve.request_record import RequestRecord
 from omniserve.requests import EngineRequest, SamplingParams
-from omniserve.settings import ModelStats
 
 LABELS = ('model="demo"', 'tier="batch"')
 
@@ -70,6 +69,20 @@ def test_tokens_and_outcome_of_one_request(metrics: Metrics, clock: ManualClock)
     assert sample(metrics, "omniserve_requests_total", (*LABELS, 'outcome="ok"')) == 1
     assert metrics.num_tokens("demo", "prompt") == 4
     assert metrics.num_tokens("other", "prompt") == 0
+
+
+def test_piggybacked_tokens_are_part_of_the_output(metrics: Metrics, clock: ManualClock) -> None:
+    record = make_record(metrics, clock)
+    record.start((4,), 2)
+    # Each output says how many there were so far.
+    for index, place, num_piggybacked in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 0), (0, 2, 2)):
+        output = make_output(make_sequence(), place, 3, num_piggybacked_tokens=num_piggybacked)
+        record.on_output(index, output)
+    record.end(None)
+    assert record.usage == Usage(4, 0, num_output_tokens=5, num_piggybacked_tokens=2)
+    for kind, count in (("output", 5), ("piggybacked", 2)):
+        labels = (*LABELS, f'kind="{kind}"')
+        assert sample(metrics, "omniserve_tokens_total", labels) == count
 
 
 def test_choices_count_their_prompt_once(metrics: Metrics, clock: ManualClock) -> None:
@@ -138,35 +151,6 @@ def test_log_line_has_numbers_and_no_content(
     assert "secret" not in str(fields)
 
 
-def test_engine_gauges_follow_the_snapshot(metrics: Metrics) -> None:
-    stats: dict[str, ModelStats] = {}
-    metrics.watch_engine(lambda: stats)
-    assert b"omniserve_running_requests{" not in metrics.exposition()
-    stats["demo"] = ModelStats(
-        name="demo",
-        running={"batch": 3},
-        waiting={"batch": 7},
-        kv_used_bytes=1 << 20,
-        kv_total_bytes=1 << 21,
-        num_steps=1,
-        num_preemptions=0,
-        num_cached_prompt_tokens=0,
-        step_ms=1.0,
-    )
-    assert sample(metrics, "omniserve_running_requests", LABELS) == 3
-    assert sample(metrics, "omniserve_waiting_requests", LABELS) == 7
-    kv_labels = ('model="demo"', 'pool="device"')
-    assert sample(metrics, "omniserve_kv_used_bytes", kv_labels) == 1 << 20
-
-
-def test_gauges_of_idle_tiers_are_zero_not_absent(metrics: Metrics) -> None:
-    metrics.expect(["demo"], ["interactive", "batch"])
-    idle = ModelStats("demo", {}, {}, 0, 1 << 20, 1, 0, 0, 1.0)
-    metrics.watch_engine(lambda: {"demo": idle})
-    assert sample(metrics, "omniserve_running_requests", LABELS) == 0
-    assert sample(metrics, "omniserve_waiting_requests", LABELS) == 0
-
-
 def test_names_are_the_contract_and_nothing_else(metrics: Metrics, clock: ManualClock) -> None:
     metrics.watch_engine(dict)
     run_one(metrics, clock)
@@ -180,6 +164,20 @@ def test_names_are_the_contract_and_nothing_else(metrics: Metrics, clock: Manual
         ("omniserve_running_requests", "gauge"),
         ("omniserve_waiting_requests", "gauge"),
         ("omniserve_kv_used_bytes", "gauge"),
+        ("omniserve_kv_total_bytes", "gauge"),
+        ("omniserve_piggyback_active", "gauge"),
+        ("omniserve_offloaded_requests", "gauge"),
+        ("omniserve_lane_rows_joined", "counter"),
+        ("omniserve_lane_rows_ready", "gauge"),
+        ("omniserve_lane_residual_bytes", "gauge"),
+        ("omniserve_lane_hop_steps", "histogram"),
+        ("omniserve_kv_swaps", "counter"),
+        ("omniserve_kv_swap_bytes", "counter"),
+        ("omniserve_host_attention_up", "gauge"),
+        ("omniserve_host_attention_restarts", "counter"),
+        ("omniserve_host_queue_depth", "gauge"),
+        ("omniserve_host_kv_read_bytes", "counter"),
+        ("omniserve_host_tasks_redone", "counter"),
     }
 
 

@@ -1,6 +1,7 @@
 """The buffer between the engine's pace and the client's."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,22 @@ async def test_choices_take_turns() -> None:
         (1, (1, 1), "11"),
         (0, (0,), "0"),
     ]
+
+
+@pytest.mark.asyncio
+async def test_counts_are_those_of_the_newest_output() -> None:
+    buffer = OutputBuffer()
+    for count in (1, 2):
+        counted = replace(
+            make_output(7),
+            num_prompt_tokens=10 + count,
+            num_cached_tokens=20 + count,
+            num_output_tokens=30 + count,
+            num_piggybacked_tokens=40 + count,
+        )
+        buffer.put(0, counted)
+    _, merged = await buffer.take()
+    assert merged == replace(counted, token_ids=(7, 7))
 
 
 @pytest.mark.asyncio

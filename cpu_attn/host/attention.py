@@ -117,17 +117,31 @@ class HostAttention:
         """[num_slots], new: how often each slot was released."""
         return self._books.epochs(self._model(model))
 
-    def start(self) -> None:
-        """Starts the child and returns when it is ready, its kernels compiled.
+    def begin_start(self) -> None:
+        """Starts the child and returns at once; tasks wait until it is ready, its kernels compiled.
 
-        Raises HostAttentionDown with its own words where it does not get ready, RuntimeError where
-        it is started already, ValueError where a pool is closed.
+        Raises RuntimeError where it is started already, ValueError where a pool is closed.
         """
         if self.state != "stopped":
             raise RuntimeError(f"start: it is {self.state} already")
         self._require_open_pools(ValueError)
         self._abandoned = False
         self._supervisor.start(self._clock())
+
+    def start(self) -> None:
+        """Starts the child and returns when it is ready.
+
+        Raises as `begin_start` does, and HostAttentionDown with the child's own words where it does
+        not get ready.
+        """
+        self.begin_start()
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Returns when the child is ready.
+
+        Raises HostAttentionDown with its own words where it does not get ready; it is stopped then.
+        """
         while (state := self.supervise()) == "starting":
             time.sleep(_POLL_S)
         if state != "ready":

@@ -65,6 +65,17 @@ class HostKvPool:
         return self._memory.address
 
     @property
+    def words(self) -> NDArray[np.int64]:
+        """The memory itself, int64 [num_blocks, num_layers, layer_bytes // 8].
+
+        For copies that do not come through here: nothing is checked. It stays valid after `close`.
+        Raises ValueError once closed.
+        """
+        self._require_open()
+        shape = (self.num_blocks, self.layout.num_layers, self.layout.layer_bytes // 8)
+        return self._memory.array(np.int64, shape)
+
+    @property
     def num_bytes(self) -> int:
         """Size of the memory, touched or not."""
         return self._memory.num_bytes

@@ -7,7 +7,7 @@ from omniserve.config import TierConfig
 from omniserve.errors import InvalidRequest
 from omniserve.generation import ChatPrompt, Choice, Chunk, GenerationRequest, Prompt, Usage
 from omniserve.requests import SamplingParams, TokenLogprob
-from omniserve.settings import ModelInfo, ModelStats
+from omniserve.settings import ModelInfo, ModelStats, PiggybackStats
 from omniserve.tokenization import ModelTokenizer
 from omniserve.v1 import omniserve_pb2 as pb
 
@@ -91,6 +91,7 @@ def usage_message(usage: Usage) -> pb.Usage:
         prompt_tokens=usage.num_prompt_tokens,
         cached_tokens=usage.num_cached_tokens,
         output_tokens=usage.num_output_tokens,
+        piggybacked_tokens=usage.num_piggybacked_tokens,
     )
 
 
@@ -154,4 +155,17 @@ def model_status_message(name: str, stats: ModelStats | None) -> pb.ModelStatus:
         num_steps=stats.num_steps,
         num_preemptions=stats.num_preemptions,
         step_ms=stats.step_ms,
+        piggyback=None if stats.piggyback is None else _piggyback_message(stats.piggyback),
+    )
+
+
+def _piggyback_message(stats: PiggybackStats) -> pb.PiggybackStatus:
+    return pb.PiggybackStatus(
+        active=stats.active,
+        host_state=stats.host_state,
+        num_offloaded=stats.num_offloaded,
+        kv_used_bytes=stats.host_kv_used_bytes,
+        kv_total_bytes=stats.host_kv_total_bytes,
+        num_rows_joined=stats.num_rows_joined,
+        num_tokens=stats.num_tokens,
     )

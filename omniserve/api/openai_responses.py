@@ -179,4 +179,5 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.num_output_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+        "completion_tokens_details": {"piggybacked_tokens": usage.num_piggybacked_tokens},
     }

@@ -1,5 +1,6 @@
 """From a step plan to the arrays that the executor runs on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,9 @@ class BlockTables:
             if rows.new_block_ids:
                 first = rows.first_new_block
                 self._ids[rows.slot, first : first + len(rows.new_block_ids)] = rows.new_block_ids
+
+    def set(self, slot: int, block_ids: Sequence[int]) -> None:
+        self._ids[slot, : len(block_ids)] = block_ids
 
     def of(self, slots: NDArray[np.int64] | int) -> NDArray[np.int32]:
         return self._ids[slots]

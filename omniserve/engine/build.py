@@ -1,27 +1,74 @@
 """From settings to a model that is ready to step."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
-from omniserve.engine.kv_pool import allocate_kv_pool, kv_bytes_per_token, plan_kv_capacity
+from omniserve.engine.kv_pool import (
+    DeviceKvPool,
+    allocate_kv_pool,
+    kv_bytes_per_token,
+    plan_kv_capacity,
+)
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
 from omniserve.models.loading import DTYPES, load_config, load_model
-from omniserve.settings import ModelInfo, ModelSettings
+from omniserve.piggyback.build import (
+    HostedModel,
+    build_piggybacks,
+    open_host_pool,
+    piggyback_limits,
+)
+from omniserve.piggyback.host_link import HostLink
+from omniserve.settings import EngineSettings, ModelInfo, ModelSettings
 from scheduler import Scheduler, SchedulerSettings
 
 
-def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
-    """Loads one model and everything that serves it.
+@dataclass(frozen=True, slots=True)
+class BuiltModel:
+    """One loaded model and everything of it that stands on its own."""
+
+    info: ModelInfo
+    executor: Executor
+    scheduler: Scheduler
+    kv_pool: DeviceKvPool
+    text: TextModel
+    hosted: HostedModel | None
+    """None where the model does not piggyback."""
+
+
+def build_runtimes(
+    settings: EngineSettings, device: Device
+) -> tuple[dict[str, ModelRuntime], HostLink | None]:
+    """Loads the models; with a host link where one of them piggybacks.
 
     Raises:
-        CheckpointError: the checkpoint cannot be loaded.
-        ConfigError: the KV limit is too small, or more than the device can allocate.
+        CheckpointError: a checkpoint cannot be loaded.
+        ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
+    built = [_build_model(model, device) for model in settings.models]
+    hosted = [part.hosted for part in built if part.hosted is not None]
+    link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
+    runtimes = {
+        part.info.name: ModelRuntime(
+            part.info,
+            part.executor,
+            part.scheduler,
+            part.kv_pool,
+            part.text,
+            device.pipeline_depth,
+            piggybacks.get(part.info.name),
+        )
+        for part in built
+    }
+    return runtimes, link
+
+
+def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
     path = Path(settings.path)
     config = load_config(path)
     dtype = DTYPES[settings.dtype]
@@ -37,6 +84,8 @@ def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
         path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype)
     )
     kv_pool = allocate_kv_pool(settings, model, num_blocks, device.torch_device)
+    host_pool = open_host_pool(settings, kv_pool.cache)
+    piggyback = settings.piggyback if host_pool is not None else None
     executor = Executor(
         model,
         device.attention(kv_pool.cache, model.windows, model.num_heads),
@@ -54,7 +103,9 @@ def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
             best_effort_tokens_beside_ls=settings.best_effort_tokens_beside_ls,
             max_model_len=max_model_len,
             prefix_caching=settings.prefix_caching,
-        )
+            piggyback=None if piggyback is None else piggyback_limits(piggyback),
+        ),
+        host_pool,
     )
     info = ModelInfo(
         name=settings.name,
@@ -68,7 +119,19 @@ def build_runtime(settings: ModelSettings, device: Device) -> ModelRuntime:
         eos_token_ids=_eos_token_ids(path, config),
     )
     text = TextModel.load(path)
-    return ModelRuntime(info, model, executor, scheduler, kv_pool, text, device.pipeline_depth)
+    hosted = None
+    if host_pool is not None and piggyback is not None:
+        hosted = HostedModel(
+            settings.name,
+            piggyback,
+            host_pool,
+            model,
+            scheduler,
+            kv_pool.cache,
+            max_model_len,
+            executor.set_block_table,
+        )
+    return BuiltModel(info, executor, scheduler, kv_pool, text, hosted)
 
 
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:

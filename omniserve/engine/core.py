@@ -1,16 +1,19 @@
 """The engine: several models, one device, one step at a time."""
 
+import time
 from collections.abc import Callable
 
 import torch
 
-from omniserve.devices.device import open_device
-from omniserve.engine.build import build_runtime
+from omniserve.devices.device import Device, open_device
+from omniserve.engine.build import build_runtimes
 from omniserve.engine.model_runtime import ModelRuntime, RunningStep
 from omniserve.errors import CheckpointError, UnknownModel
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from scheduler import ModelDemand, ModelTurns
+
+_HOST_POLL_S = 50e-6
 
 
 class Engine:
@@ -21,7 +24,10 @@ class Engine:
     """
 
     def __init__(
-        self, settings: EngineSettings, poll_arrivals: Callable[[], None] | None = None
+        self,
+        settings: EngineSettings,
+        poll_arrivals: Callable[[], None] | None = None,
+        device: Device | None = None,
     ) -> None:
         """Loads every model.
 
@@ -29,14 +35,15 @@ class Engine:
             settings: device and models.
             poll_arrivals: called at layer boundaries of best-effort steps; may call `add` and
             `abort`.
+            device: where it is open already; None opens the one that the settings name.
 
         Raises:
             CheckpointError: a checkpoint cannot be loaded.
             ConfigError: the device is not there, or a KV limit is too small.
         """
-        device = open_device(settings.device)
+        device = device or open_device(settings.device)
         self.device = device.description
-        self._runtimes = {model.name: build_runtime(model, device) for model in settings.models}
+        self._runtimes, self._host = build_runtimes(settings, device)
         self._poll_arrivals = poll_arrivals
         self._turns = ModelTurns(list(self._runtimes))
         self._parked: tuple[ModelRuntime, RunningStep] | None = None
@@ -82,6 +89,8 @@ class Engine:
     def warm_up(self) -> None:
         """Generates two tokens with every model: no request pays for what is made on first use.
 
+        Waits for the host attention process where there is one.
+
         Raises:
             CheckpointError: a model's logits are not finite.
         """
@@ -94,13 +103,35 @@ class Engine:
                     for output in self.step():
                         if output.error is not None:
                             raise CheckpointError(f"model {name!r}: {output.error}")
+        if self._host is not None:
+            self._host.await_ready()
+
+    def close(self) -> None:
+        """Ends the host attention process and gives shared memory back; requests are forgotten."""
+        if self._host is not None:
+            self._host.close()
+        for runtime in self._runtimes.values():
+            runtime.close()
+
+    def check_integrity(self) -> None:
+        """Raises an AssertionError where the books of some model disagree."""
+        for runtime in self._runtimes.values():
+            runtime.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
         return tuple(runtime.stats() for runtime in self._runtimes.values())
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
-        """Runs one step of one model, or as much of one as nothing urgent interrupts."""
+        """Runs one step of one model, or as much of one as nothing urgent interrupts.
+
+        Without anything to compute it returns at once or after a short sleep, so call it again.
+        """
+        if self._host is not None:
+            self._host.collect()
+            for runtime in self._runtimes.values():
+                runtime.poll()
+            self._host.share_cores(sum(r.num_offloaded for r in self._runtimes.values()))
         if self._parked is not None:
             outputs = self._pass_urgent()
             return self._resume() if outputs is None else outputs
@@ -110,7 +141,11 @@ class Engine:
         runtime = self._runtimes[turn.model]
         step = runtime.begin(best_effort_tokens=turn.best_effort_tokens)
         if step is None:
-            return runtime.collect()
+            outputs = runtime.collect()
+            if not outputs and self._host is not None:
+                # All there is to do is on the host, or being copied.
+                time.sleep(_HOST_POLL_S)
+            return outputs
         if step.plan.has_latency_sensitive:
             return self._run_through(runtime, step)
         return self._run_yielding(runtime, step)

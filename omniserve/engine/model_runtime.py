@@ -6,19 +6,19 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from omniserve.engine.executor import Executor, StepCursor
 from omniserve.engine.host_copy import HostCopy
 from omniserve.engine.kv_pool import DeviceKvPool
 from omniserve.engine.limits import check_prompt, most_output_tokens
 from omniserve.engine.penalties import has_penalties
-from omniserve.engine.sampler import NO_TOKEN, THROWN_AWAY, Sampled, sample
-from omniserve.engine.sequence import FAILED, Progress, Sequence
+from omniserve.engine.sampler import Sampled, sample
+from omniserve.engine.sequence import Sequence
+from omniserve.engine.sequences import Advance, SampledRow, Sequences
 from omniserve.engine.text import TextModel
 from omniserve.engine.timings import StepTimings
 from omniserve.errors import InvalidRequest
-from omniserve.models.decoder import DecoderModel
+from omniserve.piggyback.lane_run import LaneRun
+from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.settings import ModelInfo, ModelStats
 from scheduler import ModelDemand, Request, Scheduler, ServiceClass, StepPlan, StepResult
@@ -31,6 +31,8 @@ class RunningStep:
     plan: StepPlan
     cursor: StepCursor
     started_s: float
+    rows: tuple[SampledRow, ...] = ()
+    """Rows that are sampled; those of offloaded requests come last."""
     sampled: Sampled | None = None
     tokens: HostCopy | None = None
     """The sampled tokens on their way to the host."""
@@ -42,24 +44,24 @@ class ModelRuntime:
     def __init__(
         self,
         info: ModelInfo,
-        model: DecoderModel,
         executor: Executor,
         scheduler: Scheduler,
         kv_pool: DeviceKvPool,
         text: TextModel,
         pipeline_depth: int,
+        piggyback: Piggyback | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.info = info
         self.scheduler = scheduler
         self.timings = StepTimings()
-        self._model = model
         self._executor = executor
         self._kv_pool = kv_pool
         self._text = text
         self._pipeline_depth = pipeline_depth
+        self._piggyback = piggyback
         self._clock = clock
-        self._sequences: dict[str, Sequence] = {}
+        self._sequences = Sequences()
         self._in_flight: deque[RunningStep] = deque()
         self._num_steps = 0
         self._last_step_s = 0.0
@@ -70,7 +72,14 @@ class ModelRuntime:
 
     @property
     def has_unfinished(self) -> bool:
+        if self._piggyback is not None and self._piggyback.is_settling:
+            return True
         return self.scheduler.has_unfinished or bool(self._in_flight)
+
+    @property
+    def num_offloaded(self) -> int:
+        """Requests whose KV is on the host, or on its way there or back."""
+        return self.scheduler.num_offloaded
 
     @property
     def has_urgent_work(self) -> bool:
@@ -108,20 +117,23 @@ class ModelRuntime:
             self.scheduler.add(state)
         except ValueError as error:
             raise InvalidRequest(str(error), "request_id") from error
-        self._sequences[request.request_id] = Sequence(
-            request,
-            state,
-            self._text.stream(request.prompt_token_ids),
-            self.info.eos_token_ids,
-            self.info.vocab_size,
-            self._kv_pool.cache.device,
+        self._sequences.add(
+            Sequence(
+                request,
+                state,
+                self._text.stream(request.prompt_token_ids),
+                self.info.eos_token_ids,
+                self.info.vocab_size,
+                self._kv_pool.cache.device,
+            )
         )
 
     def abort(self, request_id: str) -> bool:
         """Forgets a request and frees its KV; false if it is not known here."""
-        if self._sequences.pop(request_id, None) is None:
+        if not self._sequences.remove(request_id):
             return False
         self.scheduler.abort(request_id)
+        self._settle()
         return True
 
     def begin(
@@ -129,14 +141,20 @@ class ModelRuntime:
     ) -> RunningStep | None:
         """Plans a step and puts its tokens on the device; None if there is nothing to do."""
         started_s = self._clock()
+        piggyback = self._piggyback
         with self.timings.phase("schedule"):
             plan = self.scheduler.schedule(
-                latency_sensitive_only=latency_sensitive_only, best_effort_tokens=best_effort_tokens
+                latency_sensitive_only=latency_sensitive_only,
+                best_effort_tokens=best_effort_tokens,
+                num_ready_lane_rows=0 if piggyback is None else piggyback.num_ready_rows,
             )
+            if piggyback is not None:
+                piggyback.begin_copies()
         if plan is None:
             return None
         with self.timings.phase("prepare"):
-            cursor = self._executor.start(plan)
+            lanes = None if piggyback is None else piggyback.begin_step(plan)
+            cursor = self._executor.start(plan, lanes)
         return RunningStep(plan, cursor, started_s)
 
     def advance(self, step: RunningStep, to_layer: int) -> None:
@@ -145,9 +163,7 @@ class ModelRuntime:
 
     def finish(self, step: RunningStep) -> list[RequestOutput]:
         """Samples a step whose layers are done; outputs are those of the oldest step in flight."""
-        step.sampled = self._sample(step)
-        if step.sampled is not None:
-            step.tokens = HostCopy(step.sampled.token_ids)
+        self._sample(step)
         self._in_flight.append(step)
         if len(self._in_flight) < self._pipeline_depth and self.scheduler.has_unfinished:
             return []
@@ -159,13 +175,30 @@ class ModelRuntime:
             return []
         step = self._in_flight.popleft()
         with self.timings.phase("detokenise"):
-            advances = self._accept(step)
+            token_ids = [] if step.tokens is None else step.tokens.wait()
+            advances = self._sequences.accept(step.rows, token_ids)
         with self.timings.phase("complete"):
             outputs = self._complete(step, advances)
         self.timings.num_steps += 1
         self._num_steps += 1
         self._last_step_s = self._clock() - step.started_s
         return outputs
+
+    def poll(self) -> None:
+        """Takes note of what the host and copies under way have got done; never waits."""
+        if self._piggyback is not None:
+            self._piggyback.poll()
+
+    def check_integrity(self) -> None:
+        """Raises an AssertionError where the books of requests, blocks and lanes disagree."""
+        self.scheduler.check_integrity()
+        if self._piggyback is not None:
+            self._piggyback.check_integrity()
+
+    def close(self) -> None:
+        """Gives shared memory back; the host attention process has stopped."""
+        if self._piggyback is not None:
+            self._piggyback.close()
 
     def stats(self) -> ModelStats:
         scheduler = self.scheduler
@@ -179,71 +212,52 @@ class ModelRuntime:
             num_preemptions=scheduler.num_preemptions,
             num_cached_prompt_tokens=scheduler.num_cached_prompt_tokens,
             step_ms=self._last_step_s * 1e3,
+            piggyback=None if self._piggyback is None else self._piggyback.stats(),
         )
 
-    def _sample(self, step: RunningStep) -> Sampled | None:
-        groups = step.cursor.batch.sampling_groups
-        # A request may have been aborted while its step ran; its row is sampled and thrown away.
-        sequences = [self._sequences.get(group.request_id) for group in groups]
-        rows = [
-            THROWN_AWAY
-            if sequence is None
-            else sequence.sampling_row(
-                group.start + group.num_tokens - sequence.state.num_prompt_tokens
-            )
-            for group, sequence in zip(groups, sequences, strict=True)
+    def _sample(self, step: RunningStep) -> None:
+        cursor = step.cursor
+        resident = [
+            SampledRow(group.request_id, group.start + group.num_tokens, from_lane=False)
+            for group in cursor.batch.sampling_groups
         ]
-        if not rows:
-            return None
+        step.rows = (*resident, *self._exits(cursor.lanes))
+        if not step.rows:
+            return
         with self.timings.phase("logits"):
-            logits: Tensor = self._executor.logits(step.cursor)
+            logits = self._executor.logits(cursor)
         with self.timings.phase("sample"):
-            sampled = sample(logits, rows)
-            self._executor.remember(step.cursor.batch, sampled.token_ids)
-        return sampled
+            step.sampled = sample(logits, self._sequences.sampling_rows(step.rows))
+            self._executor.remember(cursor.batch, step.sampled.token_ids)
+        step.tokens = HostCopy(step.sampled.token_ids)
 
-    def _accept(self, step: RunningStep) -> dict[str, tuple[int, Progress, int]]:
-        """By request: its new token, what that did, and the row it was sampled from."""
-        if step.tokens is None:
-            return {}
-        token_ids = step.tokens.wait()
-        advances = {}
-        for row, group in enumerate(step.cursor.batch.sampling_groups):
-            sequence = self._sequences.get(group.request_id)
-            # A plan made ahead may hold one more row of a request that has ended meanwhile.
-            if sequence is not None:
-                token_id = token_ids[row]
-                failed = token_id == NO_TOKEN
-                progress = FAILED if failed else sequence.accept(token_id)
-                advances[group.request_id] = (token_id, progress, row)
-        return advances
+    def _settle(self) -> None:
+        if self._piggyback is not None:
+            self._piggyback.stop_released()
 
-    def _complete(
-        self, step: RunningStep, advances: dict[str, tuple[int, Progress, int]]
-    ) -> list[RequestOutput]:
+    def _exits(self, lanes: LaneRun | None) -> list[SampledRow]:
+        if self._piggyback is None or lanes is None:
+            return []
+        return [SampledRow(*row, from_lane=True) for row in self._piggyback.end_step(lanes)]
+
+    def _complete(self, step: RunningStep, advances: dict[str, Advance]) -> list[RequestOutput]:
         result = StepResult(
-            sampled={request_id: advance[0] for request_id, advance in advances.items()},
+            sampled={
+                request_id: advance.token_id
+                for request_id, advance in advances.items()
+                if not advance.from_lane
+            },
+            lane_sampled={
+                request_id: advance.token_id
+                for request_id, advance in advances.items()
+                if advance.from_lane
+            },
             finished_ids=frozenset(
                 request_id
-                for request_id, (_, progress, _) in advances.items()
-                if progress.finish_reason is not None
+                for request_id, advance in advances.items()
+                if advance.progress.finish_reason is not None
             ),
         )
         finished = {state.request_id for state in self.scheduler.complete(step.plan, result)}
-        outputs = []
-        for request_id, (token_id, progress, row) in advances.items():
-            if progress is FAILED:
-                outputs.append(self._sequences[request_id].failure())
-                continue
-            logprobs = step.sampled.logprobs.get(row) if step.sampled is not None else None
-            outputs.append(
-                self._sequences[request_id].output(
-                    token_id,
-                    progress,
-                    None if logprobs is None else logprobs.to_host(token_id),
-                    at_limit=request_id in finished,
-                )
-            )
-        for request_id in finished:
-            self._sequences.pop(request_id, None)
-        return outputs
+        self._settle()
+        return self._sequences.outputs(advances, step.sampled, finished)

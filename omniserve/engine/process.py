@@ -1,6 +1,7 @@
 """The engine as a process of its own: `python -m omniserve.engine.process ADDRESS`."""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 import zmq
 
 from omniserve.errors import CheckpointError, ConfigError, OmniServeError
-from omniserve.logs import LogSettings, configure_logging
+from omniserve.logs import LogSettings, configure_logging, get_logger, log_event
 from omniserve.messages import (
     Abort,
     Configure,
@@ -26,6 +27,7 @@ from omniserve.messages import (
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.vector_path import require_vector_path
 
+_LOG = get_logger(__name__)
 _BUSY_STATS_S = 0.25
 _IDLE_STATS_S = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -55,15 +57,24 @@ class EngineProcess:
         while True:
             self._send_stats()
             if not self._engine.has_unfinished:
+                self._check_integrity()
                 self._socket.poll(int(_IDLE_STATS_S * 1e3))
             self._receive_all()
             if self._stopping:
+                self._engine.close()
                 return
             outputs = self._engine.step()
             if self._rejected:
                 outputs, self._rejected = self._rejected + outputs, []
             if outputs:
                 self._send(Outputs(outputs=tuple(outputs)))
+
+    def _check_integrity(self) -> None:
+        """While nobody waits for it. What is wrong is said, not mended: requests go on."""
+        try:
+            self._engine.check_integrity()
+        except AssertionError as error:
+            log_event(_LOG, "integrity_check_failed", level=logging.ERROR, problem=str(error))
 
     def _receive_all(self) -> None:
         while True:

@@ -52,6 +52,7 @@ class Sequence:
             else None
         )
         self.num_output_tokens = 0
+        self.num_piggybacked_tokens = 0
 
     def sampling_row(self, index: int) -> SamplingRow:
         """How output token `index` is to be sampled."""
@@ -78,6 +79,7 @@ class Sequence:
             finish_reason="error",
             num_prompt_tokens=self.state.num_prompt_tokens,
             num_output_tokens=self.num_output_tokens,
+            num_piggybacked_tokens=self.num_piggybacked_tokens,
             error="the model's logits are not finite: broken weights, or its dtype overflows",
         )
 
@@ -98,4 +100,5 @@ class Sequence:
             num_prompt_tokens=self.state.num_prompt_tokens,
             num_cached_tokens=self.state.num_cached_tokens,
             num_output_tokens=self.num_output_tokens,
+            num_piggybacked_tokens=self.num_piggybacked_tokens,
         )

@@ -104,6 +104,7 @@ class DecoderModel:
         self.architecture = family.architecture
         self.num_parameters: int = module.num_parameters()
         self.vocab_size: int = config.vocab_size
+        self.hidden_size: int = config.hidden_size
         self._embedding: Tensor = module.model.embed_tokens.weight.detach()
         self.dtype = self._embedding.dtype
         self._norm = module.model.norm

@@ -165,14 +165,16 @@ class TokenLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., token: _Optional[bytes] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TokenLogprob.Alternative, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "output_tokens")
+    __slots__ = ("prompt_tokens", "cached_tokens", "output_tokens", "piggybacked_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PIGGYBACKED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+    piggybacked_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., piggybacked_tokens: _Optional[int] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text", "chat")
@@ -283,7 +285,7 @@ class Status(_message.Message):
     def __init__(self, version: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., uptime_s: _Optional[float] = ..., num_engine_restarts: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms")
+    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback")
     class RunningEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -309,6 +311,7 @@ class ModelStatus(_message.Message):
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    PIGGYBACK_FIELD_NUMBER: _ClassVar[int]
     name: str
     running: _containers.ScalarMap[str, int]
     waiting: _containers.ScalarMap[str, int]
@@ -320,4 +323,23 @@ class ModelStatus(_message.Message):
     num_steps: int
     num_preemptions: int
     step_ms: float
-    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ...) -> None: ...
+    piggyback: PiggybackStatus
+    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ...) -> None: ...
+
+class PiggybackStatus(_message.Message):
+    __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens")
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    HOST_STATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_OFFLOADED_FIELD_NUMBER: _ClassVar[int]
+    KV_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_JOINED_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    active: bool
+    host_state: str
+    num_offloaded: int
+    kv_used_bytes: int
+    kv_total_bytes: int
+    num_rows_joined: int
+    num_tokens: int
+    def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,173 @@
+"""From settings to models that piggyback."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cpu_attn.host import HostKvPool, HostModel
+from cpu_attn.kv_layout import KvLayout
+from omniserve.devices.device import Device
+from omniserve.devices.elements import ELEMENTS
+from omniserve.errors import ConfigError
+from omniserve.logs import get_logger, log_event
+from omniserve.models.decoder import DecoderModel
+from omniserve.piggyback.calibration import measure_host_speed
+from omniserve.piggyback.core_split import CoreSplit
+from omniserve.piggyback.device_path import open_exchange, open_swapper
+from omniserve.piggyback.governor import Governor
+from omniserve.piggyback.host_link import HostLink
+from omniserve.piggyback.lane_book import LaneBook
+from omniserve.piggyback.runtime import Piggyback
+from omniserve.settings import ModelSettings, PiggybackSettings
+from scheduler import PiggybackLimits, Scheduler
+
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """A model with a pool on the host."""
+
+    name: str
+    settings: PiggybackSettings
+    pool: HostKvPool
+    model: DecoderModel
+    scheduler: Scheduler
+    kv_cache: Tensor
+    max_model_len: int
+    set_block_table: Callable[[int, Sequence[int]], None]
+    """Takes a device slot and the blocks of the request that is there."""
+
+
+def open_host_pool(settings: ModelSettings, kv_cache: Tensor) -> HostKvPool | None:
+    """The host's KV pool for a device cache [layers, blocks, 2, kv_heads, block_size, head_dim].
+
+    None where the model does not piggyback, or no host kernel can read such a cache.
+
+    Raises:
+        ConfigError: the pool holds no block, or the machine cannot map it.
+    """
+    if settings.piggyback is None:
+        return None
+    num_layers, _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    try:
+        element = ELEMENTS[kv_cache.dtype]
+        layout = KvLayout(element, num_layers, num_kv_heads, head_dim, block_size)
+    except (KeyError, ValueError) as error:
+        log_event(
+            _LOG,
+            "piggyback_unavailable",
+            level=logging.WARNING,
+            model=settings.name,
+            reason=str(error),
+        )
+        return None
+    try:
+        return HostKvPool(layout, settings.piggyback.host_kv_bytes)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"models.{settings.name}.piggyback.host_kv_bytes: {error}") from error
+
+
+def piggyback_limits(settings: PiggybackSettings) -> PiggybackLimits:
+    """What the scheduler is told."""
+    return PiggybackLimits(
+        num_lanes=settings.max_offloaded_requests,
+        max_lane_rows=settings.max_lane_rows,
+        max_lane_rows_beside_ls=settings.max_lane_rows_beside_ls,
+        max_resident_decodes=settings.max_resident_decodes,
+    )
+
+
+def host_cores(models: Sequence[HostedModel], device: Device) -> tuple[int, ...]:
+    """The last cores of this process: as many as the model that asks for most.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    hungriest = max(models, key=lambda hosted: hosted.settings.host_attention_threads)
+    num_threads = hungriest.settings.host_attention_threads
+    num_left = len(cores) - (device.torch_device.type == "cpu")
+    if num_threads > num_left:
+        raise ConfigError(
+            f"models.{hungriest.name}.piggyback.host_attention_threads: {num_threads} is more than "
+            f"the {num_left} cores that this process can spare"
+        )
+    return tuple(cores[-num_threads:])
+
+
+def build_piggybacks(
+    models: Sequence[HostedModel], device: Device
+) -> tuple[HostLink, dict[str, Piggyback]]:
+    """One host process for all of them, started; and each one's own part, by name."""
+    cores = host_cores(models, device)
+    num_lanes = max(hosted.settings.max_offloaded_requests for hosted in models)
+    core_split = CoreSplit(cores) if device.torch_device.type == "cpu" else None
+    link = HostLink([_host_model(hosted) for hosted in models], cores, num_lanes, core_split)
+    piggybacks = {
+        hosted.name: _build_piggyback(
+            index, hosted, link, cores, device, _open_governor(hosted, core_split, len(cores))
+        )
+        for index, hosted in enumerate(models)
+    }
+    return link, piggybacks
+
+
+def _host_model(hosted: HostedModel) -> HostModel:
+    model = hosted.model
+    return HostModel(
+        pool=hosted.pool.memory,
+        num_heads=model.num_heads,
+        io=ELEMENTS[model.dtype],
+        max_context_len=hosted.max_model_len,
+        scale=model.head_dim**-0.5,
+        windows=model.windows,
+    )
+
+
+def _build_piggyback(
+    index: int,
+    hosted: HostedModel,
+    link: HostLink,
+    cores: Sequence[int],
+    device: Device,
+    governor: Governor | None,
+) -> Piggyback:
+    model = hosted.model
+    book = LaneBook(hosted.settings.max_offloaded_requests, model.num_layers)
+    return Piggyback(
+        index,
+        hosted.scheduler,
+        book,
+        open_exchange(
+            link.host, index, model.hidden_size, model.dtype, device.torch_device, book.fail
+        ),
+        open_swapper(hosted.kv_cache, hosted.pool, cores),
+        hosted.pool,
+        link,
+        hosted.set_block_table,
+        device.torch_device,
+        hosted.settings.binding_points,
+        governor,
+    )
+
+
+def _open_governor(
+    hosted: HostedModel, core_split: CoreSplit | None, num_threads: int
+) -> Governor | None:
+    """None where the host's cores cost the device nothing, or where it is not to be asked."""
+    if core_split is None or not core_split.costs_device_threads:
+        return None
+    if hosted.settings.when == "always":
+        return None
+    speed = measure_host_speed(hosted.model, core_split, num_threads)
+    return Governor(
+        hosted.scheduler,
+        speed,
+        hosted.settings,
+        hosted.model.num_layers,
+        hosted.pool.layout.bytes_per_token,
+    )

@@ -1,0 +1,87 @@
+"""The one host attention process of an engine, and what comes back from it."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpu_attn.host import HostAttention, HostModel, HostResults, HostSettings, HostStatus
+from omniserve.piggyback.core_split import CoreSplit
+from omniserve.piggyback.lane_book import LaneBook
+
+_RETRY_S = 60.0
+_LANE_LOST = (HostStatus.CRASHED, HostStatus.NO_MEMORY)
+
+
+class HostLink:
+    """Models by their index; must be driven by the thread that made it, which outlives it."""
+
+    def __init__(
+        self,
+        models: Sequence[HostModel],
+        cores: Sequence[int],
+        num_lanes: int,
+        core_split: CoreSplit | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Maps shared memory and starts the process, without waiting for it.
+
+        core_split: None where the device has no part in the host's cores.
+        """
+        self.host = HostAttention(models, HostSettings(tuple(cores), num_slots=num_lanes))
+        self._books: dict[int, LaneBook] = {}
+        self._core_split = core_split
+        self._clock = clock
+        self._failed_s: float | None = None
+        self.host.begin_start()
+
+    def register(self, model: int, book: LaneBook) -> None:
+        """Results of a model go to this book."""
+        self._books[model] = book
+
+    def await_ready(self) -> None:
+        """Raises HostAttentionDown where the process does not get ready."""
+        self.host.await_ready()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether tasks will be done, be it after a restart."""
+        return self.host.state not in ("failed", "stopped")
+
+    def collect(self) -> None:
+        """Passes results on to the books; never waits."""
+        results = self.host.collect()
+        if len(results):
+            for model, book in self._books.items():
+                self._pass_on(book, results.model == model, results)
+        if self.host.state == "failed":
+            self._start_anew()
+
+    def share_cores(self, num_offloaded: int) -> None:
+        """Gives the device the host's cores while nobody is offloaded."""
+        if self._core_split is not None:
+            self._core_split.update(num_offloaded > 0)
+
+    def _pass_on(self, book: LaneBook, mine: NDArray[np.bool_], results: HostResults) -> None:
+        done = mine & (results.status == HostStatus.OK)
+        book.attended(results.slot[done], results.layer[done])
+        lost = mine & ~done
+        if lost.any():
+            unexpected = ~np.isin(results.status[lost], _LANE_LOST)
+            assert not unexpected.any(), f"host attention refused tasks: {results}"
+            book.fail(results.slot[lost])
+
+    def _start_anew(self) -> None:
+        """Given up by its supervisor, the process gets another chance now and then."""
+        now_s = self._clock()
+        if self._failed_s is None:
+            self._failed_s = now_s
+        elif now_s - self._failed_s >= _RETRY_S and not self.host.num_in_flight:
+            self._failed_s = None
+            self.host.stop(0.0)
+            self.host.begin_start()
+
+    def close(self) -> None:
+        """Ends the process and gives its memory back."""
+        self.host.close()

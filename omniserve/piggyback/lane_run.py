@@ -1,0 +1,69 @@
+"""The lane rows of one step, from the first binding to the logits."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cpu_attn.host import HostAttentionDown
+from omniserve.piggyback.lane_book import LaneBook
+from omniserve.piggyback.lane_exchange import LaneExchange
+from omniserve.piggyback.lane_rows import LaneRows
+
+
+def binding_layers(num_layers: int, num_points: int) -> NDArray[np.int64]:
+    """Layers before which results that have come are bound: evenly spaced, the first is 0."""
+    points = np.arange(min(num_points, num_layers))
+    return points * num_layers // min(num_points, num_layers)
+
+
+class LaneRun:
+    """What the layer loop asks: who leaves, who joins."""
+
+    def __init__(
+        self,
+        book: LaneBook,
+        exchange: LaneExchange,
+        rows: LaneRows,
+        points: NDArray[np.int64],
+        max_rows: int,
+        step: int,
+        collect: Callable[[], None],
+    ) -> None:
+        """`collect` passes results that have come on to the book."""
+        self.rows = rows
+        self._book = book
+        self._exchange = exchange
+        stops = [*points[1:].tolist(), book.num_layers]
+        self._stop_by_point = dict(zip(points.tolist(), stops, strict=True))
+        self._max_rows = max_rows
+        self._step = step
+        self._collect = collect
+
+    def bind(self, layer: int) -> None:
+        """Binds what has come, if results are bound before this layer."""
+        stop = self._stop_by_point.get(layer)
+        if stop is not None:
+            if layer:
+                self._collect()
+            segments = range(layer + 1, stop + 1)
+            if self._book.bind(self.rows, segments, self._max_rows, self._step):
+                self._exchange.bring(self.rows, segments)
+
+    def count(self, segment: int) -> int:
+        """Rows of a segment, which are bound by then."""
+        return int(self.rows.counts[segment])
+
+    def join(self, segment: int) -> tuple[Tensor, Tensor]:
+        """Residuals [count, hidden_size] and attention outputs [count, num_heads * head_dim]."""
+        return self._exchange.join(self.rows, segment)
+
+    def leave(self, layer: int, residual: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """The rows of segment `layer` leave after `pre` of that layer."""
+        lanes = self.rows.of(layer)
+        self._book.leave(lanes, layer, self._step)
+        try:
+            self._exchange.leave(self.rows, layer, residual, q, k, v)
+        except HostAttentionDown:
+            self._book.fail(lanes)

@@ -1,0 +1,181 @@
+"""Piggybacking of one model: what the step loop calls before, in and after a step."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpu_attn.host import HostKvPool
+from omniserve.piggyback.governor import Governor
+from omniserve.piggyback.host_link import HostLink
+from omniserve.piggyback.kv_swapper import KvSwapper
+from omniserve.piggyback.lane_book import LaneBook, LaneState
+from omniserve.piggyback.lane_exchange import LaneExchange
+from omniserve.piggyback.lane_rows import LaneRows
+from omniserve.piggyback.lane_run import LaneRun, binding_layers
+from omniserve.settings import PiggybackStats
+from scheduler import Offload, Scheduler, StepPlan
+
+
+class Piggyback:
+    """Joins the scheduler's decisions, the lanes, the copies and the host process."""
+
+    def __init__(
+        self,
+        model: int,
+        scheduler: Scheduler,
+        book: LaneBook,
+        exchange: LaneExchange,
+        swapper: KvSwapper,
+        pool: HostKvPool,
+        link: HostLink,
+        set_block_table: Callable[[int, Sequence[int]], None],
+        device: torch.device,
+        num_binding_points: int,
+        governor: Governor | None,
+    ) -> None:
+        """`model` is its index in `link`; `set_block_table` takes a device slot and its blocks.
+
+        Without a governor requests are offloaded whenever they find no room on the device.
+        """
+        self._model = model
+        self._scheduler = scheduler
+        self._book = book
+        self._exchange = exchange
+        self._swapper = swapper
+        self._pool = pool
+        self._link = link
+        self._set_block_table = set_block_table
+        self._device = device
+        self._governor = governor
+        self._points = binding_layers(book.num_layers, num_binding_points)
+        self._request_ids = [""] * book.num_lanes
+        self._stopping: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._num_steps = 0
+        self._num_tokens = 0
+        link.register(model, book)
+
+    @property
+    def num_ready_rows(self) -> int:
+        return self._book.count(LaneState.READY)
+
+    def poll(self) -> None:
+        """Takes note of what the host and the copies have got done; never waits."""
+        self._exchange.pump()
+        for request_id in self._swapper.poll():
+            self._scheduler.copy_landed(request_id)
+        self.stop_released()
+        failed = self._book.failed()
+        if len(failed):
+            for lane in failed.tolist():
+                self._scheduler.recompute(self._request_ids[lane])
+            self.stop_released()
+        self._scheduler.offload_allowed = self._link.is_usable and (
+            self._governor is None or self._governor.allows()
+        )
+
+    def begin_copies(self) -> None:
+        """Starts what the scheduler decided to move; asked for after each of its plans."""
+        for copy in self._scheduler.take_copies():
+            if isinstance(copy, Offload):
+                self._swapper.begin_out(copy.request_id, copy.device_block_ids, copy.host_block_ids)
+            else:
+                self._set_block_table(copy.slot, copy.block_table)
+                self._swapper.begin_in(copy.request_id, copy.host_block_ids, copy.device_block_ids)
+
+    def begin_step(self, plan: StepPlan) -> LaneRun | None:
+        """Lets the plan's tokens enter; None where nobody can join the step."""
+        if not plan.max_lane_rows:
+            return None
+        self._num_steps += 1
+        book, entries = self._book, plan.lane_entries
+        width = max(plan.max_lane_rows, len(entries))
+        rows = LaneRows.empty(book.num_layers, width, book.num_lanes, self._device)
+        for entry in entries:
+            self._request_ids[entry.lane] = entry.request_id
+            if entry.new_block_ids:
+                self._link.host.set_block_table(
+                    self._model, entry.lane, entry.new_block_ids, entry.first_new_block
+                )
+        if entries:
+            lanes = np.array([entry.lane for entry in entries], dtype=np.int64)
+            contexts = np.array([entry.position + 1 for entry in entries], dtype=np.int64)
+            book.enter(rows, lanes, contexts)
+            self._exchange.bring(rows, range(1))
+        return LaneRun(
+            book,
+            self._exchange,
+            rows,
+            self._points,
+            plan.max_lane_rows,
+            self._num_steps,
+            self._link.collect,
+        )
+
+    def end_step(self, run: LaneRun) -> list[tuple[str, int]]:
+        """The rows that left the last layer: request id, and position of the token they yield."""
+        lanes = run.rows.of(self._book.num_layers)
+        self._book.exit(lanes)
+        self._num_tokens += len(lanes)
+        positions = run.rows.positions[self._book.num_layers, : len(lanes)] + 1
+        return [
+            (self._request_ids[lane], position)
+            for lane, position in zip(lanes.tolist(), positions.tolist(), strict=True)
+        ]
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether requests that are gone still hold something on the host."""
+        return len(self._stopping) > 0 or self._swapper.num_in_flight > 0
+
+    def stop_released(self) -> None:
+        """Frees what requests that are gone held on the host, as soon as nothing uses it."""
+        released = self._scheduler.take_released_lanes()
+        if not released and not len(self._stopping):
+            return
+        stopping = np.concatenate([self._stopping, np.array(released, dtype=np.int64)])
+        quiet = self._book.stop(stopping)
+        self._stopping = np.setdiff1d(stopping, quiet)
+        if len(quiet):
+            self._link.host.release(self._model, quiet)
+            for lane in quiet.tolist():
+                self._scheduler.lane_is_quiet(lane)
+
+    def stats(self) -> PiggybackStats:
+        book, host, swaps = self._book, self._link.host, self._swapper
+        num_between = book.count(LaneState.ON_HOST) + book.count(LaneState.READY)
+        used_blocks = self._pool.num_blocks - self._pool.num_free_blocks
+        layout = self._pool.layout
+        token_bytes = layout.layer_bytes // layout.block_size
+        return PiggybackStats(
+            active=self._scheduler.offload_allowed,
+            host_state=host.state,
+            num_offloaded=self._scheduler.num_offloaded,
+            num_ready_rows=self.num_ready_rows,
+            num_on_host=book.count(LaneState.ON_HOST),
+            num_rows_joined=book.num_rows_joined,
+            hop_steps_counts=tuple(book.hop_counts.tolist()),
+            hop_steps_sum=book.hop_steps_sum,
+            num_tokens=self._num_tokens,
+            residual_bytes=num_between * self._exchange.residual_row_bytes,
+            num_swaps_out=swaps.num_swaps_out,
+            num_swaps_in=swaps.num_swaps_in,
+            swap_out_bytes=swaps.swap_out_bytes,
+            swap_in_bytes=swaps.swap_in_bytes,
+            host_kv_read_bytes=book.num_tokens_attended * token_bytes,
+            host_kv_used_bytes=used_blocks * layout.block_bytes,
+            host_kv_total_bytes=self._pool.num_blocks * layout.block_bytes,
+            num_host_restarts=host.counters.num_restarts,
+            num_tasks_redone=host.counters.num_redone,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises an AssertionError where lanes, host and copies disagree."""
+        in_flight = np.count_nonzero(self._link.host.in_flight(self._model))
+        self._book.check_integrity(int(in_flight))
+
+    def close(self) -> None:
+        """Waits for copies under way, then gives the pool's memory back; the host has stopped."""
+        self._swapper.close()
+        self._pool.close()

@@ -1,0 +1,93 @@
+"""Which best-effort decodes leave the device for the host."""
+
+from collections.abc import Iterator
+
+from scheduler.host_residency import HostResidency
+from scheduler.integrity import require_equal
+from scheduler.queues import RequestQueues
+from scheduler.request import Request, ServiceClass
+from scheduler.swaps import Swaps
+
+
+class Offloader:
+    """Sends decodes to the host: at once where they are idle, else when their plans are complete.
+
+    Until then such a request is departing: it gets no more rows.
+    """
+
+    def __init__(
+        self,
+        queues: RequestQueues,
+        host: HostResidency,
+        swaps: Swaps,
+        max_resident_decodes: int | None,
+    ) -> None:
+        self.is_allowed = True
+        self.departing: dict[str, Request] = {}
+        self.num_begun = 0
+        """Offloads since the start."""
+        self._queues = queues
+        self._host = host
+        self._swaps = swaps
+        self._max_resident_decodes = max_resident_decodes
+
+    @property
+    def is_open(self) -> bool:
+        """Whether one more request may be offloaded, as far as lanes go."""
+        return self.is_allowed and self._host.lanes.num_free > len(self.departing)
+
+    def freeing_requests(self) -> list[Request]:
+        """Those whose device blocks will be let go without anybody else having to yield."""
+        return [*self._swaps.freeing_requests(), *self.departing.values()]
+
+    def offload(self, request: Request) -> bool:
+        """Offload a request now; False where that is not possible."""
+        is_fit = request.service_class is ServiceClass.BEST_EFFORT and request.is_decoding
+        if not (self.is_allowed and is_fit) or request.num_plans_in_flight:
+            return False
+        if not self._swaps.begin_out(request):
+            return False
+        self.num_begun += 1
+        return True
+
+    def send_away(self, decode: Request) -> bool:
+        """Offload a decode now or as soon as it is idle; False where the host has no room."""
+        if not decode.num_plans_in_flight:
+            return self.offload(decode)
+        if not self.is_allowed or not self._host.can_take(decode, len(self.departing)):
+            return False
+        self.departing[decode.request_id] = decode
+        return True
+
+    def send_departing(self) -> None:
+        """Offload those that are idle now; where the host has no room any more they stay."""
+        for request in list(self.departing.values()):
+            if not request.num_plans_in_flight:
+                del self.departing[request.request_id]
+                self.offload(request)
+            elif not self.is_allowed:
+                del self.departing[request.request_id]
+
+    def keep_to_limit(self) -> None:
+        """Send away the youngest decodes beyond those that may stay."""
+        if self._max_resident_decodes is None or not self.is_open:
+            return
+        decodes = list(self.youngest_decodes())
+        for request in decodes[: max(0, len(decodes) - self._max_resident_decodes)]:
+            if not self.send_away(request):
+                return
+
+    def youngest_decodes(self) -> Iterator[Request]:
+        """Resident best-effort decodes that do not depart yet, youngest first."""
+        for request in reversed(self._queues.running[ServiceClass.BEST_EFFORT]):
+            if request.is_decoding and request.request_id not in self.departing:
+                yield request
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self.departing.pop(request.request_id, None)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless all that depart are running."""
+        running = {request.request_id for request in self._queues.running[ServiceClass.BEST_EFFORT]}
+        require_equal("departing, not running", self.departing.keys() - running, set())

@@ -1,0 +1,86 @@
+"""Which offloaded request comes back to the device, and when."""
+
+from scheduler.host_stay import Phase
+from scheduler.piggyback import Piggyback
+from scheduler.preemption import Preemptor
+from scheduler.queues import RequestQueues
+from scheduler.request import Request, ServiceClass
+from scheduler.residency import Residency
+from scheduler.settings import PiggybackLimits
+
+_MARGIN_SHARE = 8
+_MIN_MARGIN = 2
+"""Blocks that must stay free after a return, so that growth does not undo it soon: one in so many
+of the pool, and no fewer than these."""
+
+
+class Returner:
+    """The oldest first, one at a time, when the device has had room for it for some plans in a row.
+
+    While offloading is not allowed there is nothing to be patient for: room that is there now is
+    used, and kept from those that wait to be admitted.
+    """
+
+    def __init__(
+        self,
+        limits: PiggybackLimits,
+        queues: RequestQueues,
+        device: Residency,
+        preemptor: Preemptor,
+        piggyback: Piggyback,
+    ) -> None:
+        self._limits = limits
+        self._queues = queues
+        self._device = device
+        self._preemptor = preemptor
+        self._offloader = piggyback.offloader
+        self._swaps = piggyback.swaps
+        self._num_roomy_plans = 0
+        self._last_plan_id = -1
+        self._num_offloads_seen = 0
+
+    def consider(self, plan_id: int) -> None:
+        """Bring a request back if it is time; asked for with every plan, before admission."""
+        if not self._queues.offloaded or self._swaps.is_swapping_in:
+            return
+        oldest = self._queues.offloaded.oldest
+        num_blocks = self._num_wanted(oldest)
+        has_room = self._is_device_calm() and self._preemptor.has_now(num_blocks, needs_slot=True)
+        self._count(plan_id, has_room)
+        if has_room and _is_at_boundary(oldest) and self._is_time():
+            self._swaps.begin_in(oldest)
+        elif not self._offloader.is_allowed and num_blocks <= self._device.blocks.num_blocks:
+            self._preemptor.claim(num_blocks, needs_slot=True)
+
+    def _num_wanted(self, request: Request) -> int:
+        blocks = self._device.blocks
+        margin = max(_MIN_MARGIN, blocks.num_blocks // _MARGIN_SHARE)
+        return blocks.num_needed(request.num_computed + 1) + margin
+
+    def _is_device_calm(self) -> bool:
+        """Whether nobody else waits for room, and the limit of resident decodes leaves some."""
+        waiting = self._queues.waiting
+        if waiting[ServiceClass.LATENCY_SENSITIVE]:
+            return False
+        if waiting[ServiceClass.BEST_EFFORT] and self._offloader.is_allowed:
+            return False
+        limit = self._limits.max_resident_decodes
+        # Those in prefill count: they will be decodes soon.
+        return limit is None or len(self._queues.running[ServiceClass.BEST_EFFORT]) < limit
+
+    def _is_time(self) -> bool:
+        is_proven = self._num_roomy_plans >= self._limits.return_patience
+        return is_proven or not self._offloader.is_allowed
+
+    def _count(self, plan_id: int, has_room: bool) -> None:
+        num_offloads = self._offloader.num_begun
+        if not has_room or num_offloads != self._num_offloads_seen:
+            self._num_roomy_plans, self._num_offloads_seen = 0, num_offloads
+        # To be asked again for a plan that was not made is no sign of lasting room.
+        if has_room and plan_id != self._last_plan_id:
+            self._num_roomy_plans += 1
+        self._last_plan_id = plan_id
+
+
+def _is_at_boundary(request: Request) -> bool:
+    return request.stay is not None and request.stay.phase is Phase.AT_BOUNDARY

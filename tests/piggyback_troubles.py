@@ -1,0 +1,81 @@
+"""What befalls the host attention process: it is stopped, goes on, is killed, is slow."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cpu_attn.host import HostAttention
+
+SLOW_DUTY = 0.02
+"""Share of the time in which a slowed process runs: 50 times slower."""
+_SLOW_PERIOD_S = 0.05
+
+
+class HostTroubles:
+    """Stops and kills at the steps of a run that were drawn before it."""
+
+    def __init__(self, host: HostAttention, rng: random.Random, *, may_kill: bool) -> None:
+        self._host = host
+        self._stop_at: int | None = None
+        self._kill_at: int | None = None
+        # Steps are short while all work is on a host that stands still: some milliseconds.
+        self._num_stopped_steps = rng.choice([5, 50, 300])
+        self._stopped_pid: int | None = None
+        if rng.random() < 0.7 or not may_kill:
+            self._stop_at = rng.randint(0, 60)
+        if may_kill and (self._stop_at is None or rng.random() < 0.5):
+            self._kill_at = rng.randint(0, 60)
+
+    @property
+    def kills(self) -> bool:
+        """Whether it kills; of a run that ends before, it does not."""
+        return self._kill_at is not None
+
+    def before_step(self, step: int) -> None:
+        if self._stop_at is not None:
+            if step == self._stop_at:
+                self._stopped_pid = self._host.pid
+                send(self._stopped_pid, signal.SIGSTOP)
+            elif step == self._stop_at + self._num_stopped_steps:
+                self.end()
+        if step == self._kill_at:
+            send(self._host.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Lets a stopped process go on."""
+        send(self._stopped_pid, signal.SIGCONT)
+        self._stopped_pid = None
+
+
+def send(pid: int | None, signal_number: int) -> None:
+    """Signals a process that may be gone."""
+    if pid is not None:
+        try:
+            os.kill(pid, signal_number)
+        except ProcessLookupError:
+            pass
+
+
+@contextmanager
+def slowed(pid: int) -> Iterator[None]:
+    """The process runs SLOW_DUTY of the time, in short turns."""
+    ended = threading.Event()
+
+    def alternate() -> None:
+        while not ended.is_set():
+            send(pid, signal.SIGSTOP)
+            ended.wait(_SLOW_PERIOD_S * (1.0 - SLOW_DUTY))
+            send(pid, signal.SIGCONT)
+            ended.wait(_SLOW_PERIOD_S * SLOW_DUTY)
+
+    thread = threading.Thread(target=alternate)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        send(pid, signal.SIGCONT)

@@ -1,0 +1,124 @@
+"""What a scraper sees of the engine's snapshots."""
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from service_builders import make_piggyback_stats, sample
+
+from omniserve.metrics import Metrics
+from omniserve.settings import ModelStats
+
+IDLE = ModelStats("demo", {}, {}, 0, 1 << 20, 1, 0, 0, 1.0)
+BUSY = ModelStats(
+    name="demo",
+    running={"batch": 3},
+    waiting={"batch": 7},
+    kv_used_bytes=1 << 20,
+    kv_total_bytes=1 << 21,
+    num_steps=1,
+    num_preemptions=0,
+    num_cached_prompt_tokens=0,
+    step_ms=1.0,
+    piggyback=make_piggyback_stats(),
+)
+
+
+@pytest.fixture
+def stats() -> dict[str, ModelStats]:
+    return {}
+
+
+@pytest.fixture
+def metrics(stats: dict[str, ModelStats]) -> Metrics:
+    """Shows what `stats` holds at the moment."""
+    metrics = Metrics()
+    metrics.expect(["demo"], ["interactive", "batch"])
+    metrics.watch_engine(lambda: stats)
+    return metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    labels = {"model": "demo"} | labels
+    return sample(metrics, name, (f'{key}="{text}"' for key, text in labels.items()))
+
+
+def test_requests_and_memory_follow_the_snapshot(
+    metrics: Metrics, stats: dict[str, ModelStats]
+) -> None:
+    assert b"omniserve_running_requests{" not in metrics.exposition()
+    stats["demo"] = BUSY
+    assert value(metrics, "omniserve_running_requests", tier="batch") == 3
+    assert value(metrics, "omniserve_waiting_requests", tier="batch") == 7
+    assert value(metrics, "omniserve_kv_used_bytes", pool="device") == 1 << 20
+    assert value(metrics, "omniserve_kv_total_bytes", pool="device") == 1 << 21
+    assert value(metrics, "omniserve_kv_used_bytes", pool="host") == 21
+    assert value(metrics, "omniserve_kv_total_bytes", pool="host") == 22
+
+
+def test_gauges_of_idle_tiers_are_zero_not_absent(
+    metrics: Metrics, stats: dict[str, ModelStats]
+) -> None:
+    stats["demo"] = IDLE
+    assert value(metrics, "omniserve_running_requests", tier="batch") == 0
+    assert value(metrics, "omniserve_waiting_requests", tier="interactive") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("omniserve_piggyback_active", 1),
+        ("omniserve_host_attention_up", 1),
+        ("omniserve_offloaded_requests", 11),
+        ("omniserve_lane_rows_ready", 12),
+        ("omniserve_host_queue_depth", 13),
+        ("omniserve_lane_rows_joined_total", 28),
+        ("omniserve_lane_residual_bytes", 15),
+        ("omniserve_host_kv_read_bytes_total", 20),
+        ("omniserve_host_attention_restarts_total", 23),
+        ("omniserve_host_tasks_redone_total", 24),
+    ],
+)
+def test_work_on_the_host_follows_the_snapshot(
+    metrics: Metrics, stats: dict[str, ModelStats], name: str, expected: float
+) -> None:
+    stats["demo"] = BUSY
+    assert value(metrics, name) == expected
+
+
+def test_swaps_in_both_directions(metrics: Metrics, stats: dict[str, ModelStats]) -> None:
+    stats["demo"] = BUSY
+    assert value(metrics, "omniserve_kv_swaps_total", direction="out") == 16
+    assert value(metrics, "omniserve_kv_swaps_total", direction="in") == 17
+    assert value(metrics, "omniserve_kv_swap_bytes_total", direction="out") == 18
+    assert value(metrics, "omniserve_kv_swap_bytes_total", direction="in") == 19
+
+
+def test_hops_are_a_histogram_over_steps(metrics: Metrics, stats: dict[str, ModelStats]) -> None:
+    stats["demo"] = BUSY
+    cumulative = {"0.0": 1, "1.0": 3, "2.0": 6, "3.0": 10, "7.0": 15, "15.0": 21, "+Inf": 28}
+    for bound, count in cumulative.items():
+        assert value(metrics, "omniserve_lane_hop_steps_bucket", le=bound) == count
+    assert value(metrics, "omniserve_lane_hop_steps_count") == 28
+    assert value(metrics, "omniserve_lane_hop_steps_sum") == 300
+
+
+def test_a_host_that_is_down_or_left_alone(metrics: Metrics, stats: dict[str, ModelStats]) -> None:
+    down = replace(make_piggyback_stats(), active=False, host_state="waiting")
+    stats["demo"] = replace(BUSY, piggyback=down)
+    assert value(metrics, "omniserve_piggyback_active") == 0
+    assert value(metrics, "omniserve_host_attention_up") == 0
+
+
+def test_a_model_without_piggybacking_has_none_of_its_series(
+    metrics: Metrics, stats: dict[str, ModelStats]
+) -> None:
+    stats["demo"], stats["other"] = IDLE, replace(BUSY, name="other")
+    families = list(text_string_to_metric_families(metrics.exposition().decode()))
+    for family in families:
+        models = {each.labels["model"] for each in family.samples}
+        if "lane" in family.name or "swap" in family.name or "host" in family.name:
+            assert models == {"other"}, family.name
+    pools = [each.labels for family in families for each in family.samples if "pool" in each.labels]
+    assert {"model": "demo", "pool": "host"} not in pools
+    assert {"model": "other", "pool": "host"} in pools
