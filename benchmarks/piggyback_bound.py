@@ -52,8 +52,6 @@ class Base:
     """By context: KV that host attention reads, beside an idle device and beside LS alone."""
     ls_step_s: tuple[float, float] = (0.0, 0.0)
     """LS alone, beside an idle host and beside one that reads all the time."""
-    prefill_s: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """By context: one prompt on an idle device, and beside latency-sensitive work."""
 
     @property
     def slowdown(self) -> float:
@@ -61,10 +59,20 @@ class Base:
         alone_s, beside_s = self.ls_step_s
         return beside_s / alone_s if alone_s else 1.0
 
-    def prefill_time_s(self, context: int, duty: float) -> float:
-        """Of one prompt, where latency-sensitive work is there for a part `duty` of the time."""
-        alone_s, beside_s = self.prefill_s[context]
-        return 1 / ((1 - duty) / alone_s + duty / beside_s)
+
+@dataclass(frozen=True, slots=True)
+class PrefillTime:
+    """Seconds that one prompt takes to compute."""
+
+    alone_s: float
+    """On an idle device."""
+    beside_ls_s: float
+    ls_tpot_s: float
+    """99 % of latency-sensitive TPOT meanwhile."""
+
+    def at(self, duty: float) -> float:
+        """Where latency-sensitive work is there for a part `duty` of the time."""
+        return 1 / ((1 - duty) / self.alone_s + duty / self.beside_ls_s)
 
 
 @dataclass(frozen=True, slots=True)

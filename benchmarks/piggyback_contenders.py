@@ -91,6 +91,15 @@ def ask_together(workers: Sequence[Worker], commands: Sequence[Answer]) -> list[
         return list(threads.map(lambda worker, command: worker.ask(command), workers, commands))
 
 
+def _window_command(duty: float, num_periods: int) -> Answer:
+    return {
+        "kind": "window",
+        "duty": duty,
+        "period_s": PERIOD_S,
+        "num_periods": num_periods,
+    }
+
+
 def children_cpu_seconds() -> float:
     """Processor time so far of all processes that this one started, and of theirs."""
     seconds = 0.0
@@ -177,32 +186,31 @@ class Arena:
         """Gives their memory back."""
         self._ask_each({name: {"kind": "end"} for name in contenders})
 
-    def window(
-        self, contender: str, duty: float, num_periods: int, *, computed: bool = False
-    ) -> Window:
-        """One measurement.
-
-        computed: prompts of requests that replace others are computed, not placed.
-        """
-        command = {"kind": "window", "period_s": PERIOD_S, "num_periods": num_periods}
-        commands = {contender: {**command, "duty": duty, "computed": computed}}
+    def window(self, contender: str, duty: float, num_periods: int) -> Window:
+        """One measurement."""
+        command = _window_command(duty, num_periods)
+        commands = {contender: command}
         if contender == SECOND_ENGINE:
             # It serves what the device has no room for, beside an engine like "device only".
-            commands = {
-                DEVICE_ONLY: commands[SECOND_ENGINE],
-                SECOND_ENGINE: {**commands[SECOND_ENGINE], "duty": 0.0},
-            }
+            commands = {DEVICE_ONLY: command, SECOND_ENGINE: {**command, "duty": 0.0}}
         load = OtherLoad([children_cpu_seconds])
         answers = self._ask_each(commands)
         return Window.of(answers, load.read())
 
-    def prefill(self, context: int, *, beside_ls: bool, count: int) -> list[float]:
-        """Seconds of prompts computed in the engine of LS_ALONE."""
-        answer = self._ask(
-            LS_ALONE, kind="prefill", context=context, beside_ls=beside_ls, count=count
+    def window_beside(
+        self, probes: Worker, command: Answer, contender: str, duty: float, num_periods: int
+    ) -> tuple[Window, Answer]:
+        """One measurement while `probes` obeys a command, and its answer."""
+        load = OtherLoad([children_cpu_seconds])
+        window, answer = ask_together(
+            [self._workers[contender], probes],
+            [_window_command(duty, num_periods), command],
         )
-        seconds: list[float] = answer["seconds"]
-        return seconds
+        return Window.of([window], load.read()), answer
+
+    def prefill(self, context: int, *, beside_ls: bool) -> Answer:
+        """Seconds of a prompt computed in the engine of LS_ALONE, and gaps of its LS work."""
+        return self._ask(LS_ALONE, kind="prefill", context=context, beside_ls=beside_ls)
 
     def _ask(self, contender: str, **command: Any) -> Answer:
         return self._workers[contender].ask(command)

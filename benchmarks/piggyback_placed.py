@@ -31,7 +31,7 @@ def install() -> None:
             _make_known(residency.blocks, request)
         hold_prefix(residency, request)
 
-    Residency.hold_prefix = hold_placed_prefix  # type: ignore[method-assign]
+    Residency.hold_prefix = hold_placed_prefix  # type: ignore[assignment, method-assign]
 
 
 def _make_known(blocks: BlockManager, request: Request) -> None:

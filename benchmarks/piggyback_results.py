@@ -132,12 +132,6 @@ class Series:
         """Of gaps between two tokens of a latency-sensitive request; None without such work."""
         return percentile(self.gaps_s, percent)
 
-    def tpot_range_s(self, percent: int) -> tuple[float, float] | None:
-        """Lowest and highest of the windows' own percentiles."""
-        values = [percentile(window.ls_gaps_s, percent) for window in self.windows]
-        known = [value for value in values if value is not None]
-        return (min(known), max(known)) if known else None
-
     @property
     def lanes(self) -> list[Lanes]:
         return [window.lanes for window in self.windows if window.lanes is not None]
@@ -168,6 +162,15 @@ def percentile(samples: Sequence[float], percent: int) -> float | None:
     if len(samples) < 2:
         return samples[0] if samples else None
     return quantiles(samples, n=100, method="inclusive")[percent - 1]
+
+
+def paired_tpot_ratios(ours: Series, theirs: Series, percent: int) -> list[float]:
+    """Percentiles of TPOT against another contender's, in windows of the same round."""
+    pairs = [
+        (percentile(our.ls_gaps_s, percent), percentile(their.ls_gaps_s, percent))
+        for our, their in zip(ours.windows, theirs.windows, strict=False)
+    ]
+    return [our / their for our, their in pairs if our is not None and their]
 
 
 def paired_ratios(ours: Series, theirs: Series) -> list[float]:

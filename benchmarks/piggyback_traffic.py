@@ -12,7 +12,7 @@ from omniserve.engine.core import Engine
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, ServiceClassName
 
 MODEL = "bench"
-COMPUTED_TIER = "computed"
+_COMPUTED_TIER = "computed"
 # Special tokens come first in the vocabulary; prompts hold none.
 _FIRST_PLAIN_TOKEN = 256
 _IDLE_S = 0.0005
@@ -58,13 +58,7 @@ class Traffic:
         self._num_added = 0
         self.has_latency_sensitive = False
         """Whether latency-sensitive requests are kept at their number."""
-        self.best_effort_tier = PLACED_TIER
-        """Of the requests that replace those that end."""
         self.seen = Seen()
-
-    @property
-    def num_best_effort(self) -> int:
-        return len(self._best_effort)
 
     def fill(self, num_best_effort: int) -> None:
         """Adds best-effort requests up to that number, and steps until all have a token.
@@ -101,7 +95,7 @@ class Traffic:
 
     def prefill(self, context: int) -> float:
         """Seconds in which a best-effort prompt is really computed, amid what else there is."""
-        request_id = self._add("best_effort", COMPUTED_TIER, context, 1)
+        request_id = self._add("best_effort", _COMPUTED_TIER, context, 1)
         start_s = time.perf_counter()
         while all(output.request_id != request_id for output in self.step()):
             pass
@@ -141,7 +135,7 @@ class Traffic:
         self._last_token_s[request_id] = None
 
     def _add_best_effort(self, max_tokens: int) -> None:
-        request_id = self._add("best_effort", self.best_effort_tier, self._context, max_tokens)
+        request_id = self._add("best_effort", PLACED_TIER, self._context, max_tokens)
         self._best_effort[request_id] = False
 
     def _add(self, service_class: ServiceClassName, tier: str, context: int, output: int) -> str:

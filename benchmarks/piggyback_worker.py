@@ -11,7 +11,7 @@ import piggyback_placed
 import torch
 from piggyback_cases import BLOCK_TOKENS, MAX_STEP_TOKENS, Load
 from piggyback_process import serve
-from piggyback_traffic import COMPUTED_TIER, MODEL, Seen, Traffic
+from piggyback_traffic import MODEL, Seen, Traffic
 
 from omniserve.engine.core import Engine
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings, PiggybackSettings
@@ -80,13 +80,10 @@ class EngineWorker:
         traffic.run(settle_s, duty=0.0, period_s=1.0)
         return {}
 
-    def _window(
-        self, duty: float, period_s: float, num_periods: int, computed: bool = False
-    ) -> dict[str, Any]:
+    def _window(self, duty: float, period_s: float, num_periods: int) -> dict[str, Any]:
         """Measures `num_periods` after one that does not count."""
         engine, traffic = self._opened()
         gc.collect()
-        traffic.best_effort_tier = COMPUTED_TIER if computed else piggyback_placed.PLACED_TIER
         traffic.run(period_s, duty, period_s)
         traffic.seen = Seen()
         runtime = engine.runtime(MODEL)
@@ -105,7 +102,6 @@ class EngineWorker:
             "after": self._counters(),
         }
         traffic.quieten()
-        traffic.best_effort_tier = piggyback_placed.PLACED_TIER
         return answer
 
     def _counters(self) -> dict[str, Any]:
@@ -115,14 +111,14 @@ class EngineWorker:
         piggyback = None if stats.piggyback is None else asdict(stats.piggyback)
         return {"num_preemptions": stats.num_preemptions, "piggyback": piggyback}
 
-    def _prefill(self, context: int, beside_ls: bool, count: int) -> dict[str, Any]:
-        """Seconds of each of `count` prompts that are computed, one after the other."""
+    def _prefill(self, context: int, beside_ls: bool) -> dict[str, Any]:
+        """Seconds of a prompt that is computed."""
         _, traffic = self._opened()
         traffic.seen = Seen()
         traffic.has_latency_sensitive = beside_ls
         for _ in range(self._load.ls_requests + 2):
             traffic.step()
-        seconds = [traffic.prefill(context) for _ in range(count)]
+        seconds = traffic.prefill(context)
         traffic.quieten()
         return {"seconds": seconds, "ls_gaps_s": traffic.seen.ls_gaps_s}
 

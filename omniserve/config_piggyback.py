@@ -84,8 +84,8 @@ class PiggybackPlanner:
             total_bytes += section.host_kv_bytes or 0
             if total_bytes > self.machine.memory_bytes:
                 raise refuse(
-                    f"must keep all models' host KV, {_show_size(total_bytes)} together, within the "
-                    f"{_show_size(self.machine.memory_bytes)} of memory of this machine",
+                    f"must keep all models' host KV, {_show_size(total_bytes)} together, "
+                    f"within the {_show_size(self.machine.memory_bytes)} of memory of this machine",
                     _key(index, "host_kv_bytes"),
                 )
 

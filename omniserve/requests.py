@@ -70,5 +70,5 @@ class RequestOutput:
     """Prompt tokens whose KV came from the prefix cache."""
     num_output_tokens: int = 0
     num_piggybacked_tokens: int = 0
-    """Output tokens whose decode attention ran on the host."""
+    """Output tokens so far whose decode attention ran on the host."""
     error: str | None = None

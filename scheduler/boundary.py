@@ -36,6 +36,7 @@ class Boundary:
         """The request ends, or goes elsewhere than into the lanes."""
         if self._line.pop(request.request_id, None) is None:
             self._lacking.remove(request)
+            self._residency.num_owed -= 1
 
     def enter(self, num_most: int) -> tuple[LaneEntry, ...]:
         """Let up to `num_most` requests enter the lanes."""
@@ -43,6 +44,7 @@ class Boundary:
         while len(entries) < num_most and self._lacking and self._residency.can_grow:
             request = self._lacking.oldest
             self._lacking.remove(request)
+            self._residency.num_owed -= 1
             entries.append(self._enter(request))
         while len(entries) < num_most and self._line:
             _, request = self._line.popitem(last=False)
@@ -50,6 +52,7 @@ class Boundary:
                 entries.append(self._enter(request))
             else:
                 self._lacking.add(request)
+                self._residency.num_owed += 1
         return tuple(entries)
 
     def _enter(self, request: Request) -> LaneEntry:
@@ -86,3 +89,4 @@ class Boundary:
             if request.stay is not None and request.stay.phase is Phase.AT_BOUNDARY
         )
         require_equal("requests at their token boundary", standing, at_boundary)
+        require_equal("host blocks owed", self._residency.num_owed, len(self._lacking))

@@ -19,6 +19,8 @@ class HostResidency:
 
     def __init__(self, settings: SchedulerSettings, blocks: HostBlocks, num_lanes: int) -> None:
         self.lanes = LanePool(num_lanes)
+        self.num_owed = 0
+        """Blocks that requests on the host wait for; these come before any that are to come."""
         self._blocks = blocks
         self._block_size = settings.block_size
         self._prefix_caching = settings.prefix_caching
@@ -103,7 +105,7 @@ class HostResidency:
         num_new = self._num_needed(request.num_computed + 1) - len(shared)
         # A request that comes first must not be refused for the sake of others that are not there.
         num_kept = self._num_reserved if self.lanes.num_in_use else 0
-        return self._blocks.can_allocate(num_new + num_kept)
+        return self._blocks.can_allocate(num_new + num_kept + self.num_owed)
 
     def _share(self, request: Request) -> list[int]:
         if not self._prefix_caching:

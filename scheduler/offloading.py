@@ -40,23 +40,27 @@ class Offloader:
         """Those whose device blocks will be let go without anybody else having to yield."""
         return [*self._swaps.freeing_requests(), *self.departing.values()]
 
+    def may_go(self, request: Request) -> bool:
+        """Whether a request is of those that can go on on the host."""
+        is_best_effort = request.service_class is ServiceClass.BEST_EFFORT
+        return self.is_allowed and is_best_effort and request.is_decoding
+
     def offload(self, request: Request) -> bool:
         """Offload a request now; False where that is not possible."""
-        is_fit = request.service_class is ServiceClass.BEST_EFFORT and request.is_decoding
-        if not (self.is_allowed and is_fit) or request.num_plans_in_flight:
+        if request.num_plans_in_flight or not self.may_go(request):
             return False
         if not self._swaps.begin_out(request):
             return False
         self.num_begun += 1
         return True
 
-    def send_away(self, decode: Request) -> bool:
-        """Offload a decode now or as soon as it is idle; False where the host has no room."""
-        if not decode.num_plans_in_flight:
-            return self.offload(decode)
-        if not self.is_allowed or not self._host.can_take(decode, len(self.departing)):
+    def send_away(self, request: Request) -> bool:
+        """Offload a request now or as soon as it is idle; False where that is not possible."""
+        if not request.num_plans_in_flight:
+            return self.offload(request)
+        if not self.may_go(request) or not self._host.can_take(request, len(self.departing)):
             return False
-        self.departing[decode.request_id] = decode
+        self.departing[request.request_id] = request
         return True
 
     def send_departing(self) -> None:

@@ -147,20 +147,28 @@ class Preemptor:
         victims = victims_among([other for other in lower if not other.num_plans_in_flight])
         # 2. Waiting for plans in flight is better than preempting the request's own class.
         if victims is None and victims_among([*lower, *draining]):
-            return Room.IN_FLIGHT
-        # 3. Best-effort decodes go on on the host, so that one that waits can begin its prefill.
-        if victims is None and request.status is Status.WAITING:
-            return self._send_away(victims_among(self._movable_peers(request)))
-        # 4. Younger requests of its own class as well.
+            return self._await_plans(victims_among(lower))
+        # 3. Younger requests of its own class as well.
         if victims is None:
             victims = victims_among([*lower, *peers])
             if victims is None:
-                blocked_in_flight = victims_among([*lower, *draining, *peers])
-                return Room.IN_FLIGHT if blocked_in_flight else Room.SHORT
+                if victims_among([*lower, *draining, *peers]):
+                    return Room.IN_FLIGHT
+                # 4. The host, where a decode goes on that finds no room here.
+                if self._offloader.may_go(request):
+                    self._offloader.send_away(request)
+                    return Room.SHORT
+                return self._send_away(victims_among(self._movable_peers(request)))
             if any(victim.num_plans_in_flight for victim in victims):
-                return Room.IN_FLIGHT
+                return self._await_plans(victims)
         self._evict(victims)
         return Room.ENOUGH
+
+    def _await_plans(self, victims: list[Request] | None) -> Room:
+        """Let victims depart once they are idle; where not all can, others must leave them idle."""
+        if victims is None or not all(map(self._offloader.may_go, victims)):
+            return Room.IN_FLIGHT
+        return Room.ENOUGH if self._send_away(victims) is Room.ENOUGH else Room.IN_FLIGHT
 
     def _lower_class(self, request: Request) -> Sequence[Request]:
         if request.service_class is ServiceClass.BEST_EFFORT:

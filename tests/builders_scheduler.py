@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from cpu_attn.host.block_allocator import BlockAllocator
 from scheduler import Request, Scheduler, SchedulerSettings, ServiceClass, StepPlan, StepResult
 
 LS = ServiceClass.LATENCY_SENSITIVE
@@ -18,6 +19,17 @@ ROOMY = SchedulerSettings(
     max_model_len=64,
     prefix_caching=True,
 )
+
+
+class HostBlockPool(BlockAllocator):
+    """The books of a host pool, without its memory."""
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self.num_free
+
+    def free(self, block_ids: Iterable[int]) -> None:
+        super().free(list(block_ids))
 
 
 def make_scheduler(**changes: int) -> Scheduler:

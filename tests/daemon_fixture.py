@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon_process import DaemonProcess
 
-CONFIG = """\
+_CONFIG = """\
 listen: {{grpc: "127.0.0.1:0", http: "127.0.0.1:0"}}
 device: {{kind: cpu, threads: 2}}
 models:
@@ -18,6 +18,11 @@ tiers:
   - {{name: interactive, class: latency_sensitive, ttft_ms: 2000, tpot_ms: 500, percentile: 99}}
   - {{name: batch, class: best_effort}}
 """
+
+
+def config_text(checkpoint: Path, piggyback: str = "{}") -> str:
+    """One model, `demo`, on free ports; `piggyback` is that section of the model, in YAML."""
+    return _CONFIG.format(checkpoint=checkpoint, piggyback=piggyback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,9 @@ class RunningDaemon:
 def running_daemon(
     checkpoint: Path, directory: Path, piggyback: str = "{}"
 ) -> Iterator[RunningDaemon]:
-    """Serves a checkpoint as `demo` until the block ends; then the daemon has to end with 0.
-
-    `piggyback` is that section of the model, in YAML.
-    """
+    """Serves a checkpoint as `demo` until the block ends; then the daemon has to end with 0."""
     config = directory / "omniserve.yaml"
-    config.write_text(CONFIG.format(checkpoint=checkpoint, piggyback=piggyback))
+    config.write_text(config_text(checkpoint, piggyback))
     with DaemonProcess("-m", "omniserve", "serve", str(config)) as process:
         grpc_address, http_url = process.wait_ready()
         yield RunningDaemon(grpc_address, http_url, process)

@@ -139,7 +139,11 @@ class Fleet:
     """The engine with a model for every pair asked for, and what tests ask of it as a whole."""
 
     def __init__(
-        self, checkpoints: dict[str, Path], regimes: Iterable[str], dtype: str = "float32"
+        self,
+        checkpoints: dict[str, Path],
+        regimes: Iterable[str],
+        dtype: str = "float32",
+        pipeline_depth: int = 1,
     ) -> None:
         """Loads `off`, whose answers are the reference, and `regimes` of every checkpoint."""
         self.checkpoints = checkpoints
@@ -152,6 +156,7 @@ class Fleet:
                 for regime in ("off", *regimes)
             ),
             poll_arrivals=lambda: self.at_layer_boundary(),
+            pipeline_depth=pipeline_depth,
         )
 
     @property
@@ -185,9 +190,12 @@ class Fleet:
 
 @contextmanager
 def running_fleet(
-    checkpoints: dict[str, Path], regimes: Iterable[str], dtype: str = "float32"
+    checkpoints: dict[str, Path],
+    regimes: Iterable[str],
+    dtype: str = "float32",
+    pipeline_depth: int = 1,
 ) -> Iterator[Fleet]:
-    fleet = Fleet(checkpoints, regimes, dtype)
+    fleet = Fleet(checkpoints, regimes, dtype, pipeline_depth)
     try:
         yield fleet
     finally:

@@ -44,6 +44,8 @@ class Client:
     num_sampled: int = 0
     """Tokens that plans were asked to sample since admission, and those known then."""
     num_in_flight: int = 0
+    is_swapping_in: bool = False
+    """Its slot and table are there, and their contents on their way."""
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Client:
 
     @property
     def is_running(self) -> bool:
-        return self.slot is not None and not self.ended
+        return self.slot is not None and not self.ended and not self.is_swapping_in
 
     @property
     def known(self) -> int:
@@ -64,6 +66,17 @@ class Client:
     @property
     def tokens(self) -> Prefix:
         return self.prompt + tuple(self.outputs)
+
+    @property
+    def may_depart(self) -> bool:
+        """Whether it could be on its way to the host as soon as its plans complete."""
+        is_decoding = self.num_in_flight > 0 and self.num_unscheduled <= 1
+        return self.is_running and is_decoding and not self.is_latency_sensitive
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether it has reached the length at which the scheduler ends it."""
+        return self.known >= self.request.max_total_tokens
 
     @property
     def is_plannable(self) -> bool:

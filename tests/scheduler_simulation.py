@@ -7,11 +7,12 @@ written, or memory in use is given away. Two layers are enough for a step that s
 
 from dataclasses import dataclass, field
 
-from builders_scheduler import BE, LS
+from builders_scheduler import BE, LS, HostBlockPool
 from scheduler_clients import Client, Prefix, find_outputs, sample
+from scheduler_host_model import HostModel, Lane, LaneRows, Memory
 from scheduler_waiting import RoomBefore
 
-from scheduler import PlannedRows, Request, Scheduler, StepPlan, StepResult
+from scheduler import Offload, PlannedRows, Request, Scheduler, Status, StepPlan, StepResult
 
 NUM_LAYERS = 2
 
@@ -21,14 +22,16 @@ class Flight:
     """A plan the executor has, and how many layers of it ran."""
 
     plan: StepPlan
+    lane_rows: LaneRows
     layers_done: int = 0
     sampled: dict[str, int] = field(default_factory=dict)
+    exits: list[Lane] = field(default_factory=list)
 
 
 class Simulation:
     """Takes plans, runs them layer by layer, completes them; asserts the rules all along."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, host_blocks: HostBlockPool | None = None) -> None:
         self.scheduler = scheduler
         self.settings = scheduler.settings
         self.clients: dict[str, Client] = {}
@@ -37,7 +40,11 @@ class Simulation:
         self.overtaking: list[Flight] = []
         self.tables: dict[int, list[int]] = {}
         self.last_tokens: dict[int, int] = {}
-        self.memory: dict[tuple[int, int, int], Prefix] = {}
+        self.memory: Memory = {}
+        blocks = HostBlockPool(0) if host_blocks is None else host_blocks
+        self.host = HostModel(scheduler, blocks, NUM_LAYERS, self.memory)
+        self.preempted: set[str] = set()
+        """Sent back by the scheduler, and not reported by a plan yet."""
 
     # What a user does.
 
@@ -79,29 +86,58 @@ class Simulation:
         flight = (self.overtaking or self.flights).pop(0)
         while flight.layers_done < NUM_LAYERS:
             self._run_layer(flight)
-        sampled, finished = {}, set()
-        for request_id, token in flight.sampled.items():
+        sampled = {
+            request_id: self._receive(request_id, token)
+            for request_id, token in flight.sampled.items()
+            if not self.clients[request_id].ended
+        }
+        exits = [lane for lane in flight.exits if self.host.leave_step(lane)]
+        lane_sampled = {
+            lane.client.name: self._receive(
+                lane.client.name, sample(lane.client.tokens[: lane.position + 1])
+            )
+            for lane in exits
+        }
+        ended = {r for r in (*sampled, *lane_sampled) if self.clients[r].ended}
+        finished = {r for r in ended if not self.clients[r].is_at_limit}
+        result = StepResult(sampled, lane_sampled, frozenset(finished))
+        assert {r.request_id for r in self.scheduler.complete(flight.plan, result)} == ended
+        for request_id in (*sampled, *lane_sampled):
             client = self.clients[request_id]
-            if client.ended:
-                continue
-            assert token == client.outputs[client.received], f"{request_id}: wrong or repeated"
-            sampled[request_id] = token
-            client.received += 1
-            if client.received == len(client.outputs):
-                client.ended = True
-                if client.known < client.request.max_total_tokens:
-                    finished.add(request_id)
-        ended = self.scheduler.complete(
-            flight.plan, StepResult(sampled, finished_ids=frozenset(finished))
-        )
-        expected = [r for r in sampled if self.clients[r].ended]
-        assert sorted(r.request_id for r in ended) == sorted(expected)
+            assert tuple(client.request.token_ids) == client.tokens[: client.known]
         for rows in flight.plan.rows:
             client = self.clients[rows.request_id]
             client.num_in_flight -= 1
-            if not client.aborted:
-                assert tuple(client.request.token_ids) == client.tokens[: client.known]
             self._leave_if_drained(client)
+        self.scheduler.check_integrity()
+
+    def _receive(self, request_id: str, token: int) -> int:
+        client = self.clients[request_id]
+        assert token == client.outputs[client.received], f"{request_id}: wrong or repeated"
+        client.received += 1
+        client.ended = client.received == len(client.outputs)
+        return token
+
+    def land(self, request_id: str) -> None:
+        """A copy is done."""
+        copy = self.host.land(request_id)
+        client = self.clients[request_id]
+        if not isinstance(copy, Offload):
+            client.is_swapping_in = False
+            if client.request.status is Status.WAITING:
+                self._drop_table(client)
+            self._leave_if_drained(client)
+        self.scheduler.check_integrity()
+
+    def quieten(self) -> None:
+        """Take note of released lanes, and say which of them are quiet."""
+        self.host.note_released()
+        for number in self.host.list_quiet():
+            self.host.quieten(number)
+        self.scheduler.check_integrity()
+
+    def fail(self, lane: Lane) -> None:
+        self.host.fail(lane)
         self.scheduler.check_integrity()
 
     def drain(self, depth: int) -> None:
@@ -110,35 +146,79 @@ class Simulation:
         for _ in range(200 + 60 * len(self.clients) * self.settings.max_model_len):
             while len(self.flights) < depth and self.schedule():
                 pass
-            if not self.flights and not self.overtaking:
+            if self.flights or self.overtaking:
+                self.complete()
+            elif not (self.host.copies or self.host.lanes):
                 break
-            self.complete()
+            self._let_host_catch_up()
         assert not self.scheduler.has_unfinished, "requests never finish, or no plan is made"
         assert all(client.ended for client in self.clients.values())
         assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, 0)
         assert self.scheduler.num_used_blocks == 0
         assert not self.tables and not self.scheduler.awaits_first_token
+        self.host.check_empty()
         self.scheduler.check_integrity()
+
+    def _let_host_catch_up(self) -> None:
+        for request_id in list(self.host.copies):
+            self.land(request_id)
+        for lane in list(self.host.lanes.values()):
+            if lane.where == "on_host":
+                self.host.attend(lane.number)
+        self.quieten()
 
     # How the executor model works.
 
     def _schedule(self, queue: list[Flight], latency_sensitive_only: bool) -> bool:
-        before = RoomBefore(self.settings, list(self.clients.values()), self.tables)
-        plan = self.scheduler.schedule(latency_sensitive_only=latency_sensitive_only)
+        clients = list(self.clients.values())
+        before = RoomBefore(self.settings, clients, self.tables, self.host.device_tables)
+        num_ready = self.host.num_ready
+        plan = self.scheduler.schedule(
+            latency_sensitive_only=latency_sensitive_only, num_ready_lane_rows=num_ready
+        )
         self.scheduler.check_integrity()
         withheld = self._list_beside_best_effort() if latency_sensitive_only else set()
+        self._begin_copies()
+        preempted = [
+            client
+            for client in clients
+            if client.slot is not None and client.request.status is Status.WAITING
+        ]
+        gainers = [self.clients[rows.request_id] for rows in plan.rows] if plan else []
+        if self.settings.piggyback is not None:
+            # One may wait for what is being copied to the host, and have no rows yet.
+            gainers = [client for client in clients if not client.ended]
+        before.check_victims([c for c in preempted if c.name not in self.preempted], gainers)
+        self.preempted |= {client.name for client in preempted}
         if plan is not None:
-            before.check_victims(
-                [self.clients[request_id] for request_id in plan.preempted_ids],
-                [self.clients[rows.request_id] for rows in plan.rows],
-            )
+            assert {*plan.preempted_ids} == self.preempted
+            self.preempted.clear()
             self._take_back(plan)
-            self._check_shape(plan, latency_sensitive_only)
+            self._check_shape(plan, latency_sensitive_only, num_ready)
             for rows in plan.rows:
                 self._take_rows(rows)
-            queue.append(Flight(plan))
+            queue.append(Flight(plan, self.host.take_rows(plan)))
         before.check(plan, withheld)
         return plan is not None
+
+    def _begin_copies(self) -> None:
+        for copy in self.scheduler.take_copies():
+            client = self.clients[copy.request_id]
+            if isinstance(copy, Offload):
+                assert client.slot is not None and self.scheduler.offload_allowed
+                self.host.begin_out(copy, client, self.tables[client.slot])
+                self._drop_table(client)
+            else:
+                assert client.slot is None and copy.slot not in self.tables
+                self.host.begin_in(copy, client)
+                client.slot, self.tables[copy.slot] = copy.slot, list(copy.block_table)
+                client.scheduled, client.num_sampled = client.known - 1, client.received
+                client.is_swapping_in = True
+
+    def _drop_table(self, client: Client) -> None:
+        assert client.slot is not None
+        del self.tables[client.slot]
+        client.slot = None
 
     def _list_beside_best_effort(self) -> set[str]:
         """Requests in flight in one plan with BE rows, so that they cannot overtake it."""
@@ -149,22 +229,25 @@ class Simulation:
         for request_id in plan.preempted_ids:
             client = self.clients[request_id]
             assert client.slot is not None, f"{request_id} does not run"
-            del self.tables[client.slot]
-            client.slot = None
+            self._drop_table(client)
 
-    def _check_shape(self, plan: StepPlan, latency_sensitive_only: bool) -> None:
+    def _check_shape(self, plan: StepPlan, latency_sensitive_only: bool, num_ready: int) -> None:
         settings = self.settings
         num_ls, num_be = (
             sum(rows.num_tokens for rows in plan.rows if rows.service_class is service_class)
             for service_class in (LS, BE)
         )
-        assert 0 < plan.num_tokens == num_ls + num_be <= settings.max_step_tokens
+        assert plan.num_tokens == num_ls + num_be <= settings.max_step_tokens
+        assert plan.rows or plan.lane_entries or (num_ready and plan.max_lane_rows)
         assert not (num_ls and num_be > settings.best_effort_tokens_beside_ls)
-        assert not (latency_sensitive_only and num_be)
+        assert not (latency_sensitive_only and (num_be or plan.max_lane_rows))
+        if settings.piggyback is not None and not latency_sensitive_only:
+            limits = settings.piggyback
+            most = limits.max_lane_rows_beside_ls if num_ls else limits.max_lane_rows
+            assert plan.max_lane_rows == most
         order = [(rows.service_class is BE, rows.num_tokens > 1) for rows in plan.rows]
         assert order == sorted(order)
         assert len({rows.request_id for rows in plan.rows}) == len(plan.rows)
-        assert not {rows.request_id for rows in plan.rows} & {*plan.preempted_ids}
 
     def _take_rows(self, rows: PlannedRows) -> None:
         client = self.clients[rows.request_id]
@@ -217,6 +300,7 @@ class Simulation:
             if rows.samples and layer == NUM_LAYERS - 1:
                 flight.sampled[rows.request_id] = sample(expected)
                 self.last_tokens[rows.slot] = sample(expected)
+        flight.exits += self.host.run_layer(flight.lane_rows, layer)
         flight.layers_done += 1
 
     def _input_tokens(self, rows: PlannedRows) -> Prefix:
@@ -237,6 +321,7 @@ class Simulation:
         return self.tables[slot][block_index], offset
 
     def _leave_if_drained(self, client: Client) -> None:
-        if client.ended and client.num_in_flight == 0 and client.slot is not None:
-            del self.tables[client.slot]
-            client.slot = None
+        is_in_use = client.num_in_flight > 0 or client.is_swapping_in
+        if client.ended and client.slot is not None and not is_in_use:
+            self._drop_table(client)
+            self.preempted.discard(client.name)

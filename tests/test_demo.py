@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import psutil
 import pytest
-from daemon_fixture import CONFIG
+from daemon_fixture import config_text
 from daemon_process import PATIENCE_S, DaemonProcess
 
 SCRIPTED_DAEMON = str(Path(__file__).parent / "scripted_daemon.py")
@@ -20,7 +20,7 @@ LIGHT_LOAD = ("--ls-rate", "4", "--be-concurrency", "2")
 
 def write_config(directory: Path, checkpoint: Path) -> Path:
     path = directory / "demo.yaml"
-    path.write_text(CONFIG.format(checkpoint=checkpoint))
+    path.write_text(config_text(checkpoint))
     return path
 
 
@@ -119,7 +119,7 @@ def test_a_daemon_that_dies_ends_the_demo(tmp_path: Path, tiny_checkpoint: Path)
     arguments = ("--config", str(config), "--report", str(tmp_path / "demo.html"), *LIGHT_LOAD)
     with DaemonProcess("-m", "omniserve", "demo", *arguments) as demo:
         wait_for_line(demo, "s of traffic")
-        assert len(processes_of(demo)) == 3, "the demo, its daemon and the engine"
+        assert len(processes_of(demo)) == 4, "the demo, its daemon, the engine and host attention"
         (daemon,) = psutil.Process(demo.process.pid).children()
         daemon.kill()
         assert demo.wait() == 1

@@ -25,10 +25,17 @@ def book_with_results(*results: tuple[int, int]) -> LaneBook:
     """`results`: (lane, layer) in the order in which they came; context of lane i is 10 + i."""
     book = LaneBook(NUM_LANES, NUM_LAYERS)
     for lane, layer in results:
-        book.enter(make_rows(), ints(lane), ints(10 + lane))
-        book.leave(ints(lane), layer, step=1)
+        leave_at(book, lane, layer)
         book.attended(ints(lane), ints(layer))
     return book
+
+
+def leave_at(book: LaneBook, lane: int, layer: int, step: int = 1) -> None:
+    """As if its row had come to that layer."""
+    book.enter(make_rows(), ints(lane), ints(10 + lane))
+    rows = make_rows()
+    rows.fill(ints(layer), ints(lane), ints(10 + lane))
+    book.leave(rows, range(NUM_LAYERS), step)
 
 
 def test_rows_join_behind_their_layer_in_the_order_of_their_results() -> None:
@@ -66,8 +73,7 @@ def test_hops_are_counted_in_steps() -> None:
 
 def test_results_of_another_layer_are_refused() -> None:
     book = LaneBook(NUM_LANES, NUM_LAYERS)
-    book.enter(make_rows(), ints(3), ints(5))
-    book.leave(ints(3), 1, step=1)
+    leave_at(book, 3, 1)
     with pytest.raises(LaneIntegrityError, match="layers"):
         book.attended(ints(3), ints(2))
 
@@ -81,8 +87,8 @@ def test_a_lane_cannot_enter_twice() -> None:
 
 def test_lanes_stop_once_nothing_of_them_is_in_flight() -> None:
     book = book_with_results((0, 0))
-    book.enter(make_rows(), ints(1, 2), ints(5, 6))
-    book.leave(ints(2), 0, step=2)
+    book.enter(make_rows(), ints(1), ints(5))
+    leave_at(book, 2, 0)
     assert book.stop(ints(0, 1, 2, 3)).tolist() == [0, 3]
     book.attended(ints(2), ints(0))
     assert book.stop(ints(1, 2)).tolist() == [2]
@@ -93,8 +99,7 @@ def test_lanes_stop_once_nothing_of_them_is_in_flight() -> None:
 
 def test_rows_that_the_host_has_not_are_noticed() -> None:
     book = LaneBook(NUM_LANES, NUM_LAYERS)
-    book.enter(make_rows(), ints(1), ints(5))
-    book.leave(ints(1), 0, step=2)
+    leave_at(book, 1, 0)
     book.check_integrity(1)
     with pytest.raises(LaneIntegrityError, match="1 rows left, the host has 0"):
         book.check_integrity(0)

@@ -60,17 +60,17 @@ def lost_kv_slot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stale_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lane keeps the blocks of the first request that had it."""
+    """A lane keeps the blocks of the request that had it before, as many as the new one needs."""
     set_block_table = HostAttention.set_block_table
-    known: set[tuple[int, int]] = set()
+    tables: dict[tuple[int, int], list[int]] = {}
 
-    def once(self: HostAttention, model: int, slot: int, block_ids: Any, first: int = 0) -> None:
-        if first or (model, slot) not in known:
-            known.add((model, slot))
-            set_block_table(self, model, slot, block_ids, first)
+    def keeping(self: HostAttention, model: int, slot: int, block_ids: Any, first: int = 0) -> None:
+        old = [] if first else tables.get((model, slot), [])
+        kept = [*old[: len(block_ids)], *block_ids[len(old) :]]
+        tables[model, slot] = tables.get((model, slot), [])[:first] + kept
+        set_block_table(self, model, slot, kept, first)
 
-    monkeypatch.setattr(HostAttention, "set_block_table", once)
-    monkeypatch.setattr(HostAttention, "release", lambda self, model, slots: None)
+    monkeypatch.setattr(HostAttention, "set_block_table", keeping)
 
 
 def wrong_layer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Random arrivals, aborts and completions against a modelled executor."""
 
+from collections.abc import Sequence
+
 import pytest
 from builders_scheduler import make_request
 from hypothesis import HealthCheck, given, settings
@@ -29,8 +31,10 @@ def scheduler_settings(draw: st.DrawFn) -> SchedulerSettings:
     )
 
 
-def draw_request(data: st.DataObject, simulation: Simulation) -> None:
-    name = f"{data.draw(st.sampled_from(['ls', 'be']))}{len(simulation.clients)}"
+def draw_request(
+    data: st.DataObject, simulation: Simulation, classes: Sequence[str] = ("ls", "be")
+) -> None:
+    name = f"{data.draw(st.sampled_from(classes))}{len(simulation.clients)}"
     most = simulation.settings.max_model_len - 1
     # Prompts with a common beginning, so that the prefix cache has something to find.
     prompt = [0, 1, 2, 0, 2, 1, 1, 0, 0, 2, 2, 1][: data.draw(st.integers(0, 12))]

@@ -1,7 +1,7 @@
 """What an attention backend is given and what it gives back: plan once a step, run once a layer."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,26 @@ class AttentionBatch:
             row_offsets=self.row_offsets[skipped:],
         )
 
+    def padded(self, num_rows: int, scratch_block: int) -> "AttentionBatch":
+        """Decodes alone, made `num_rows`: the others are first tokens in a block nobody reads."""
+        assert not self.chunks
+        more = num_rows - self.num_decodes
+        return AttentionBatch(
+            decode_block_tables=np.pad(
+                self.decode_block_tables, ((0, more), (0, 0)), constant_values=scratch_block
+            ),
+            decode_context_lens=np.pad(self.decode_context_lens, (0, more), constant_values=1),
+            chunks=(),
+            row_block_ids=np.pad(self.row_block_ids, (0, more), constant_values=scratch_block),
+            row_offsets=np.pad(self.row_offsets, (0, more)),
+        )
+
+    @classmethod
+    def empty(cls, table_width: int) -> "AttentionBatch":
+        """No rows; block tables would have `table_width` entries."""
+        none = np.empty(0, dtype=np.int32)
+        return cls(np.empty((0, table_width), dtype=np.int32), none, (), none, none)
+
 
 class AttentionBackend(Protocol):
     """Paged attention over `kv_cache` [layers, blocks, 2, num_kv_heads, block_size, head_dim].
@@ -70,3 +90,27 @@ class AttentionBackend(Protocol):
 
         q is [rows, num_heads, head_dim]; the result is [rows, num_heads * head_dim].
         """
+
+
+class StaticDecodes(Protocol):
+    """Attention of a fixed number of decode rows, whose plan stays where it is in memory.
+
+    So a captured graph with `run` in it can be replayed for another step.
+    """
+
+    def fill(self, batch: AttentionBatch) -> None:
+        """Plans decodes alone, as many rows as there are; what was planned before is gone."""
+
+    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As AttentionBackend's, by the plan that is there when the device gets to it."""
+
+
+@runtime_checkable
+class CapturableAttention(AttentionBackend, Protocol):
+    """A backend whose decodes can be part of a captured graph."""
+
+    def context_size(self, batch: AttentionBatch) -> int:
+        """What `static_decodes` needs so that a batch of decodes fits; one of few numbers."""
+
+    def static_decodes(self, padding: AttentionBatch, context_size: int) -> StaticDecodes:
+        """For batches of as many decodes as `padding` has, and for now filled with it."""

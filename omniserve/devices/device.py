@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from omniserve.devices.attention import AttentionBackend
+from omniserve.devices.graph_capture import GraphCapture, graph_capture_for
 from omniserve.devices.sdpa import SdpaAttention
 from omniserve.errors import ConfigError
 from omniserve.models.row_ops import RowOps, TorchRowOps
@@ -46,8 +47,12 @@ class Device:
             from omniserve.devices import flashinfer
 
             if flashinfer.is_usable(kv_cache):
-                return flashinfer.FlashInferAttention(kv_cache, windows)
+                return flashinfer.FlashInferAttention(kv_cache, windows, num_heads)
         return SdpaAttention(kv_cache, windows)
+
+    def graph_capture(self) -> GraphCapture | None:
+        """How whole steps are recorded on this device; None where they are not."""
+        return graph_capture_for(self.torch_device)
 
 
 def open_device(settings: DeviceSettings) -> Device:

@@ -1,4 +1,7 @@
-"""Paged attention with FlashInfer on CUDA. Optional, and used where it is installed."""
+"""Paged attention with FlashInfer on CUDA. Optional, and used where it is installed.
+
+Unproven on hardware: written from FlashInfer's public documentation.
+"""
 
 import importlib.util
 from collections.abc import Sequence
@@ -10,7 +13,9 @@ import torch
 from torch import Tensor
 
 from omniserve.devices.attention import AttentionBatch
+from omniserve.devices.flashinfer_decodes import FlashInferDecodes
 from omniserve.devices.kv_write import KvWriter
+from omniserve.devices.page_table import PageTable
 
 _WORKSPACE_BYTES = 128 << 20
 _NUM_PLANS = 2
@@ -28,17 +33,18 @@ def is_usable(kv_cache: Tensor) -> bool:
 @dataclass(frozen=True, slots=True)
 class FlashInferPlan:
     writes: tuple[Tensor, Tensor]
-    page_table: tuple[Tensor, ...]
-    """Query offsets, page offsets, pages and last-page lengths, as FlashInfer takes them."""
+    query_offsets: Tensor
+    page_table: PageTable
 
 
 class FlashInferAttention:
     """Every row group, decode or chunk, is a query of one ragged prefill call over the pages."""
 
-    def __init__(self, kv_cache: Tensor, windows: Sequence[int | None]) -> None:
+    def __init__(self, kv_cache: Tensor, windows: Sequence[int | None], num_heads: int) -> None:
         import flashinfer
 
         self._kv_cache = kv_cache
+        self._num_heads = num_heads
         self._windows = tuple(windows)
         self._writer = KvWriter(kv_cache)
         # A wrapper's plan is copied to the device from pinned memory of its own, asynchronously:
@@ -54,9 +60,15 @@ class FlashInferAttention:
             for _ in range(_NUM_PLANS)
         ]
         self._planned: FlashInferPlan | None = None
+        self._static_workspace: Tensor | None = None
 
     def plan(self, batch: AttentionBatch) -> FlashInferPlan:
-        return FlashInferPlan(self._writer.plan(batch), self._page_table(batch))
+        query_lens = [1] * batch.num_decodes + [chunk.num_tokens for chunk in batch.chunks]
+        return FlashInferPlan(
+            self._writer.plan(batch),
+            torch.from_numpy(np.cumsum([0, *query_lens], dtype=np.int32)),
+            PageTable.of(batch, self._kv_cache.shape[4]),
+        )
 
     def run(self, plan: FlashInferPlan, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._writer.run(plan.writes, layer, k, v)
@@ -67,33 +79,28 @@ class FlashInferAttention:
         out: Tensor = wrapper.run(q.contiguous(), self._kv_cache[layer])
         return out.flatten(1)
 
-    def _page_table(self, batch: AttentionBatch) -> tuple[Tensor, ...]:
-        block_size = self._kv_cache.shape[4]
-        decode_lens = batch.decode_context_lens.tolist()
-        context_lens = decode_lens + [chunk.context_len for chunk in batch.chunks]
-        query_lens = [1] * len(decode_lens) + [chunk.num_tokens for chunk in batch.chunks]
-        num_pages = [-(-length // block_size) for length in context_lens]
-        pages = [
-            batch.decode_block_tables[row, : num_pages[row]] for row in range(len(decode_lens))
-        ] + [chunk.block_ids for chunk in batch.chunks]
-        last = [
-            length - (n - 1) * block_size for length, n in zip(context_lens, num_pages, strict=True)
-        ]
-        arrays = (
-            np.cumsum([0, *query_lens], dtype=np.int32),
-            np.cumsum([0, *num_pages], dtype=np.int32),
-            np.concatenate(pages).astype(np.int32),
-            np.asarray(last, dtype=np.int32),
+    def context_size(self, batch: AttentionBatch) -> int:
+        """One for all: the kernels take contexts of any length."""
+        return 0
+
+    def static_decodes(self, padding: AttentionBatch, context_size: int) -> FlashInferDecodes:
+        if self._static_workspace is None:
+            # One for all: they run one after the other, and leave nothing there for later.
+            self._static_workspace = torch.empty(
+                _WORKSPACE_BYTES, dtype=torch.uint8, device=self._kv_cache.device
+            )
+        return FlashInferDecodes(
+            self._kv_cache, self._windows, self._num_heads, padding, self._static_workspace
         )
-        return tuple(torch.from_numpy(array) for array in arrays)
 
     def _plan_wrappers(self, plan: FlashInferPlan, q: Tensor) -> None:
         _, _, _, num_kv_heads, block_size, head_dim = self._kv_cache.shape
         self._wrapper_sets.append(self._wrapper_sets.pop(0))
         for window, wrapper in self._wrapper_sets[0].items():
             wrapper.plan(
+                plan.query_offsets,
                 *plan.page_table,
-                q.shape[1],
+                self._num_heads,
                 num_kv_heads,
                 head_dim,
                 block_size,

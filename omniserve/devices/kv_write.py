@@ -1,9 +1,11 @@
 """Writing new keys and values into the paged cache."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from omniserve.devices.attention import AttentionBatch
+from omniserve.devices.pinned import to_device
 
 
 class KvWriter:
@@ -17,8 +19,8 @@ class KvWriter:
 
     def plan(self, batch: AttentionBatch) -> tuple[Tensor, Tensor]:
         """Row indices of k and of v in the cache seen as [rows, head_dim]."""
-        blocks = torch.from_numpy(batch.row_block_ids).to(self._device, torch.int64)
-        offsets = torch.from_numpy(batch.row_offsets).to(self._device, torch.int64)
+        blocks = to_device(batch.row_block_ids.astype(np.int64), self._device)
+        offsets = to_device(batch.row_offsets.astype(np.int64), self._device)
         pages = (blocks[:, None] * (2 * self._num_kv_heads) + self._heads) * self._block_size
         k_rows = (pages + offsets[:, None]).flatten()
         return k_rows, k_rows + self._num_kv_heads * self._block_size

@@ -1,6 +1,9 @@
 """What Ascend needs beyond torch.accelerator. Unproven: no Ascend machine has run this."""
 
 import ctypes
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 from omniserve.errors import ConfigError
 
@@ -19,6 +22,17 @@ def load() -> None:
         raise ConfigError(
             "device.kind: 'npu' needs torch_npu; install omniserve with its npu extra"
         ) from error
+
+
+def graphs() -> tuple[ModuleType, Callable[[], Any]]:
+    """The module that has graphs in CUDA's fashion, and their class.
+
+    Only operators of CANN's aclnn kind can be recorded, and attention whose lengths torch_npu
+    takes from the host cannot.
+    """
+    import torch_npu
+
+    return torch_npu.npu, torch_npu.npu.NPUGraph
 
 
 class NpuRegion:

@@ -54,10 +54,12 @@ def empty_pinned(shape: Sequence[int], dtype: torch.dtype, device: torch.device)
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A new tensor of `device`, by way of pinned memory.
+    """A new tensor of `device`, by way of pinned memory; of a CPU device the same memory.
 
     From other memory the copy would wait for all that was queued on the stream before it.
     """
     source = torch.from_numpy(array)
+    if device.type == "cpu":
+        return source
     staged = empty_pinned(source.shape, source.dtype, device).copy_(source)
     return staged.to(device, non_blocking=True)

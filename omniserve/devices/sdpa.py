@@ -30,6 +30,29 @@ class SdpaPlan:
     """By window: [num_decodes, 1, 1, max_context] of bool."""
     chunks: tuple[_ChunkPlan, ...]
 
+    @property
+    def decode_tensors(self) -> tuple[Tensor, ...]:
+        """All that the decodes of this plan read."""
+        assert self.decode_pages is not None
+        return (*self.writes, self.decode_pages, *self.decode_masks.values())
+
+
+class SdpaStaticDecodes:
+    """Gathers `num_blocks` blocks of every row, however few it has."""
+
+    def __init__(self, attention: "SdpaAttention", padding: AttentionBatch, num_blocks: int):
+        self._attention = attention
+        self._num_blocks = num_blocks
+        self._plan = attention.plan(padding, num_blocks)
+
+    def fill(self, batch: AttentionBatch) -> None:
+        plan = self._attention.plan(batch, self._num_blocks)
+        for kept, planned in zip(self._plan.decode_tensors, plan.decode_tensors, strict=True):
+            kept.copy_(planned)
+
+    def run(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self._attention.run(self._plan, layer, q, k, v)
+
 
 class SdpaAttention:
     """Gathers a sequence's pages, then calls SDPA; query heads of one KV head become its rows."""
@@ -38,19 +61,20 @@ class SdpaAttention:
         num_layers, _, _, self._num_kv_heads, self._block_size, self._head_dim = kv_cache.shape
         self._pages = kv_cache.view(num_layers, -1, self._block_size * self._head_dim)
         self._windows = tuple(windows)
+        self._distinct_windows = tuple(set(windows))
         self._device = kv_cache.device
         self._writer = KvWriter(kv_cache)
         self._attend_chunk = chunk_attention_for(kv_cache)
 
-    def plan(self, batch: AttentionBatch) -> SdpaPlan:
+    def plan(self, batch: AttentionBatch, num_decode_blocks: int | None = None) -> SdpaPlan:
+        """num_decode_blocks: what decodes gather; None for what the longest of them needs."""
         decode_pages, decode_masks = None, {}
         if batch.num_decodes:
-            longest = int(batch.decode_context_lens.max())
-            tables = batch.decode_block_tables[:, : -(-longest // self._block_size)]
+            tables = batch.decode_block_tables[:, : num_decode_blocks or self._num_blocks(batch)]
             decode_pages = self._page_indices(tables)
             decode_masks = {
                 window: self._decode_mask(batch.decode_context_lens, tables.shape[1], window)
-                for window in set(self._windows)
+                for window in self._distinct_windows
             }
         return SdpaPlan(
             num_decodes=batch.num_decodes,
@@ -59,6 +83,18 @@ class SdpaAttention:
             decode_masks=decode_masks,
             chunks=tuple(self._plan_chunk(chunk) for chunk in batch.chunks),
         )
+
+    def context_size(self, batch: AttentionBatch) -> int:
+        """Blocks, to the next power of two."""
+        num_blocks = self._num_blocks(batch) if batch.num_decodes else 1
+        table_width: int = batch.decode_block_tables.shape[1]
+        return min(1 << (num_blocks - 1).bit_length(), table_width)
+
+    def static_decodes(self, padding: AttentionBatch, context_size: int) -> SdpaStaticDecodes:
+        return SdpaStaticDecodes(self, padding, context_size)
+
+    def _num_blocks(self, batch: AttentionBatch) -> int:
+        return -(-int(batch.decode_context_lens.max()) // self._block_size)
 
     def run(self, plan: SdpaPlan, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._writer.run(plan.writes, layer, k, v)

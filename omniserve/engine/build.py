@@ -14,13 +14,14 @@ from omniserve.engine.kv_pool import (
     plan_kv_capacity,
 )
 from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
 from omniserve.models.loading import DTYPES, load_config, load_model
 from omniserve.piggyback.build import (
     HostedModel,
     build_piggybacks,
-    open_host_pool,
+    open_host_side,
     piggyback_limits,
 )
 from omniserve.piggyback.host_link import HostLink
@@ -83,9 +84,12 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
     model = load_model(
         path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype)
     )
-    kv_pool = allocate_kv_pool(settings, model, num_blocks, device.torch_device)
-    host_pool = open_host_pool(settings, kv_pool.cache)
-    piggyback = settings.piggyback if host_pool is not None else None
+    capture = device.graph_capture()
+    # One block more than the scheduler knows: the scratch block of captured graphs.
+    num_allocated = num_blocks + (capture is not None)
+    kv_pool = allocate_kv_pool(settings, model, num_allocated, device.torch_device)
+    host = open_host_side(settings, model, kv_pool.cache, max_model_len)
+    piggyback = settings.piggyback if host is not None else None
     executor = Executor(
         model,
         device.attention(kv_pool.cache, model.windows, model.num_heads),
@@ -93,6 +97,11 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         settings.max_running_requests,
         max_model_len,
         device.torch_device,
+        None
+        if capture is None
+        else GraphSettings(
+            capture, num_blocks, 0 if piggyback is None else piggyback.max_lane_rows
+        ),
     )
     scheduler = Scheduler(
         SchedulerSettings(
@@ -105,7 +114,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
             prefix_caching=settings.prefix_caching,
             piggyback=None if piggyback is None else piggyback_limits(piggyback),
         ),
-        host_pool,
+        None if host is None else host.pool,
     )
     info = ModelInfo(
         name=settings.name,
@@ -120,15 +129,14 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
     )
     text = TextModel.load(path)
     hosted = None
-    if host_pool is not None and piggyback is not None:
+    if host is not None and piggyback is not None:
         hosted = HostedModel(
             settings.name,
             piggyback,
-            host_pool,
+            host,
             model,
             scheduler,
             kv_pool.cache,
-            max_model_len,
             executor.set_block_table,
         )
     return BuiltModel(info, executor, scheduler, kv_pool, text, hosted)

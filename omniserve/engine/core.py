@@ -87,7 +87,8 @@ class Engine:
                 return
 
     def warm_up(self) -> None:
-        """Generates two tokens with every model: no request pays for what is made on first use.
+        """Generates two tokens with every model and captures its graphs: no request pays for what
+        is made on first use.
 
         Waits for the host attention process where there is one.
 
@@ -103,6 +104,7 @@ class Engine:
                     for output in self.step():
                         if output.error is not None:
                             raise CheckpointError(f"model {name!r}: {output.error}")
+            self._runtimes[name].warm_up()
         if self._host is not None:
             self._host.await_ready()
 

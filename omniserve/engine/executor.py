@@ -5,13 +5,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from omniserve.devices.attention import AttentionBackend
+from omniserve.devices.attention import AttentionBackend, CapturableAttention
+from omniserve.devices.pinned import to_device
 from omniserve.engine.batch import BlockTables, StepBatch, build_batch
+from omniserve.engine.step_graphs import GraphSettings, StepGraphs
 from omniserve.models.decoder import DecoderModel
+from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_run import LaneRun
 from scheduler.plan import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentRows:
+    """What every layer needs of the resident rows of a step."""
+
+    positions: Tensor
+    rotary: tuple[Tensor, Tensor]
+    attention_plan: object
+    """None where there are no such rows."""
 
 
 @dataclass(slots=True)
@@ -19,19 +33,18 @@ class StepCursor:
     """A step under way: everything before `next_layer` is done."""
 
     batch: StepBatch
-    residual: Tensor
-    """Resident rows first, lane rows behind them."""
-    positions: Tensor
-    """Of the resident rows."""
-    rotary: tuple[Tensor, Tensor]
-    attention_plan: object
-    """None where there are no resident rows."""
-    lanes: LaneRun | None = None
+    entering: NDArray[np.int64]
+    """Tokens of the lane rows that begin with this step."""
+    lanes: LaneRun | None
     next_layer: int = 0
+    residual: Tensor | None = None
+    """Resident rows first, lane rows behind them; None before the first layer."""
+    resident: ResidentRows | None = None
+    """None before the first layer, and where all layers were run as a captured graph."""
 
     @property
     def num_resident(self) -> int:
-        return len(self.positions)
+        return len(self.batch.token_ids)
 
 
 class Executor:
@@ -45,97 +58,120 @@ class Executor:
         num_slots: int,
         max_model_len: int,
         device: torch.device,
+        graphs: GraphSettings | None = None,
     ) -> None:
+        """graphs: how steps are captured, where the device and `attention` can; None: never."""
         self._model = model
         self._attention = attention
         self._block_size = block_size
-        self._tables = BlockTables(num_slots, -(-max_model_len // block_size))
+        table_width = -(-max_model_len // block_size)
+        self._tables = BlockTables(num_slots, table_width)
         self._device = device
         # The token each slot sampled last stays on the device: a plan made ahead reads it there.
         self._last_tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._graphs: StepGraphs | None = None
+        if graphs is not None and isinstance(attention, CapturableAttention):
+            self._graphs = StepGraphs(model, attention, graphs, table_width, self._last_tokens)
 
     @property
     def num_layers(self) -> int:
         return self._model.num_layers
 
+    def warm_up(self, exchange: LaneExchange | None) -> None:
+        """Makes what steps would make when they first need it; `exchange` is that of the lanes."""
+        if self._graphs is not None:
+            staged = exchange if isinstance(exchange, StagedExchange) else None
+            self._graphs.warm_up(staged)
+
     def start(self, plan: StepPlan, lanes: LaneRun | None = None) -> StepCursor:
-        """Embeds the plan's tokens; no layer has run yet."""
+        """Lays out the plan's rows; no layer has run yet."""
         self._tables.update(plan)
         batch = build_batch(plan, self._tables, self._block_size)
-        token_ids = torch.from_numpy(batch.token_ids).to(self._device)
-        if len(batch.pending_rows):
-            slots = torch.from_numpy(batch.pending_slots).to(self._device)
-            rows = torch.from_numpy(batch.pending_rows).to(self._device)
-            token_ids[rows] = self._last_tokens[slots]
-        positions = torch.from_numpy(batch.positions).to(self._device)
-        if plan.lane_entries:
-            entering = [entry.token_id for entry in plan.lane_entries]
-            token_ids = torch.cat([token_ids, torch.tensor(entering, device=self._device)])
-        return StepCursor(
-            batch=batch,
-            residual=self._model.embed(token_ids),
-            positions=positions,
-            rotary=self._model.rotary.at(positions),
-            attention_plan=self._attention.plan(batch.attention) if plan.rows else None,
-            lanes=lanes,
-        )
+        entering = np.array([entry.token_id for entry in plan.lane_entries], dtype=np.int64)
+        return StepCursor(batch, entering, lanes)
 
     def advance(self, cursor: StepCursor, to_layer: int) -> None:
         """Runs the layers up to, not including, `to_layer`; stops and resumes anywhere."""
-        for index in range(cursor.next_layer, to_layer):
-            if cursor.lanes is None:
-                self._run_layer(cursor, index)
-            else:
-                self._run_shared_layer(cursor, cursor.lanes, index)
+        if cursor.next_layer == 0:
+            if self._graphs is not None and to_layer == self.num_layers:
+                cursor.residual = self._graphs.run(cursor.batch, cursor.entering, cursor.lanes)
+            if cursor.residual is None:
+                self._embed(cursor)
+        if cursor.resident is not None:
+            for index in range(cursor.next_layer, to_layer):
+                self._run_layer(cursor, cursor.resident, index)
+            if cursor.lanes is not None:
+                cursor.lanes.note_left(to_layer)
         cursor.next_layer = to_layer
 
-    def _run_layer(self, cursor: StepCursor, index: int) -> None:
+    def _embed(self, cursor: StepCursor) -> None:
+        batch, device = cursor.batch, self._device
+        token_ids = to_device(batch.token_ids, device)
+        if len(batch.pending_rows):
+            slots = to_device(batch.pending_slots, device)
+            token_ids[to_device(batch.pending_rows, device)] = self._last_tokens[slots]
+        positions = to_device(batch.positions, device)
+        if len(cursor.entering):
+            token_ids = torch.cat([token_ids, to_device(cursor.entering, device)])
+        cursor.residual = self._model.embed(token_ids)
+        cursor.resident = ResidentRows(
+            positions,
+            self._model.rotary.at(positions),
+            self._attention.plan(batch.attention) if cursor.num_resident else None,
+        )
+
+    def _run_layer(self, cursor: StepCursor, resident: ResidentRows, index: int) -> None:
+        assert cursor.residual is not None
+        if cursor.lanes is not None:
+            cursor.residual = self._run_shared_layer(cursor.residual, resident, cursor.lanes, index)
+            return
         layer = self._model.layers[index]
-        q, k, v = layer.pre(cursor.residual, cursor.rotary)
-        attended = self._attention.run(cursor.attention_plan, index, q, k, v)
+        q, k, v = layer.pre(cursor.residual, resident.rotary)
+        attended = self._attention.run(resident.attention_plan, index, q, k, v)
         cursor.residual = layer.post(cursor.residual, attended)
 
-    def _run_shared_layer(self, cursor: StepCursor, lanes: LaneRun, index: int) -> None:
+    def _run_shared_layer(
+        self, rows: Tensor, resident: ResidentRows, lanes: LaneRun, index: int
+    ) -> Tensor:
         """Lane rows leave after `pre` for the host; others join, with its results, for `post`."""
-        layer, num_resident = self._model.layers[index], cursor.num_resident
+        layer, num_resident = self._model.layers[index], len(resident.positions)
         lanes.bind(index)
         residual, attended = [], []
-        if len(cursor.residual):
-            q, k, v = layer.pre(cursor.residual, self._rotary_with_lanes(cursor, lanes, index))
+        if len(rows):
+            q, k, v = layer.pre(rows, self._rotary_with_lanes(resident, lanes, index))
             if lanes.count(index):
                 behind = slice(num_resident, None)
-                lanes.leave(index, cursor.residual[behind], q[behind], k[behind], v[behind])
+                lanes.leave(index, rows[behind], q[behind], k[behind], v[behind])
             if num_resident:
-                rows = slice(num_resident)
-                residual.append(cursor.residual[rows])
+                own = slice(num_resident)
+                residual.append(rows[own])
                 attended.append(
-                    self._attention.run(cursor.attention_plan, index, q[rows], k[rows], v[rows])
+                    self._attention.run(resident.attention_plan, index, q[own], k[own], v[own])
                 )
         if lanes.count(index + 1):
             joining = lanes.join(index + 1)
             residual.append(joining[0])
             attended.append(joining[1])
         # Without resident rows nothing may be left of a step between two layers.
-        cursor.residual = (
-            layer.post(_rows_of(residual), _rows_of(attended)) if residual else cursor.residual[:0]
-        )
+        return layer.post(_rows_of(residual), _rows_of(attended)) if residual else rows[:0]
 
     def _rotary_with_lanes(
-        self, cursor: StepCursor, lanes: LaneRun, segment: int
+        self, resident: ResidentRows, lanes: LaneRun, segment: int
     ) -> tuple[Tensor, Tensor]:
         if not lanes.count(segment):
-            return cursor.rotary
-        positions = torch.cat([cursor.positions, lanes.rows.device_positions_of(segment)])
+            return resident.rotary
+        positions = torch.cat([resident.positions, lanes.rows.device_positions_of(segment)])
         return self._model.rotary.at(positions)
 
     def logits(self, cursor: StepCursor) -> Tensor:
         """Logits [sampling rows, vocab_size] of a step whose layers are all done; exits last."""
         assert cursor.next_layer == self.num_layers
         residual = cursor.residual
+        assert residual is not None
         if len(cursor.batch.sampling_rows) != cursor.num_resident:
             exits = np.arange(cursor.num_resident, len(residual))
             rows = np.concatenate([cursor.batch.sampling_rows, exits])
-            residual = residual[torch.from_numpy(rows).to(self._device)]
+            residual = residual[to_device(rows, self._device)]
         return self._model.logits(residual)
 
     def set_block_table(self, slot: int, block_ids: Sequence[int]) -> None:
@@ -146,8 +182,8 @@ class Executor:
         """Keeps sampled tokens where a plan made ahead will look for them; those of lanes, which
         come last, enter only once they are known.
         """
-        slots = torch.tensor(
-            [rows.slot for rows in batch.sampling_groups], dtype=torch.int64, device=self._device
+        slots = to_device(
+            np.array([rows.slot for rows in batch.sampling_groups], dtype=np.int64), self._device
         )
         self._last_tokens[slots] = token_ids[: len(slots)]
 

@@ -1,7 +1,12 @@
 """Bringing sampled tokens to the host without waiting for work that was queued behind them."""
 
+import time
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+_POLL_S = 20e-6
 
 
 class HostCopy:
@@ -17,9 +22,10 @@ class HostCopy:
             self._event = torch.Event(device=tensor.device)
             self._event.record()
 
-    def wait(self) -> list[int]:
-        """The values, once they have arrived."""
-        if self._event is not None:
-            self._event.synchronize()
+    def wait(self, meanwhile: Callable[[], None]) -> list[int]:
+        """The values, once they have arrived; `meanwhile` is called until then."""
+        while self._event is not None and not self._event.query():
+            meanwhile()
+            time.sleep(_POLL_S)
         values: list[int] = self._tensor.tolist()
         return values

@@ -86,6 +86,10 @@ class ModelRuntime:
         """Whether a latency-sensitive request waits for its first token."""
         return self.scheduler.awaits_first_token
 
+    def warm_up(self) -> None:
+        """Makes what steps would make when they first need it."""
+        self._executor.warm_up(None if self._piggyback is None else self._piggyback.exchange)
+
     def demand(self) -> ModelDemand:
         """What this model could do with a turn; steps in flight are to be collected as well."""
         scheduler = self.scheduler
@@ -175,7 +179,7 @@ class ModelRuntime:
             return []
         step = self._in_flight.popleft()
         with self.timings.phase("detokenise"):
-            token_ids = [] if step.tokens is None else step.tokens.wait()
+            token_ids = [] if step.tokens is None else step.tokens.wait(self._pump)
             advances = self._sequences.accept(step.rows, token_ids)
         with self.timings.phase("complete"):
             outputs = self._complete(step, advances)
@@ -230,6 +234,10 @@ class ModelRuntime:
             step.sampled = sample(logits, self._sequences.sampling_rows(step.rows))
             self._executor.remember(cursor.batch, step.sampled.token_ids)
         step.tokens = HostCopy(step.sampled.token_ids)
+
+    def _pump(self) -> None:
+        if self._piggyback is not None:
+            self._piggyback.pump()
 
     def _settle(self) -> None:
         if self._piggyback is not None:

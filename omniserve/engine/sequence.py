@@ -10,7 +10,7 @@ from omniserve.engine.detokenizer import StopStringFilter, TextStream
 from omniserve.engine.penalties import LogitAdjuster, has_penalties
 from omniserve.engine.sampler import SamplingRow
 from omniserve.requests import EngineRequest, FinishReason, RequestOutput, TokenLogprob
-from scheduler.request import Request
+from scheduler.request import Request, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,11 @@ class Sequence:
         )
         self.num_output_tokens = 0
         self.num_piggybacked_tokens = 0
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether tokens may come from its lane; not one whose id a cancelled request had there."""
+        return self.state.status is Status.OFFLOADED
 
     def sampling_row(self, index: int) -> SamplingRow:
         """How output token `index` is to be sampled."""

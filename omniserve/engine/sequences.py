@@ -64,7 +64,7 @@ class Sequences:
         for index, (row, token_id) in enumerate(zip(rows, token_ids, strict=True)):
             sequence = self._by_id.get(row.request_id)
             # A plan made ahead may hold one more row of a request that has ended meanwhile.
-            if sequence is not None:
+            if sequence is not None and (sequence.is_offloaded or not row.from_lane):
                 progress = FAILED if token_id == NO_TOKEN else sequence.accept(token_id)
                 sequence.num_piggybacked_tokens += row.from_lane
                 advances[row.request_id] = Advance(index, token_id, progress, row.from_lane)

@@ -23,7 +23,7 @@ class _Leaving:
     """Rows on their way to the host."""
 
     lanes: _Lanes
-    layer: int
+    layers: _Lanes
     contexts: _Lanes
     sent: Tensor
     """On the device; kept until it has been copied."""
@@ -53,8 +53,11 @@ class AcceleratorExchange:
         self._model = model
         self._slots = SlotTensors.of(host, model, dtype)
         num_lanes, output_size = self._slots.out.shape
-        self._residuals = torch.zeros(num_lanes, hidden_size, dtype=dtype, device=device)
-        self._outputs = torch.zeros(num_lanes, output_size, dtype=dtype, device=device)
+        self.nobody = num_lanes
+        self._residuals, self._outputs, self._staged = (
+            torch.zeros(num_lanes + 1, size, dtype=dtype, device=device)
+            for size in (hidden_size, output_size, self._slots.sent_size)
+        )
         self._stream = stream
         self._lose = lose
         self._leaving: deque[_Leaving] = deque()
@@ -86,19 +89,36 @@ class AcceleratorExchange:
             self._outputs.index_copy_(0, to_device(lanes, device), brought)
 
     def join(self, rows: LaneRows, segment: int) -> tuple[Tensor, Tensor]:
-        lanes = rows.device_lanes_of(segment)
+        return self.join_lanes(rows.device_lanes_of(segment))
+
+    def join_lanes(self, lanes: Tensor) -> tuple[Tensor, Tensor]:
         return self._residuals.index_select(0, lanes), self._outputs.index_select(0, lanes)
 
     def leave(
         self, rows: LaneRows, layer: int, residual: Tensor, q: Tensor, k: Tensor, v: Tensor
     ) -> None:
         self._residuals.index_copy_(0, rows.device_lanes_of(layer), residual)
-        sent = torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], dim=1)
-        received = empty_pinned(sent.shape, sent.dtype, sent.device)
-        mark = self._stream.enqueue(lambda: received.copy_(sent, non_blocking=True))
         lanes = rows.of(layer).copy()
         contexts = rows.positions[layer, : len(lanes)] + 1
-        self._leaving.append(_Leaving(lanes, layer, contexts, sent, received, mark))
+        self._send(_one_row(q, k, v), lanes, np.full(len(lanes), layer), contexts)
+
+    def stage(self, lanes: Tensor, residual: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self._residuals.index_copy_(0, lanes, residual)
+        # Padding would otherwise go from layer to layer and step to step, and grow.
+        self._residuals[self.nobody].zero_()
+        self._staged.index_copy_(0, lanes, _one_row(q, k, v))
+
+    def send(self, rows: LaneRows) -> None:
+        layers, places = np.nonzero(np.arange(rows.width) < rows.counts[:-1, None])
+        if len(layers):
+            lanes = rows.lanes[layers, places]
+            sent = self._staged.index_select(0, to_device(lanes, self._staged.device))
+            self._send(sent, lanes, layers, rows.positions[layers, places] + 1)
+
+    def _send(self, sent: Tensor, lanes: _Lanes, layers: _Lanes, contexts: _Lanes) -> None:
+        received = empty_pinned(sent.shape, sent.dtype, sent.device)
+        mark = self._stream.enqueue(lambda: received.copy_(sent, non_blocking=True))
+        self._leaving.append(_Leaving(lanes, layers, contexts, sent, received, mark))
 
     def pump(self) -> None:
         arrived: list[_Leaving] = []
@@ -109,11 +129,14 @@ class AcceleratorExchange:
         for leaving in arrived:
             self._slots.write(torch.from_numpy(leaving.lanes), leaving.received)
         lanes = np.concatenate([leaving.lanes for leaving in arrived])
-        layers = np.repeat(
-            [leaving.layer for leaving in arrived], [len(leaving.lanes) for leaving in arrived]
-        )
+        layers = np.concatenate([leaving.layers for leaving in arrived])
         contexts = np.concatenate([leaving.contexts for leaving in arrived])
         try:
             self._host.submit_many(self._model, lanes, layers, contexts)
         except HostAttentionDown:
             self._lose(lanes)
+
+
+def _one_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[count, numbers of q, k and v]"""
+    return torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], dim=1)

@@ -28,24 +28,33 @@ _LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class HostSide:
+    """A model's memory on the host, and what the host process is told of it."""
+
+    pool: HostKvPool
+    model: HostModel
+
+
+@dataclass(frozen=True, slots=True)
 class HostedModel:
     """A model with a pool on the host."""
 
     name: str
     settings: PiggybackSettings
-    pool: HostKvPool
+    host: HostSide
     model: DecoderModel
     scheduler: Scheduler
     kv_cache: Tensor
-    max_model_len: int
     set_block_table: Callable[[int, Sequence[int]], None]
     """Takes a device slot and the blocks of the request that is there."""
 
 
-def open_host_pool(settings: ModelSettings, kv_cache: Tensor) -> HostKvPool | None:
-    """The host's KV pool for a device cache [layers, blocks, 2, kv_heads, block_size, head_dim].
+def open_host_side(
+    settings: ModelSettings, model: DecoderModel, kv_cache: Tensor, max_model_len: int
+) -> HostSide | None:
+    """For a device cache [layers, blocks, 2, num_kv_heads, block_size, head_dim].
 
-    None where the model does not piggyback, or no host kernel can read such a cache.
+    None where the model does not piggyback, or no host kernel can serve it.
 
     Raises:
         ConfigError: the pool holds no block, or the machine cannot map it.
@@ -57,18 +66,39 @@ def open_host_pool(settings: ModelSettings, kv_cache: Tensor) -> HostKvPool | No
         element = ELEMENTS[kv_cache.dtype]
         layout = KvLayout(element, num_layers, num_kv_heads, head_dim, block_size)
     except (KeyError, ValueError) as error:
-        log_event(
-            _LOG,
-            "piggyback_unavailable",
-            level=logging.WARNING,
-            model=settings.name,
-            reason=str(error),
-        )
+        _say_unavailable(settings, error)
         return None
     try:
-        return HostKvPool(layout, settings.piggyback.host_kv_bytes)
+        pool = HostKvPool(layout, settings.piggyback.host_kv_bytes)
     except (ValueError, OSError) as error:
         raise ConfigError(f"models.{settings.name}.piggyback.host_kv_bytes: {error}") from error
+    try:
+        return HostSide(pool, _host_model(model, pool, max_model_len))
+    except ValueError as error:
+        pool.close()
+        _say_unavailable(settings, error)
+        return None
+
+
+def _host_model(model: DecoderModel, pool: HostKvPool, max_model_len: int) -> HostModel:
+    return HostModel(
+        pool=pool.memory,
+        num_heads=model.num_heads,
+        io=ELEMENTS[model.dtype],
+        max_context_len=max_model_len,
+        scale=model.head_dim**-0.5,
+        windows=model.windows,
+    )
+
+
+def _say_unavailable(settings: ModelSettings, reason: Exception) -> None:
+    log_event(
+        _LOG,
+        "piggyback_unavailable",
+        level=logging.WARNING,
+        model=settings.name,
+        reason=str(reason),
+    )
 
 
 def piggyback_limits(settings: PiggybackSettings) -> PiggybackLimits:
@@ -102,30 +132,22 @@ def host_cores(models: Sequence[HostedModel], device: Device) -> tuple[int, ...]
 def build_piggybacks(
     models: Sequence[HostedModel], device: Device
 ) -> tuple[HostLink, dict[str, Piggyback]]:
-    """One host process for all of them, started; and each one's own part, by name."""
+    """One host process for all of them, started; and each one's own part, by name.
+
+    Raises:
+        ConfigError: there are too few cores, or the device's runtime cannot lock a host pool.
+    """
     cores = host_cores(models, device)
-    num_lanes = max(hosted.settings.max_offloaded_requests for hosted in models)
     core_split = CoreSplit(cores) if device.torch_device.type == "cpu" else None
-    link = HostLink([_host_model(hosted) for hosted in models], cores, num_lanes, core_split)
+    # Before the process starts: compiling kernels it would disturb the measurement.
+    governors = [_open_governor(hosted, core_split, len(cores)) for hosted in models]
+    num_lanes = max(hosted.settings.max_offloaded_requests for hosted in models)
+    link = HostLink([hosted.host.model for hosted in models], cores, num_lanes, core_split)
     piggybacks = {
-        hosted.name: _build_piggyback(
-            index, hosted, link, cores, device, _open_governor(hosted, core_split, len(cores))
-        )
-        for index, hosted in enumerate(models)
+        hosted.name: _build_piggyback(index, hosted, link, cores, device, governor)
+        for index, (hosted, governor) in enumerate(zip(models, governors, strict=True))
     }
     return link, piggybacks
-
-
-def _host_model(hosted: HostedModel) -> HostModel:
-    model = hosted.model
-    return HostModel(
-        pool=hosted.pool.memory,
-        num_heads=model.num_heads,
-        io=ELEMENTS[model.dtype],
-        max_context_len=hosted.max_model_len,
-        scale=model.head_dim**-0.5,
-        windows=model.windows,
-    )
 
 
 def _build_piggyback(
@@ -138,6 +160,10 @@ def _build_piggyback(
 ) -> Piggyback:
     model = hosted.model
     book = LaneBook(hosted.settings.max_offloaded_requests, model.num_layers)
+    try:
+        swapper = open_swapper(hosted.kv_cache, hosted.host.pool, cores)
+    except OSError as error:
+        raise ConfigError(f"models.{hosted.name}.piggyback.host_kv_bytes: {error}") from error
     return Piggyback(
         index,
         hosted.scheduler,
@@ -145,8 +171,8 @@ def _build_piggyback(
         open_exchange(
             link.host, index, model.hidden_size, model.dtype, device.torch_device, book.fail
         ),
-        open_swapper(hosted.kv_cache, hosted.pool, cores),
-        hosted.pool,
+        swapper,
+        hosted.host.pool,
         link,
         hosted.set_block_table,
         device.torch_device,
@@ -169,5 +195,5 @@ def _open_governor(
         speed,
         hosted.settings,
         hosted.model.num_layers,
-        hosted.pool.layout.bytes_per_token,
+        hosted.host.pool.layout.bytes_per_token,
     )

@@ -83,5 +83,7 @@ class HostLink:
             self.host.begin_start()
 
     def close(self) -> None:
-        """Ends the process and gives its memory back."""
+        """Ends the process and gives its memory and its cores back."""
         self.host.close()
+        if self._core_split is not None:
+            self._core_split.unite()

@@ -77,12 +77,16 @@ class LaneBook:
             self._count_hops(step - self._left_step[lanes])
         return len(lanes)
 
-    def leave(self, lanes: _Ints, layer: int, step: int) -> None:
-        """Rows leave a step behind `pre` of `layer`."""
-        self._move(lanes, LaneState.IN_STEP, LaneState.ON_HOST)
-        self._layer[lanes] = layer
-        self._left_step[lanes] = step
-        self.num_tokens_attended += int(self._context[lanes].sum())
+    def leave(self, rows: LaneRows, layers: range, step: int) -> None:
+        """Rows have left a step behind `pre` of these layers."""
+        bound = slice(layers.start, layers.stop)
+        counts = rows.counts[bound]
+        lanes = rows.lanes[bound][np.arange(rows.width) < counts[:, None]]
+        if len(lanes):
+            self._move(lanes, LaneState.IN_STEP, LaneState.ON_HOST)
+            self._layer[lanes] = np.repeat(np.arange(layers.start, layers.stop), counts)
+            self._left_step[lanes] = step
+            self.num_tokens_attended += int(self._context[lanes].sum())
 
     def attended(self, lanes: _Ints, layers: _Ints) -> None:
         """Results that came, in their order."""

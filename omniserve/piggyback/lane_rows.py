@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from omniserve.devices.pinned import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class LaneRows:
@@ -35,8 +37,8 @@ class LaneRows:
             lanes,
             positions,
             np.zeros(num_layers + 1, dtype=np.int64),
-            torch.from_numpy(lanes).to(device),
-            torch.from_numpy(positions).to(device),
+            to_device(lanes, device),
+            to_device(positions, device),
         )
 
     @property

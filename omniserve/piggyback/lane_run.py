@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cpu_attn.host import HostAttentionDown
 from omniserve.piggyback.lane_book import LaneBook
-from omniserve.piggyback.lane_exchange import LaneExchange
+from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_rows import LaneRows
 
 
@@ -40,12 +40,23 @@ class LaneRun:
         self._max_rows = max_rows
         self._step = step
         self._collect = collect
+        self._noted_stop = 0
+        self._lost: list[NDArray[np.int64]] = []
+
+    @property
+    def staged_exchange(self) -> StagedExchange | None:
+        """Where all rows of this run can be part of one captured graph: the way they take."""
+        exchange = self._exchange
+        is_bound_at_once = len(self._stop_by_point) <= 1
+        return exchange if is_bound_at_once and isinstance(exchange, StagedExchange) else None
 
     def bind(self, layer: int) -> None:
         """Binds what has come, if results are bound before this layer."""
-        stop = self._stop_by_point.get(layer)
+        stop = self._stop_by_point.pop(layer, None)
         if stop is not None:
             if layer:
+                self.note_left(layer)
+                self._exchange.pump()
                 self._collect()
             segments = range(layer + 1, stop + 1)
             if self._book.bind(self.rows, segments, self._max_rows, self._step):
@@ -60,10 +71,24 @@ class LaneRun:
         return self._exchange.join(self.rows, segment)
 
     def leave(self, layer: int, residual: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """The rows of segment `layer` leave after `pre` of that layer."""
-        lanes = self.rows.of(layer)
-        self._book.leave(lanes, layer, self._step)
+        """The rows of segment `layer` leave after `pre` of that layer; `note_left` is to follow."""
         try:
             self._exchange.leave(self.rows, layer, residual, q, k, v)
         except HostAttentionDown:
+            self._lost.append(self.rows.of(layer))
+
+    def note_left(self, stop_layer: int) -> None:
+        """Enters in the book who left before this layer; before any result of theirs is collected.
+
+        Once for many layers: an entry a layer would cost as much as what it is about.
+        """
+        self._book.leave(self.rows, range(self._noted_stop, stop_layer), self._step)
+        self._noted_stop = stop_layer
+        for lanes in self._lost:
             self._book.fail(lanes)
+        self._lost.clear()
+
+    def leave_staged(self, exchange: StagedExchange) -> None:
+        """The rows of all segments but the last have left; `exchange` has them staged."""
+        self.note_left(self._book.num_layers)
+        exchange.send(self.rows)

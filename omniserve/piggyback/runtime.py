@@ -42,7 +42,7 @@ class Piggyback:
         self._model = model
         self._scheduler = scheduler
         self._book = book
-        self._exchange = exchange
+        self.exchange = exchange
         self._swapper = swapper
         self._pool = pool
         self._link = link
@@ -62,7 +62,7 @@ class Piggyback:
 
     def poll(self) -> None:
         """Takes note of what the host and the copies have got done; never waits."""
-        self._exchange.pump()
+        self.exchange.pump()
         for request_id in self._swapper.poll():
             self._scheduler.copy_landed(request_id)
         self.stop_released()
@@ -74,6 +74,10 @@ class Piggyback:
         self._scheduler.offload_allowed = self._link.is_usable and (
             self._governor is None or self._governor.allows()
         )
+
+    def pump(self) -> None:
+        """Gives the host what has arrived there; to be called while a step is waited for."""
+        self.exchange.pump()
 
     def begin_copies(self) -> None:
         """Starts what the scheduler decided to move; asked for after each of its plans."""
@@ -102,10 +106,10 @@ class Piggyback:
             lanes = np.array([entry.lane for entry in entries], dtype=np.int64)
             contexts = np.array([entry.position + 1 for entry in entries], dtype=np.int64)
             book.enter(rows, lanes, contexts)
-            self._exchange.bring(rows, range(1))
+            self.exchange.bring(rows, range(1))
         return LaneRun(
             book,
-            self._exchange,
+            self.exchange,
             rows,
             self._points,
             plan.max_lane_rows,
@@ -158,7 +162,7 @@ class Piggyback:
             hop_steps_counts=tuple(book.hop_counts.tolist()),
             hop_steps_sum=book.hop_steps_sum,
             num_tokens=self._num_tokens,
-            residual_bytes=num_between * self._exchange.residual_row_bytes,
+            residual_bytes=num_between * self.exchange.residual_row_bytes,
             num_swaps_out=swaps.num_swaps_out,
             num_swaps_in=swaps.num_swaps_in,
             swap_out_bytes=swaps.swap_out_bytes,
@@ -172,8 +176,8 @@ class Piggyback:
 
     def check_integrity(self) -> None:
         """Raises an AssertionError where lanes, host and copies disagree."""
-        in_flight = np.count_nonzero(self._link.host.in_flight(self._model))
-        self._book.check_integrity(int(in_flight))
+        in_flight = int(np.count_nonzero(self._link.host.in_flight(self._model)))
+        self._book.check_integrity(in_flight + self.exchange.num_leaving)
 
     def close(self) -> None:
         """Waits for copies under way, then gives the pool's memory back; the host has stopped."""

@@ -31,6 +31,11 @@ class SlotTensors:
         )
         return cls(q, k, v, out.flatten(1))
 
+    @property
+    def sent_size(self) -> int:
+        """Numbers of q, k and v of one row."""
+        return sum(tensor[0].numel() for tensor in (self.q, self.k, self.v))
+
     def write(self, lanes: Tensor, rows: Tensor) -> None:
         """Puts rows [count, numbers of q, then of k, then of v] to their lanes, int64 [count]."""
         targets = [tensor.flatten(1) for tensor in (self.q, self.k, self.v)]

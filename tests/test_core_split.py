@@ -1,0 +1,58 @@
+"""Cores that the device lends to host attention while somebody is there."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from omniserve.piggyback.core_split import CoreSplit
+
+CORES = sorted(os.sched_getaffinity(0))
+pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, CORES)
+
+
+def state() -> tuple[int, list[int]]:
+    return torch.get_num_threads(), sorted(os.sched_getaffinity(0))
+
+
+def test_the_device_lends_its_cores_while_the_host_is_active() -> None:
+    torch.set_num_threads(len(CORES))
+    clock = Clock()
+    split = CoreSplit(CORES[-1:], clock)
+    assert split.costs_device_threads
+    before = state()
+    split.update(host_active=False)
+    assert state() == before
+    split.update(host_active=True)
+    assert state() == (len(CORES) - 1, CORES[:-1])
+    clock.now_s = 0.4
+    split.update(host_active=False)
+    assert state() == (len(CORES) - 1, CORES[:-1]), "given back too soon"
+    clock.now_s = 0.6
+    split.update(host_active=False)
+    assert state() == before
+
+
+def test_a_device_that_leaves_cores_free_keeps_off_the_hosts_for_good() -> None:
+    torch.set_num_threads(1)
+    split = CoreSplit(CORES[-1:], Clock())
+    assert not split.costs_device_threads
+    assert state() == (1, CORES[:-1])
+    split.update(host_active=False)
+    assert state() == (1, CORES[:-1])

@@ -1,0 +1,94 @@
+"""Random arrivals, copies, lanes and failures against a modelled engine with a host."""
+
+from dataclasses import replace
+
+import pytest
+from builders_scheduler import HostBlockPool
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scheduler_simulation import Simulation
+from test_scheduler_simulation import draw_request, scheduler_settings
+
+from scheduler import PiggybackLimits, Scheduler, SchedulerSettings
+
+MOSTLY_BE = ("ls", "be", "be", "be")
+
+PATIENT = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@st.composite
+def piggyback_settings(draw: st.DrawFn) -> SchedulerSettings:
+    limits = PiggybackLimits(
+        num_lanes=draw(st.integers(1, 5)),
+        max_lane_rows=draw(st.integers(1, 4)),
+        max_lane_rows_beside_ls=draw(st.integers(0, 3)),
+        max_resident_decodes=draw(st.sampled_from([None, None, 0, 1, 2])),
+        return_patience=draw(st.integers(1, 6)),
+    )
+    return replace(draw(scheduler_settings()), piggyback=limits)
+
+
+def make_simulation(data: st.DataObject, chosen: SchedulerSettings) -> Simulation:
+    """A host pool that holds one full-length request and little more, or plenty, or too little."""
+    num_least = -(-(chosen.max_model_len - 1) // chosen.block_size)
+    num_blocks = max(1, num_least + data.draw(st.sampled_from([-1, 0, 0, 1, 2, 5, 40])))
+    blocks = HostBlockPool(num_blocks)
+    return Simulation(Scheduler(chosen, blocks), blocks)
+
+
+def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool) -> None:
+    """One thing that an engine of this depth, or its host, may do next."""
+    host = simulation.host
+    actions = ["add"]
+    if simulation.clients:
+        actions.append("abort")
+    if len(simulation.flights) < depth:
+        actions += ["schedule"] * 5
+    if simulation.flights or simulation.overtaking:
+        actions += ["advance", "complete", "complete", "complete"]
+    is_passable = all(flight.plan.has_best_effort for flight in simulation.flights)
+    if overtakes and is_passable and len(simulation.overtaking) < depth:
+        actions += ["overtake"] * 3
+    if host.copies:
+        actions += ["land"] * 3
+    on_host = sorted(lane.number for lane in host.lanes.values() if lane.where == "on_host")
+    if on_host:
+        actions += ["attend"] * 4
+    if host.lanes:
+        actions += ["quieten", "quieten"]
+    if host.list_failing():
+        actions.append("fail")
+    actions.append("toggle")
+    action = data.draw(st.sampled_from(actions))
+    if action == "add":
+        draw_request(data, simulation, MOSTLY_BE)
+    elif action == "abort":
+        simulation.abort(data.draw(st.sampled_from(sorted(simulation.clients))))
+    elif action == "land":
+        simulation.land(data.draw(st.sampled_from(sorted(host.copies))))
+    elif action == "attend":
+        host.attend(data.draw(st.sampled_from(on_host)))
+    elif action == "fail":
+        simulation.fail(host.lanes[data.draw(st.sampled_from(host.list_failing()))])
+    elif action == "toggle":
+        simulation.scheduler.offload_allowed = data.draw(st.sampled_from([True, True, False]))
+    else:
+        getattr(simulation, action)()
+
+
+@pytest.mark.parametrize("overtakes", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+@PATIENT
+@given(data=st.data())
+def test_every_request_gets_its_tokens(depth: int, overtakes: bool, data: st.DataObject) -> None:
+    """Whatever is offloaded, returns, fails, is aborted or comes late on the way."""
+    simulation = make_simulation(data, data.draw(piggyback_settings()))
+    for _ in range(data.draw(st.integers(2, 6))):
+        draw_request(data, simulation, MOSTLY_BE)
+    for _ in range(data.draw(st.integers(5, 80))):
+        act(data, simulation, depth, overtakes)
+    simulation.drain(depth)
