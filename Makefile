@@ -7,7 +7,7 @@ DEMO_MODEL := examples/models/demo
 export TORCH PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format stubs lock bench bench-attention bench-piggyback peer-vllm clean
+.PHONY: help setup demo serve test soak check format stubs lock bench bench-attention bench-piggyback peer-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ $(DEMO_MODEL)/config.json: | setup
 
 test: setup  ## Run the whole test suite
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: setup  ## Thousands of random schedules on the engine, its host process stopped and killed
+	@$(BIN)/python tests/piggyback_soak.py $(SOAK_ARGS)
 
 check: setup  ## Lint, types, layer contracts, generated code
 	@$(BIN)/ruff check .

@@ -46,10 +46,8 @@ class Offloader:
         return self.is_allowed and is_best_effort and request.is_decoding
 
     def offload(self, request: Request) -> bool:
-        """Offload a request now; False where that is not possible."""
-        if request.num_plans_in_flight or not self.may_go(request):
-            return False
-        if not self._swaps.begin_out(request):
+        """Offload an idle request now; False where that is not possible."""
+        if not self.may_go(request) or not self._swaps.begin_out(request):
             return False
         self.num_begun += 1
         return True
@@ -66,11 +64,10 @@ class Offloader:
     def send_departing(self) -> None:
         """Offload those that are idle now; where the host has no room any more they stay."""
         for request in list(self.departing.values()):
-            if not request.num_plans_in_flight:
-                del self.departing[request.request_id]
-                self.offload(request)
-            elif not self.is_allowed:
-                del self.departing[request.request_id]
+            if self.is_allowed and request.num_plans_in_flight:
+                continue
+            del self.departing[request.request_id]
+            self.offload(request)
 
     def keep_to_limit(self) -> None:
         """Send away the youngest decodes beyond those that may stay."""

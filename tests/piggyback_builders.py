@@ -24,6 +24,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 4, "head_dim": 32},
     "qwen3": {"num_hidden_layers": 3},
     "qwen3_moe": {"num_hidden_layers": 2},
+    "mistral": {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 24},
 }
 """Changes to config.json: as many layers as differ, and one width of heads for one kernel."""
 
@@ -144,6 +145,7 @@ class Fleet:
         regimes: Iterable[str],
         dtype: str = "float32",
         pipeline_depth: int = 1,
+        threads: int = 1,
     ) -> None:
         """Loads `off`, whose answers are the reference, and `regimes` of every checkpoint."""
         self.checkpoints = checkpoints
@@ -157,6 +159,7 @@ class Fleet:
             ),
             poll_arrivals=lambda: self.at_layer_boundary(),
             pipeline_depth=pipeline_depth,
+            threads=threads,
         )
 
     @property
@@ -190,12 +193,10 @@ class Fleet:
 
 @contextmanager
 def running_fleet(
-    checkpoints: dict[str, Path],
-    regimes: Iterable[str],
-    dtype: str = "float32",
-    pipeline_depth: int = 1,
+    checkpoints: dict[str, Path], regimes: Iterable[str], **fields: Any
 ) -> Iterator[Fleet]:
-    fleet = Fleet(checkpoints, regimes, dtype, pipeline_depth)
+    """A Fleet that is closed at the end."""
+    fleet = Fleet(checkpoints, regimes, **fields)
     try:
         yield fleet
     finally:

@@ -21,7 +21,7 @@ _TROUBLED = 0.3
 def main() -> None:
     """Ends with a traceback that names the schedule where one is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--schedules", type=int, default=3000, help="how many to run")
+    parser.add_argument("--schedules", type=int, default=2000, help="how many to run")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     args = parser.parse_args()
     started_s = time.monotonic()

@@ -29,7 +29,7 @@ BESIDE_DEVICE = 1.25
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     checkpoints = write_checkpoints(tmp_path_factory.mktemp("bf16"), ARCHITECTURES, "bfloat16")
-    with running_fleet(checkpoints, ["forced", "no_prefixes"], "bfloat16") as fleet:
+    with running_fleet(checkpoints, ["forced", "no_prefixes"], dtype="bfloat16") as fleet:
         yield fleet
 
 

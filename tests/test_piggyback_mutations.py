@@ -90,12 +90,12 @@ def earlier_result(monkeypatch: pytest.MonkeyPatch) -> None:
     join = SharedMemoryExchange.join
 
     def saving(self: Any, rows: LaneRows, layer: int, *tensors: Tensor) -> None:
-        self.before = self._out.clone()
+        self.before = self._slots.out.clone()
         leave(self, rows, layer, *tensors)
 
     def old(self: Any, rows: LaneRows, segment: int) -> tuple[Tensor, Tensor]:
         residuals, attended = join(self, rows, segment)
-        before = getattr(self, "before", self._out)
+        before = getattr(self, "before", self._slots.out)
         return residuals, before.index_select(0, rows.device_lanes_of(segment))
 
     monkeypatch.setattr(SharedMemoryExchange, "leave", saving)

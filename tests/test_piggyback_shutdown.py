@@ -5,8 +5,9 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -14,8 +15,9 @@ from engine_builders import make_request, run_all
 from host_attention_builders import thread_states, until
 from piggyback_builders import Fleet, model_name, running_fleet, write_checkpoints
 
-from cpu_attn.host import HostSettings
-from omniserve.piggyback import host_link
+from cpu_attn.host import HostAttention, HostSettings
+from omniserve.errors import ConfigError
+from omniserve.piggyback import build, host_link
 from omniserve.requests import EngineRequest
 
 ARCH = "qwen3"
@@ -75,7 +77,11 @@ def test_closed_amid_work(checkpoints: dict[str, Path]) -> None:
         # Doing it again is harmless.
 
 
-def test_closed_while_the_host_is_stopped(checkpoints: dict[str, Path]) -> None:
+def test_closed_while_the_host_is_stopped(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is given some seconds to end by itself, which it cannot.
+    monkeypatch.setattr(HostAttention, "stop", partialmethod(HostAttention.stop, 0.1))
     with busy_fleet(checkpoints) as fleet:
         pid = fleet.host.pid
         assert pid is not None
@@ -115,3 +121,14 @@ def test_a_host_that_is_given_up_leaves_the_device_alone(
         after = fleet.stats(ARCH, "forced").piggyback
         assert after is not None and after.num_tokens == num_tokens
         fleet.settle()
+
+
+def test_an_engine_that_cannot_be_built_leaves_no_host(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> NoReturn:
+        raise OSError("no memory can be locked")
+
+    monkeypatch.setattr(build, "open_swapper", refuse)
+    with pytest.raises(ConfigError, match="no memory can be locked"):
+        Fleet(checkpoints, ["forced"])

@@ -15,20 +15,23 @@ from typing import Any
 import pytest
 import torch
 from engine_builders import GREEDY, Collected, make_model_settings, make_request, run_all
-from hypothesis import given
-from hypothesis import strategies as st
+from host_attention_builders import make_model, make_settings
+from host_pool_builders import make_pool
 from oracle import Oracle
 from step_graph_builders import (
     FailingCapture,
+    LazyStream,
     TapedCapture,
     make_capturing_engine,
     use_accelerator_exchange,
 )
 
+from cpu_attn.element import Element
+from cpu_attn.host import HostAttention
 from omniserve.devices.sdpa import SdpaStaticDecodes
 from omniserve.engine.core import Engine
 from omniserve.engine.step_inputs import StepInputs
-from omniserve.engine.step_shapes import lane_sizes, padded, row_sizes
+from omniserve.piggyback.accelerator_exchange import AcceleratorExchange
 from omniserve.requests import EngineRequest
 from omniserve.settings import ModelSettings, PiggybackSettings
 from omniserve.synthetic.create import write_checkpoint
@@ -94,20 +97,11 @@ def requests_for(count: int, best_effort_share: float, seed: int = 0) -> list[En
 def wrong_tokens(
     oracle: Oracle, requests: list[EngineRequest], results: dict[str, Collected]
 ) -> int:
-    compared = [oracle.compare(r.prompt_token_ids, results[r.request_id].token_ids) for r in requests]
+    compared = [
+        oracle.compare(r.prompt_token_ids, results[r.request_id].token_ids) for r in requests
+    ]
     assert sum(c.num_ties for c in compared) <= sum(c.num_tokens for c in compared) / 100
     return sum(c.num_wrong for c in compared)
-
-
-@given(st.integers(1, 1000), st.data())
-def test_sizes_hold_every_count_with_little_to_spare(most: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, most))
-    for sizes, waste in ((row_sizes(most), 2), (lane_sizes(most), 4)):
-        size = padded(count, sizes)
-        assert size is not None
-        assert count <= size <= min(most, max(waste * count, count + 3, waste))
-        assert list(sizes) == sorted(set(sizes))
-        assert padded(most + 1, sizes) is None
 
 
 @pytest.mark.parametrize("pipeline_depth", [1, 2])
@@ -147,3 +141,158 @@ def test_lane_rows_equal_transformers(
     assert stats.num_rows_joined > 100
     assert capture.num_replays > 20
     assert (stats.num_on_host, stats.num_ready_rows, stats.residual_bytes) == (0, 0, 0)
+
+
+def shapes_of(engine: Engine) -> set[tuple[int, int]]:
+    """Resident rows and lane width of every graph."""
+    graphs = engine.runtime("tiny")._executor._graphs
+    assert graphs is not None
+    return {(shape.num_rows, shape.lane_width) for shape in graphs._graphs}
+
+
+def test_lane_rows_ride_with_resident_rows_and_alone(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_accelerator_exchange(monkeypatch)
+    requests = requests_for(16, best_effort_share=0.6)
+    with opened(TapedCapture(), settings_of(checkpoints["llama"], PIGGYBACK)) as engine:
+        run_all(engine, requests, arrivals_per_step=1)
+        shapes = shapes_of(engine)
+    assert any(rows and width for rows, width in shapes)
+    assert any(not rows and width for rows, width in shapes)
+    assert all(rows in (0, 1, 2, 4, 6) and width in (0, 4, 6) for rows, width in shapes)
+
+
+def test_padding_writes_to_the_scratch_block_alone(checkpoints: dict[str, Path]) -> None:
+    """Three sequences of a block each are padded to four rows."""
+    with opened(TapedCapture(), settings_of(checkpoints["llama"])) as engine:
+        cache = engine.runtime("tiny")._kv_pool.cache
+        cache.fill_(float("nan"))
+        sampling = replace(GREEDY, max_tokens=5)
+        run_all(
+            engine, [make_request(f"r{index}", [5, 6, 7 + index], sampling) for index in range(3)]
+        )
+        assert shapes_of(engine) == {(4, 0)}
+        is_written = ~cache.isnan().flatten(2).all(dim=2).all(dim=0)
+    assert is_written[-1], "no row was padding"
+    assert int(is_written.sum()) == 4
+
+
+def test_prompts_go_layer_by_layer(checkpoints: dict[str, Path]) -> None:
+    capture, prompt = TapedCapture(), list(range(5, 25))
+    with opened(capture, settings_of(checkpoints["llama"])) as engine:
+        run_all(engine, [make_request("r", prompt, replace(GREEDY, max_tokens=1))])
+        assert capture.num_replays == 0
+        run_all(engine, [make_request("r", prompt, replace(GREEDY, max_tokens=4))])
+    assert capture.num_replays == 3
+
+
+def test_steps_that_may_be_parked_go_layer_by_layer(checkpoints: dict[str, Path]) -> None:
+    capture, settings = TapedCapture(), settings_of(checkpoints["llama"])
+    with opened(capture, settings, poll_arrivals=lambda: None) as engine:
+        run_all(engine, [make_request("be", [5, 6, 7], service_class="best_effort")])
+        assert capture.num_replays == 0
+        run_all(engine, [make_request("ls", [5, 6, 7])])
+    assert capture.num_replays == 15, "a token each, but for the first of 16"
+
+
+def test_several_binding_points_go_layer_by_layer(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_accelerator_exchange(monkeypatch)
+    capture, requests = TapedCapture(), requests_for(4, best_effort_share=1)
+    settings = settings_of(checkpoints["llama"], replace(PIGGYBACK, binding_points=2))
+    with opened(capture, settings) as engine:
+        results = run_all(engine, requests)
+    assert wrong_tokens(oracles["llama"], requests, results) == 0
+    assert capture.num_captures == 0
+
+
+@pytest.mark.parametrize("best_effort_share", [0.0, 0.6])
+def test_a_device_that_cannot_record_serves_layer_by_layer(
+    checkpoints: dict[str, Path],
+    oracles: dict[str, Oracle],
+    best_effort_share: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where the rows of the step were bound already."""
+    use_accelerator_exchange(monkeypatch)
+    capture, requests = FailingCapture(), requests_for(8, best_effort_share)
+    with (
+        caplog.at_level(logging.WARNING),
+        opened(capture, settings_of(checkpoints["llama"], PIGGYBACK)) as engine,
+    ):
+        results = run_all(engine, requests, arrivals_per_step=2)
+    assert wrong_tokens(oracles["llama"], requests, results) == 0
+    assert capture.num_captures == 1
+    assert [record.message for record in caplog.records] == ["graph_capture_failed"]
+
+
+def test_warm_up_records_what_short_sequences_need(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_accelerator_exchange(monkeypatch)
+    capture = TapedCapture()
+    with opened(capture, settings_of(checkpoints["qwen3_moe"], PIGGYBACK)) as engine:
+        engine.warm_up()
+        num_captures = capture.num_captures
+        assert shapes_of(engine) == {
+            (rows, width) for rows in (0, 1, 2, 4, 6) for width in (0, 4, 6) if rows + width
+        }
+        requests = [
+            make_request(f"r{index}", [5, 6, 7], replace(GREEDY, max_tokens=9), kind)  # type: ignore[arg-type]
+            for index, kind in enumerate(["best_effort", "latency_sensitive"] * 4)
+        ]
+        run_all(engine, requests)
+    assert capture.num_replays > 0
+    assert capture.num_captures == num_captures
+
+
+def stale_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes and positions stay those of the first step of a graph."""
+    fill, filled = StepInputs.fill, set()
+
+    def filling_once(self: StepInputs, *args: Any) -> None:
+        if self not in filled:
+            fill(self, *args)
+        filled.add(self)
+
+    monkeypatch.setattr(StepInputs, "fill", filling_once)
+
+
+def stale_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resident rows write and attend where padding does."""
+    monkeypatch.setattr(SdpaStaticDecodes, "fill", lambda self, batch: None)
+
+
+@pytest.mark.parametrize("mutate", [stale_inputs, stale_attention])
+def test_a_graph_that_is_replayed_on_old_inputs_shows(
+    checkpoints: dict[str, Path],
+    oracles: dict[str, Oracle],
+    mutate: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mutate(monkeypatch)
+    requests = requests_for(6, best_effort_share=0)
+    with opened(TapedCapture(), settings_of(checkpoints["llama"])) as engine:
+        results = run_all(engine, requests, arrivals_per_step=2)
+    assert wrong_tokens(oracles["llama"], requests, results) > 0
+
+
+def test_what_is_nobodys_reads_as_zeros() -> None:
+    """However often padding is written there, it does not grow from step to step."""
+    pool = make_pool(Element.FLOAT32, num_blocks=1)
+    host = HostAttention([make_model(pool)], make_settings())
+    device = torch.device("cpu")
+    exchange = AcceleratorExchange(
+        host, 0, 8, torch.float32, device, LazyStream(), lambda lanes: None
+    )
+    q, k, v = torch.ones(3, 4, 16), torch.ones(3, 2, 16), torch.ones(3, 2, 16)
+    lanes = torch.tensor([exchange.nobody, 5, exchange.nobody])
+    exchange.stage(lanes, torch.ones(3, 8), q, k, v)
+    residuals, outputs = exchange.join_lanes(lanes)
+    assert residuals.sum(dim=1).tolist() == [0, 8, 0]
+    assert not outputs.any()
+    host.close()
+    pool.close()

@@ -4,8 +4,8 @@ A step is padded to one of few shapes. Each shape has a graph, recorded when it 
 `warm_up`) on padding alone and replayed on what `StepInputs` and the attention's plan hold then.
 Padding rows write to a scratch block of the KV cache and to the lane that is nobody's.
 
-Proven on the CPU, where recording is tracing: the same tokens as layer by layer. Not proven on an
-accelerator, which none of the machines had that this was written on.
+Proven on the CPU, with a tape of operators for a graph: the same tokens as layer by layer. Unproven
+on an accelerator: no CUDA and no Ascend machine has run this.
 """
 
 import logging

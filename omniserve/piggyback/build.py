@@ -143,10 +143,14 @@ def build_piggybacks(
     governors = [_open_governor(hosted, core_split, len(cores)) for hosted in models]
     num_lanes = max(hosted.settings.max_offloaded_requests for hosted in models)
     link = HostLink([hosted.host.model for hosted in models], cores, num_lanes, core_split)
-    piggybacks = {
-        hosted.name: _build_piggyback(index, hosted, link, cores, device, governor)
-        for index, (hosted, governor) in enumerate(zip(models, governors, strict=True))
-    }
+    try:
+        piggybacks = {
+            hosted.name: _build_piggyback(index, hosted, link, cores, device, governor)
+            for index, (hosted, governor) in enumerate(zip(models, governors, strict=True))
+        }
+    except BaseException:
+        link.close()
+        raise
     return link, piggybacks
 
 

@@ -1,6 +1,7 @@
-"""Exactness where plans are made ahead, and on the way that lane rows and KV take on accelerators.
+"""Exactness on every way through an engine.
 
-torch's CPU device stands for the accelerator; its side streams work late.
+Plans made ahead; the way of lane rows and KV on accelerators, for which torch's CPU device stands
+in, with side streams that work late; and a device that takes the host's cores whenever it can.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from late_stream import LateMark, LateStream
 from piggyback_builders import REGIMES, running_fleet, write_checkpoints
 from piggyback_trials import Trials
 
-from omniserve.piggyback import build
+from omniserve.piggyback import build, core_split
 from omniserve.piggyback.accelerator_block_copier import AcceleratorBlockCopier
 from omniserve.piggyback.accelerator_exchange import AcceleratorExchange
 from omniserve.piggyback.kv_swapper import KvSwapper
@@ -73,14 +74,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_checkpoints(tmp_path_factory.mktemp("ahead"), [ARCH])
 
 
-@pytest.fixture(scope="module", params=["shared_memory", "accelerator"])
+@pytest.fixture(scope="module", params=["ahead", "accelerator", "elastic_cores"])
 def trials(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iterator[Trials]:
+    fields = {"threads": 2} if request.param == "elastic_cores" else {"pipeline_depth": 2}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_split, "_QUIET_S", 0.0)
         if request.param == "accelerator":
             patch.setattr(build, "open_swapper", _accelerator_swapper)
             patch.setattr(build, "open_exchange", _accelerator_exchange)
         regimes = [name for name in REGIMES if name != "off"]
-        with running_fleet(checkpoints, regimes, pipeline_depth=2) as fleet:
+        with running_fleet(checkpoints, regimes, **fields) as fleet:
             yield Trials(fleet, prompts_seed=3)
 
 
