@@ -45,11 +45,20 @@ class Returner:
             return
         oldest = self._queues.offloaded.oldest
         num_blocks = self._num_wanted(oldest)
-        has_room = self._is_device_calm() and self._preemptor.has_now(num_blocks, needs_slot=True)
+        may_stay = self._may_one_more_stay()
+        has_room = may_stay and self._is_nobody_waiting() and self._has_room(num_blocks)
         self._count(plan_id, has_room)
         if has_room and _is_at_boundary(oldest) and self._is_time():
             self._swaps.begin_in(oldest)
-        elif not self._offloader.is_allowed and num_blocks <= self._device.blocks.num_blocks:
+        elif may_stay and not self._offloader.is_allowed:
+            self._keep_room(num_blocks)
+
+    def _has_room(self, num_blocks: int) -> bool:
+        return self._preemptor.has_now(num_blocks, needs_slot=True)
+
+    def _keep_room(self, num_blocks: int) -> None:
+        # What the pool can never have free must not keep everybody out.
+        if num_blocks <= self._device.blocks.num_blocks:
             self._preemptor.claim(num_blocks, needs_slot=True)
 
     def _num_wanted(self, request: Request) -> int:
@@ -57,16 +66,17 @@ class Returner:
         margin = max(_MIN_MARGIN, blocks.num_blocks // _MARGIN_SHARE)
         return blocks.num_needed(request.num_computed + 1) + margin
 
-    def _is_device_calm(self) -> bool:
-        """Whether nobody else waits for room, and the limit of resident decodes leaves some."""
-        waiting = self._queues.waiting
-        if waiting[ServiceClass.LATENCY_SENSITIVE]:
-            return False
-        if waiting[ServiceClass.BEST_EFFORT] and self._offloader.is_allowed:
-            return False
+    def _may_one_more_stay(self) -> bool:
         limit = self._limits.max_resident_decodes
         # Those in prefill count: they will be decodes soon.
         return limit is None or len(self._queues.running[ServiceClass.BEST_EFFORT]) < limit
+
+    def _is_nobody_waiting(self) -> bool:
+        """Whether the room is not rather for requests that have none."""
+        waiting = self._queues.waiting
+        if waiting[ServiceClass.LATENCY_SENSITIVE]:
+            return False
+        return not (waiting[ServiceClass.BEST_EFFORT] and self._offloader.is_allowed)
 
     def _is_time(self) -> bool:
         is_proven = self._num_roomy_plans >= self._limits.return_patience

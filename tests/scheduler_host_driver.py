@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from builders_scheduler import ROOMY, HostBlockPool, describe, make_request, results_of
 
-from scheduler import Copy, LaneEntry, Offload, PiggybackLimits, Scheduler, StepPlan
+from scheduler import Copy, LaneEntry, Offload, PiggybackLimits, Request, Scheduler, StepPlan
 
 LIMITS = PiggybackLimits(
     num_lanes=8, max_lane_rows=8, max_lane_rows_beside_ls=4, return_patience=1000
@@ -24,6 +24,7 @@ class HostDriver:
         self.blocks = HostBlockPool(num_host_blocks)
         settings = replace(ROOMY, piggyback=limits, **changes)  # type: ignore[arg-type]
         self.scheduler = Scheduler(settings, self.blocks)
+        self.requests: dict[str, Request] = {}
         self.copies: dict[str, Copy] = {}
         """Decided so far; kept when they landed."""
         self.entries: dict[str, LaneEntry] = {}
@@ -34,7 +35,8 @@ class HostDriver:
         """Requests by name, with their prompts or the lengths of these; they get 16 tokens."""
         for name, prompt in prompts.items():
             length_or_tokens = prompt if isinstance(prompt, int) else list(prompt)
-            self.scheduler.add(make_request(name, length_or_tokens))
+            self.requests[name] = make_request(name, length_or_tokens)
+            self.scheduler.add(self.requests[name])
 
     def schedule(
         self,
