@@ -12,7 +12,8 @@ from omniserve.config_values import Size, refuse
 from omniserve.machine import Machine
 from omniserve.settings import DeviceKind, PiggybackSettings
 
-DEFAULT_ROWS_BESIDE_LS = 16
+ROWS_BESIDE_LS_ON_CPU = 8
+"""Each of them costs a CPU device time; an accelerator hardly notices."""
 MAX_DEFAULT_HOST_KV_BYTES = 8 << 30
 MAX_DEFAULT_THREADS = 16
 """Memory bandwidth is used up by then."""
@@ -33,7 +34,7 @@ class PiggybackConfig(Section):
     max_lane_rows: int = Field(default=64, ge=1, le=4096)
     """Most rows from the host that join a step at one layer."""
     max_lane_rows_beside_ls: int | None = Field(default=None, ge=0, le=4096)
-    """The same in a step that also carries latency-sensitive tokens; unset: 16, or all if fewer."""
+    """The same in a step that also carries latency-sensitive tokens; unset: all, 8 on a CPU device."""
     max_resident_decodes: int | None = Field(default=None, ge=0, le=4096)
     """Most best-effort decodes that stay on the device; unset: as many as its memory holds."""
     binding_points: int = Field(default=1, ge=1, le=64)
@@ -125,7 +126,7 @@ class PiggybackPlanner:
             host_attention_threads=section.host_attention_threads or self._default_threads,
             max_offloaded_requests=section.max_offloaded_requests,
             max_lane_rows=section.max_lane_rows,
-            max_lane_rows_beside_ls=_rows_beside_ls(section),
+            max_lane_rows_beside_ls=self._rows_beside_ls(section),
             max_resident_decodes=section.max_resident_decodes,
             binding_points=section.binding_points,
             when=section.when,
@@ -137,18 +138,19 @@ class PiggybackPlanner:
         part = self.machine.num_cores // (2 if self._has_accelerator else 4)
         return min(max(part, 1), MAX_DEFAULT_THREADS)
 
+    def _rows_beside_ls(self, section: PiggybackConfig) -> int:
+        if section.max_lane_rows_beside_ls is not None:
+            return section.max_lane_rows_beside_ls
+        if self._has_accelerator:
+            return section.max_lane_rows
+        return min(ROWS_BESIDE_LS_ON_CPU, section.max_lane_rows)
+
     def _default_host_kv_bytes(self, sections: Sequence[PiggybackConfig]) -> int:
         """Equal for all that leave it unset; a whole number of MiB."""
         sizes = [each.host_kv_bytes for each in sections if self._why_off(each) is None]
         free_bytes = self.machine.available_bytes - sum(size or 0 for size in sizes)
         share = free_bytes // 4 // max(sizes.count(None), 1)
         return min(max(share // _MIB, 1) * _MIB, MAX_DEFAULT_HOST_KV_BYTES)
-
-
-def _rows_beside_ls(section: PiggybackConfig) -> int:
-    if section.max_lane_rows_beside_ls is None:
-        return min(DEFAULT_ROWS_BESIDE_LS, section.max_lane_rows)
-    return section.max_lane_rows_beside_ls
 
 
 def describe_piggybacking(models: Mapping[str, PiggybackSettings | PiggybackOff]) -> str:

@@ -25,7 +25,7 @@ class PiggybackSettings:
     max_offloaded_requests: int = 256
     max_lane_rows: int = 64
     """Most rows that join a step at one layer."""
-    max_lane_rows_beside_ls: int = 16
+    max_lane_rows_beside_ls: int = 8
     """The same in a step that also carries latency-sensitive rows."""
     max_resident_decodes: int | None = None
     """Best-effort decodes that may stay on the device; None: as many as its memory holds."""

@@ -95,10 +95,12 @@ def test_unset_pools_are_whole_mib_within_bounds(
     assert settings is not None and settings.host_kv_bytes == pool_bytes
 
 
-def test_rows_beside_latency_sensitive_ones_are_never_more_than_all(tmp_path: Path) -> None:
-    config = load(tmp_path, {"max_lane_rows": 5}, {}, {"max_lane_rows_beside_ls": 0})
+@pytest.mark.parametrize(("kind", "most"), [("cpu", 8), ("auto", 8), ("cuda", 64)])
+def test_rows_beside_latency_sensitive_ones(tmp_path: Path, kind: DeviceKind, most: int) -> None:
+    """Few on a CPU device, never more than all."""
+    config = load(tmp_path, {"max_lane_rows": 5}, {}, {"max_lane_rows_beside_ls": 0}, kind=kind)
     rows = [each and each.max_lane_rows_beside_ls for each in settings_of(config, EIGHT_CORES)]
-    assert rows == [5, 16, 0]
+    assert rows == [5, most, 0]
 
 
 @pytest.mark.parametrize(
