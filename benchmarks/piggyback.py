@@ -44,6 +44,7 @@ from piggyback_options import (
 )
 from piggyback_plot import draw
 from piggyback_report import FrameResult
+from piggyback_slow_host import measure_slow_host
 from piggyback_sweep import Plan, measure_base, measure_prefill, sweep
 
 from omniserve.synthetic.info import ModelReport, model_report
@@ -138,6 +139,8 @@ class Benchmark:
                 result.scaling += measure_scaling(arena, context, counts, rounds, periods)
         if "overhead" in options.parts:
             result.overhead = measure_overhead(arena, options.overhead_rows, rounds, periods)
+        if "slow-host" in options.parts:
+            result.slow_host = measure_slow_host(arena, options.context[0], rounds, periods)
         if "binding" in options.parts:
             result.binding = measure_binding(
                 arena, options.context[0], options.binding, rounds, periods

@@ -91,12 +91,13 @@ def ask_together(workers: Sequence[Worker], commands: Sequence[Answer]) -> list[
         return list(threads.map(lambda worker, command: worker.ask(command), workers, commands))
 
 
-def _window_command(duty: float, num_periods: int) -> Answer:
+def _window_command(duty: float, num_periods: int, host_share: float = 1.0) -> Answer:
     return {
         "kind": "window",
         "duty": duty,
         "period_s": PERIOD_S,
         "num_periods": num_periods,
+        "host_share": host_share,
     }
 
 
@@ -186,9 +187,11 @@ class Arena:
         """Gives their memory back."""
         self._ask_each({name: {"kind": "end"} for name in contenders})
 
-    def window(self, contender: str, duty: float, num_periods: int) -> Window:
-        """One measurement."""
-        command = _window_command(duty, num_periods)
+    def window(
+        self, contender: str, duty: float, num_periods: int, host_share: float = 1.0
+    ) -> Window:
+        """One measurement; `host_share`: of the time that host attention may run."""
+        command = _window_command(duty, num_periods, host_share)
         commands = {contender: command}
         if contender == SECOND_ENGINE:
             # It serves what the device has no room for, beside an engine like "device only".

@@ -21,6 +21,7 @@ from piggyback_report import (
     sweep_table,
     table,
 )
+from piggyback_slow_host import SlowHost, slow_host_table
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class RunResult:
     scaling: list[LaneCase] = field(default_factory=list)
     overhead: LaneOverhead | None = None
     binding: list[LaneCase] = field(default_factory=list)
+    slow_host: SlowHost | None = None
 
 
 def document(facts: Mapping[str, str], result: RunResult, goals: Mapping[int, float]) -> str:
@@ -129,6 +131,9 @@ def _lane_parts(result: RunResult) -> list[str]:
     if result.overhead is not None:
         lines += ["## What lane rows add to a step", "", "LS all the time.", ""]
         lines += [overhead_table(base, result.load, result.overhead), ""]
+    if result.slow_host is not None:
+        lines += ["## A slow host", "", "LS all the time; nobody stays on the device.", ""]
+        lines += [slow_host_table(result.slow_host), ""]
     if result.binding:
         lines += ["## Binding points", "", binding_table(result.binding), ""]
     return lines

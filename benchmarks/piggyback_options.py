@@ -10,7 +10,7 @@ from piggyback_cases import Cell, Frame, Load
 
 from omniserve.synthetic.presets import shape_of
 
-PARTS = ("emulated", "whole", "frontier", "scaling", "overhead", "binding")
+PARTS = ("emulated", "whole", "frontier", "scaling", "overhead", "slow-host", "binding")
 CPU_LS_LIMIT, ACCELERATOR_LS_LIMIT = 1.4, 1.05
 """How many times that of LS alone the p99 TPOT may be."""
 GOALS = {2: 3.5, 1: 7.0}

@@ -27,7 +27,9 @@ def install() -> None:
     hold_prefix = Residency.hold_prefix
 
     def hold_placed_prefix(residency: Residency, request: Request) -> None:
-        if request.tier == PLACED_TIER and not request.num_preemptions:
+        # One that comes back from the host brings its own blocks.
+        is_new = request.stay is None and not request.num_preemptions
+        if request.tier == PLACED_TIER and is_new:
             _make_known(residency.blocks, request)
         hold_prefix(residency, request)
 

@@ -11,6 +11,7 @@ import piggyback_placed
 import torch
 from piggyback_cases import BLOCK_TOKENS, MAX_STEP_TOKENS, Load
 from piggyback_process import serve
+from piggyback_stopping import slowed_host
 from piggyback_traffic import MODEL, Seen, Traffic
 
 from omniserve.engine.core import Engine
@@ -80,8 +81,14 @@ class EngineWorker:
         traffic.run(settle_s, duty=0.0, period_s=1.0)
         return {}
 
-    def _window(self, duty: float, period_s: float, num_periods: int) -> dict[str, Any]:
+    def _window(
+        self, duty: float, period_s: float, num_periods: int, host_share: float
+    ) -> dict[str, Any]:
         """Measures `num_periods` after one that does not count."""
+        with slowed_host(host_share):
+            return self._measure(duty, period_s, num_periods)
+
+    def _measure(self, duty: float, period_s: float, num_periods: int) -> dict[str, Any]:
         engine, traffic = self._opened()
         gc.collect()
         traffic.run(period_s, duty, period_s)

@@ -86,7 +86,7 @@ class Boundary:
         at_boundary = sorted(
             request.request_id
             for request in self._queues.offloaded
-            if request.stay is not None and request.stay.phase is Phase.AT_BOUNDARY
+            if request.phase is Phase.AT_BOUNDARY
         )
         require_equal("requests at their token boundary", standing, at_boundary)
         require_equal("host blocks owed", self._residency.num_owed, len(self._lacking))

@@ -51,7 +51,9 @@ class ClassPlanner:
                 num_granted = min(1, step.budget)
             else:
                 num_granted = min(num_tokens, step.budget - num_decodes_left)
-            if num_granted <= 0 or request.status is not Status.RUNNING:
+            # An older one may have taken its memory meanwhile, or be about to.
+            has_yielded = request.status is not Status.RUNNING or request.request_id in withheld_ids
+            if num_granted <= 0 or has_yielded:
                 continue
             room = self._add_rows(request, num_granted, step)
             if room is Room.IN_FLIGHT:

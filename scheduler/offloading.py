@@ -33,8 +33,8 @@ class Offloader:
 
     @property
     def is_open(self) -> bool:
-        """Whether one more request may be offloaded, as far as lanes go."""
-        return self.is_allowed and self._host.lanes.num_free > len(self.departing)
+        """Whether requests may be offloaded, as far as lanes go."""
+        return self.is_allowed and self._host.lanes.num_free > 0
 
     def freeing_requests(self) -> list[Request]:
         """Those whose device blocks will be let go without anybody else having to yield."""

@@ -42,8 +42,7 @@ class Piggyback:
 
     def record_token(self, request: Request, token_id: int) -> None:
         """The last known token of the request is computed, and this one follows."""
-        stay = request.stay
-        assert stay is not None and stay.phase is Phase.IN_LANES, f"{request!r} is not in a lane"
+        assert request.phase is Phase.IN_LANES, f"{request.request_id} is not in the lanes"
         num_full_before = self.host.num_full(request)
         request.num_computed += 1
         request.num_scheduled += 1

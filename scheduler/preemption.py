@@ -128,9 +128,9 @@ class Preemptor:
     def _is_landing(self, num_blocks: int, needs_slot: bool) -> bool:
         """Whether nobody else has to yield, as enough is on its way to the host."""
         missing_blocks, missing_slots = self._count_missing(num_blocks, needs_slot)
-        if missing_slots > len(self._offloader.departing):
-            return False
         yielding = self._offloader.freeing_requests()
+        if missing_slots > sum(request.slot >= 0 for request in yielding):
+            return False
         return count_freed(yielding, self._residency.blocks, Counter()) >= missing_blocks
 
     def _take_from_others(self, request: Request, num_blocks: int, needs_slot: bool) -> Room:
@@ -139,7 +139,8 @@ class Preemptor:
         yielding = self._offloader.freeing_requests()
 
         def victims_among(candidates: Sequence[Request]) -> list[Request] | None:
-            return choose_victims(candidates, missing_blocks, self._residency.blocks, yielding)
+            staying = [c for c in candidates if c.request_id not in self._offloader.departing]
+            return choose_victims(staying, missing_blocks, self._residency.blocks, yielding)
 
         lower, peers = self._lower_class(request), self._younger_peers(request)
         draining = [other for other in self._queues.draining.values() if other.num_plans_in_flight]
@@ -173,23 +174,18 @@ class Preemptor:
     def _lower_class(self, request: Request) -> Sequence[Request]:
         if request.service_class is ServiceClass.BEST_EFFORT:
             return ()
-        running = self._queues.running[ServiceClass.BEST_EFFORT]
-        return [other for other in reversed(running) if not self._departs(other)]
+        return list(reversed(self._queues.running[ServiceClass.BEST_EFFORT]))
 
     def _younger_peers(self, request: Request) -> Sequence[Request]:
         # Admission takes nothing from its own class, where first come is first served.
         if request.status is not Status.RUNNING:
             return ()
-        younger = self._queues.running[request.service_class].younger_than(request)
-        return [other for other in younger if not self._departs(other)]
+        return self._queues.running[request.service_class].younger_than(request)
 
     def _movable_peers(self, request: Request) -> Sequence[Request]:
         if request.service_class is not ServiceClass.BEST_EFFORT or not self._offloader.is_open:
             return ()
         return list(self._offloader.youngest_decodes())
-
-    def _departs(self, request: Request) -> bool:
-        return request.request_id in self._offloader.departing
 
     def _send_away(self, decodes: list[Request] | None) -> Room:
         if decodes is None or not all(map(self._offloader.send_away, decodes)):

@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
-from scheduler.host_stay import HostStay
+from scheduler.host_stay import HostStay, Phase
 
 
 class ServiceClass(Enum):
@@ -78,6 +78,11 @@ class Request:
     def is_decoding(self) -> bool:
         """Whether all that is left to compute is the token sampled last, known or pending."""
         return self.num_unscheduled <= 1 and self.num_scheduled >= self.num_prompt_tokens
+
+    @property
+    def phase(self) -> Phase | None:
+        """Where it stands on its way to the host, there, or back; None if it is on the device."""
+        return None if self.stay is None else self.stay.phase
 
     @property
     def is_in_use(self) -> bool:

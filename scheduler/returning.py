@@ -41,14 +41,14 @@ class Returner:
 
     def consider(self, plan_id: int) -> None:
         """Bring a request back if it is time; asked for with every plan, before admission."""
-        if not self._queues.offloaded or self._swaps.is_swapping_in:
+        oldest = self._queues.offloaded.oldest if self._queues.offloaded else None
+        if oldest is None or oldest.phase is Phase.SWAPPING_IN:
             return
-        oldest = self._queues.offloaded.oldest
         num_blocks = self._num_wanted(oldest)
         may_stay = self._may_one_more_stay()
         has_room = may_stay and self._is_nobody_waiting() and self._has_room(num_blocks)
         self._count(plan_id, has_room)
-        if has_room and _is_at_boundary(oldest) and self._is_time():
+        if has_room and oldest.phase is Phase.AT_BOUNDARY and self._is_time():
             self._swaps.begin_in(oldest)
         elif may_stay and not self._offloader.is_allowed:
             self._keep_room(num_blocks)
@@ -90,7 +90,3 @@ class Returner:
         if has_room and plan_id != self._last_plan_id:
             self._num_roomy_plans += 1
         self._last_plan_id = plan_id
-
-
-def _is_at_boundary(request: Request) -> bool:
-    return request.stay is not None and request.stay.phase is Phase.AT_BOUNDARY

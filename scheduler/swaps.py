@@ -25,14 +25,10 @@ class Swaps:
         self._under_way: dict[str, Request] = {}
         self._copies: list[Copy] = []
 
-    @property
-    def is_swapping_in(self) -> bool:
-        return any(_phase_of(request) is Phase.SWAPPING_IN for request in self._under_way.values())
-
     def freeing_requests(self) -> Iterator[Request]:
         """Those whose device blocks will be let go when their copy has landed."""
         for request in self._under_way.values():
-            if _phase_of(request) is Phase.SWAPPING_OUT or request.status is Status.FINISHED:
+            if request.phase is Phase.SWAPPING_OUT or request.status is Status.FINISHED:
                 yield request
 
     def take_copies(self) -> tuple[Copy, ...]:
@@ -82,7 +78,7 @@ class Swaps:
     def land(self, request_id: str) -> None:
         """The copy is done: let go of the side it came from."""
         request = self._under_way.pop(request_id)
-        if _phase_of(request) is Phase.SWAPPING_OUT:
+        if request.phase is Phase.SWAPPING_OUT:
             self._land_out(request)
         else:
             self._land_in(request)
@@ -123,8 +119,3 @@ class Swaps:
             if request.stay is not None and request.stay.is_copying
         }
         require_equal("requests being copied", set(self._under_way), copying)
-
-
-def _phase_of(request: Request) -> Phase:
-    assert request.stay is not None, f"{request.request_id} is not offloaded"
-    return request.stay.phase

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from zlib import crc32
 
-from scheduler import Request
+from scheduler import Request, Status
 
 VOCAB_SIZE = 3
 
@@ -60,6 +60,10 @@ class Client:
         return self.slot is not None and not self.ended and not self.is_swapping_in
 
     @property
+    def is_waiting(self) -> bool:
+        return self.request.status is Status.WAITING
+
+    @property
     def known(self) -> int:
         return len(self.prompt) + self.received
 
@@ -77,6 +81,13 @@ class Client:
     def is_at_limit(self) -> bool:
         """Whether it has reached the length at which the scheduler ends it."""
         return self.known >= self.request.max_total_tokens
+
+    def true_prefix(self, end: int) -> Prefix:
+        """What precedes `end`. Behind its last output a request may compute one row too many."""
+        tokens = self.tokens
+        while len(tokens) < end:
+            tokens += (sample(tokens),)
+        return tokens[:end]
 
     @property
     def is_plannable(self) -> bool:

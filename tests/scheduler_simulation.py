@@ -7,12 +7,13 @@ written, or memory in use is given away. Two layers are enough for a step that s
 
 from dataclasses import dataclass, field
 
-from builders_scheduler import BE, LS, HostBlockPool
+from builders_scheduler import HostBlockPool
 from scheduler_clients import Client, Prefix, find_outputs, sample
 from scheduler_host_model import HostModel, Lane, LaneRows, Memory
+from scheduler_plan_checks import check_shape
 from scheduler_waiting import RoomBefore
 
-from scheduler import Offload, PlannedRows, Request, Scheduler, Status, StepPlan, StepResult
+from scheduler import Offload, PlannedRows, Request, Scheduler, StepPlan, StepResult
 
 NUM_LAYERS = 2
 
@@ -60,6 +61,7 @@ class Simulation:
         assert not self.scheduler.abort(request_id)
         if not client.ended:
             client.ended = client.aborted = True
+            self.preempted.discard(request_id)
             self._leave_if_drained(client)
         self.scheduler.check_integrity()
 
@@ -124,7 +126,7 @@ class Simulation:
         client = self.clients[request_id]
         if not isinstance(copy, Offload):
             client.is_swapping_in = False
-            if client.request.status is Status.WAITING:
+            if client.is_waiting:
                 self._drop_table(client)
             self._leave_if_drained(client)
         self.scheduler.check_integrity()
@@ -150,7 +152,7 @@ class Simulation:
                 self.complete()
             elif not (self.host.copies or self.host.lanes):
                 break
-            self._let_host_catch_up()
+            self.let_host_catch_up()
         assert not self.scheduler.has_unfinished, "requests never finish, or no plan is made"
         assert all(client.ended for client in self.clients.values())
         assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, 0)
@@ -159,7 +161,8 @@ class Simulation:
         self.host.check_empty()
         self.scheduler.check_integrity()
 
-    def _let_host_catch_up(self) -> None:
+    def let_host_catch_up(self) -> None:
+        """All that the host and copies under way have to do gets done."""
         for request_id in list(self.host.copies):
             self.land(request_id)
         for lane in list(self.host.lanes.values()):
@@ -179,22 +182,9 @@ class Simulation:
         self.scheduler.check_integrity()
         withheld = self._list_beside_best_effort() if latency_sensitive_only else set()
         self._begin_copies()
-        preempted = [
-            client
-            for client in clients
-            if client.slot is not None and client.request.status is Status.WAITING
-        ]
-        gainers = [self.clients[rows.request_id] for rows in plan.rows] if plan else []
-        if self.settings.piggyback is not None:
-            # One may wait for what is being copied to the host, and have no rows yet.
-            gainers = [client for client in clients if not client.ended]
-        before.check_victims([c for c in preempted if c.name not in self.preempted], gainers)
-        self.preempted |= {client.name for client in preempted}
+        self._take_back(before, plan)
         if plan is not None:
-            assert {*plan.preempted_ids} == self.preempted
-            self.preempted.clear()
-            self._take_back(plan)
-            self._check_shape(plan, latency_sensitive_only, num_ready)
+            check_shape(plan, self.settings, latency_sensitive_only, num_ready)
             for rows in plan.rows:
                 self._take_rows(rows)
             queue.append(Flight(plan, self.host.take_rows(plan)))
@@ -225,29 +215,21 @@ class Simulation:
         plans = [flight.plan for flight in self.flights if flight.plan.has_best_effort]
         return {rows.request_id for plan in plans for rows in plan.rows}
 
-    def _take_back(self, plan: StepPlan) -> None:
-        for request_id in plan.preempted_ids:
-            client = self.clients[request_id]
-            assert client.slot is not None, f"{request_id} does not run"
+    def _take_back(self, before: RoomBefore, plan: StepPlan | None) -> None:
+        """Those who were sent back have nothing any more; the next plan that is made names them."""
+        clients = list(self.clients.values())
+        preempted = [c for c in clients if c.slot is not None and c.is_waiting]
+        gainers = [self.clients[rows.request_id] for rows in plan.rows] if plan else []
+        if self.settings.piggyback is not None:
+            # One may wait for what is being copied to the host, and have no rows yet.
+            gainers = [client for client in clients if not client.ended]
+        before.check_victims(preempted, gainers)
+        for client in preempted:
             self._drop_table(client)
-
-    def _check_shape(self, plan: StepPlan, latency_sensitive_only: bool, num_ready: int) -> None:
-        settings = self.settings
-        num_ls, num_be = (
-            sum(rows.num_tokens for rows in plan.rows if rows.service_class is service_class)
-            for service_class in (LS, BE)
-        )
-        assert plan.num_tokens == num_ls + num_be <= settings.max_step_tokens
-        assert plan.rows or plan.lane_entries or (num_ready and plan.max_lane_rows)
-        assert not (num_ls and num_be > settings.best_effort_tokens_beside_ls)
-        assert not (latency_sensitive_only and (num_be or plan.max_lane_rows))
-        if settings.piggyback is not None and not latency_sensitive_only:
-            limits = settings.piggyback
-            most = limits.max_lane_rows_beside_ls if num_ls else limits.max_lane_rows
-            assert plan.max_lane_rows == most
-        order = [(rows.service_class is BE, rows.num_tokens > 1) for rows in plan.rows]
-        assert order == sorted(order)
-        assert len({rows.request_id for rows in plan.rows}) == len(plan.rows)
+            self.preempted.add(client.name)
+        if plan is not None:
+            assert {*plan.preempted_ids} == self.preempted
+            self.preempted.clear()
 
     def _take_rows(self, rows: PlannedRows) -> None:
         client = self.clients[rows.request_id]
@@ -286,13 +268,13 @@ class Simulation:
         layer = flight.layers_done
         inputs = {rows.request_id: self._input_tokens(rows) for rows in flight.plan.rows}
         for rows in flight.plan.rows:
-            prefix = self._true_prefix(rows, rows.start)
+            prefix = self.clients[rows.request_id].true_prefix(rows.start)
             for position, token in enumerate(inputs[rows.request_id], start=rows.start):
                 prefix += (token,)
                 self.memory[layer, *self._place(rows.slot, position)] = prefix
         for rows in flight.plan.rows:
             end = rows.start + rows.num_tokens
-            expected = self._true_prefix(rows, end)
+            expected = self.clients[rows.request_id].true_prefix(end)
             for position in range(end):
                 written = self.memory.get((layer, *self._place(rows.slot, position)))
                 where = f"{rows.request_id} layer {layer} position {position}"
@@ -308,14 +290,6 @@ class Simulation:
             return (self.last_tokens[rows.slot],)
         return rows.token_ids
 
-    def _true_prefix(self, rows: PlannedRows, end: int) -> Prefix:
-        """What precedes `end`. Behind its last output a request may compute one row too many."""
-        client = self.clients[rows.request_id]
-        tokens = client.tokens
-        while len(tokens) < end:
-            tokens += (sample(tokens),)
-        return tokens[:end]
-
     def _place(self, slot: int, position: int) -> tuple[int, int]:
         block_index, offset = divmod(position, self.settings.block_size)
         return self.tables[slot][block_index], offset
@@ -324,4 +298,3 @@ class Simulation:
         is_in_use = client.num_in_flight > 0 or client.is_swapping_in
         if client.ended and client.slot is not None and not is_in_use:
             self._drop_table(client)
-            self.preempted.discard(client.name)

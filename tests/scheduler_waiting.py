@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from scheduler_clients import Client
 
-from scheduler import SchedulerSettings, Status, StepPlan
+from scheduler import SchedulerSettings, StepPlan
 
 
 class RoomBefore:
@@ -86,13 +86,7 @@ class RoomBefore:
         if self.settings.prefix_caching and self.copied_tables:
             # What a cached prefix spares it is not known here.
             return True
-        kept = [
-            client
-            for client in self.clients
-            if client.slot is not None
-            and not client.may_depart
-            and client.request.status is not Status.WAITING
-        ]
+        kept = [c for c in self.clients if c.slot is not None and not c.may_depart]
         slots = [client.slot for client in kept if client.slot is not None]
         held = {block_id for slot in slots for block_id in self.tables[slot]}
         has_slot = waiting.slot is not None or len(slots) < self.settings.max_running_requests

@@ -94,6 +94,16 @@ def test_closed_before_the_host_is_ready(checkpoints: dict[str, Path]) -> None:
         assert fleet.host.state == "starting"
 
 
+def test_a_host_that_dies_while_it_starts_is_started_anew(checkpoints: dict[str, Path]) -> None:
+    with running_fleet(checkpoints, ["forced"]) as fleet:
+        assert fleet.host.pid is not None and fleet.engine._host is not None
+        os.kill(fleet.host.pid, signal.SIGKILL)
+        fleet.engine._host.await_ready()
+        run_all(fleet.engine, _requests(2))
+        until(lambda: fleet.host.supervise() == "ready")
+        assert fleet.host.counters.num_restarts == 1
+
+
 def test_a_host_that_is_given_up_leaves_the_device_alone(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

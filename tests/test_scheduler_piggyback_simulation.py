@@ -65,7 +65,7 @@ def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool
     actions.append("toggle")
     action = data.draw(st.sampled_from(actions))
     if action == "add":
-        draw_request(data, simulation, MOSTLY_BE)
+        draw_request(data, simulation, classes=MOSTLY_BE)
     elif action == "abort":
         simulation.abort(data.draw(st.sampled_from(sorted(simulation.clients))))
     elif action == "land":
@@ -88,7 +88,39 @@ def test_every_request_gets_its_tokens(depth: int, overtakes: bool, data: st.Dat
     """Whatever is offloaded, returns, fails, is aborted or comes late on the way."""
     simulation = make_simulation(data, data.draw(piggyback_settings()))
     for _ in range(data.draw(st.integers(2, 6))):
-        draw_request(data, simulation, MOSTLY_BE)
+        draw_request(data, simulation, classes=MOSTLY_BE)
     for _ in range(data.draw(st.integers(5, 80))):
         act(data, simulation, depth, overtakes)
     simulation.drain(depth)
+
+
+def ls_rows(simulation: Simulation) -> list[tuple[str, int, int]]:
+    """Latency-sensitive rows of the plan in flight, if there is one."""
+    return [
+        (rows.request_id, rows.start, rows.num_tokens)
+        for flight in simulation.flights
+        for rows in flight.plan.rows
+        if rows.request_id.startswith("ls")
+    ]
+
+
+@settings(PATIENT, max_examples=40)
+@given(data=st.data())
+def test_latency_sensitive_plans_are_those_without_piggybacking(data: st.DataObject) -> None:
+    """Where memory is ample, whatever best-effort requests do."""
+    chosen = replace(data.draw(piggyback_settings()), num_blocks=400, max_running_requests=64)
+    hosting = make_simulation(data, chosen)
+    plain = Simulation(Scheduler(replace(chosen, piggyback=None)))
+    for _ in range(data.draw(st.integers(5, 40))):
+        if len(plain.clients) < 20 and data.draw(st.booleans()):
+            draw_request(data, hosting, plain)
+        hosting.schedule()
+        plain.schedule()
+        assert ls_rows(hosting) == ls_rows(plain)
+        for simulation in (hosting, plain):
+            if simulation.flights:
+                simulation.complete()
+        if data.draw(st.booleans()):
+            hosting.let_host_catch_up()
+    hosting.drain(1)
+    plain.drain(1)

@@ -74,12 +74,12 @@ def test_blocks_that_became_full_on_the_host_are_cached_when_they_landed() -> No
 
 
 def test_being_asked_without_making_a_plan_is_no_sign_of_room() -> None:
-    driver = make_driver("be1")
+    driver = make_driver("be1", patience=5)
     assert driver.step() == "be1^4"
-    assert [driver.step() for _ in range(5)] == ["nothing"] * 5
+    assert [driver.step() for _ in range(9)] == ["nothing"] * 9
     driver.schedule(num_ready=1)
     driver.complete("be1")
-    assert driver.step() == "nothing <be1"
+    assert run_lanes(driver, "be1", num_steps=3) == ["be1^5", "be1^6", "nothing <be1"]
 
 
 def test_oldest_returns_first_and_one_at_a_time() -> None:
@@ -115,11 +115,18 @@ def test_patience_starts_anew_when_somebody_waits(newcomer: str) -> None:
 
 
 def test_patience_starts_anew_after_an_offload() -> None:
-    driver = make_driver("be1", max_running_requests=2)
-    run_lanes(driver, "be1", num_steps=1)
-    driver.add(be2=1)
-    assert driver.step("be1") == "be2@0+1* be1^5"
-    assert driver.step("be1") == "be2@1+1* be1^6"
+    driver = make_driver("be1", patience=3, max_resident_decodes=3)
+    driver.add(be2=1, be3=1)
+    assert driver.step("be1") == "be2@0+1* be3@0+1* be1^4"
+    assert driver.step("be1") == "be2@1+1* be3@1+1* be1^5"
+    driver.add(**{f"ls{index}": 1 for index in range(10, 17)})
+    # A slot for the last of them is that of be3.
+    assert driver.schedule(latency_sensitive_only=True).endswith(">be3")
+    for index in range(10, 17):
+        driver.scheduler.abort(f"ls{index}")
+    driver.complete()
+    assert run_lanes(driver, "be1", num_steps=2) == ["be2@2+1* be1^6", "be2@3+1* be1^7"]
+    assert driver.step() == "be2@4+1* <be1"
 
 
 @pytest.mark.parametrize(("num_resident", "returns"), [(11, True), (12, False)])
@@ -162,6 +169,22 @@ def test_without_leave_to_offload_there_is_no_patience() -> None:
     assert driver.step() == "be1@5+1* <be2"
 
 
+def test_without_leave_to_offload_a_slot_is_kept_from_those_that_wait() -> None:
+    driver = make_driver("be1", patience=1000, max_running_requests=1)
+    assert driver.step() == "be1^4"
+    driver.scheduler.offload_allowed = False
+    driver.add(be9=1)
+    assert driver.step() == "nothing"
+
+
+def test_nobody_returns_while_latency_sensitive_work_waits() -> None:
+    driver = make_driver("be1", patience=1, max_step_tokens=4, max_running_requests=2)
+    driver.add(ls8=8, ls9=8)
+    # All rows of the step are taken, so ls9 waits, with memory enough for all.
+    assert driver.step("be1") == "ls8@0+4 be1^4"
+    assert driver.step("be1") == "ls8@4+4* be1^5"
+
+
 def test_without_leave_to_offload_room_is_kept_from_those_that_wait() -> None:
     driver = make_driver("be1", patience=1000, num_blocks=8, prefix_caching=False)
     assert driver.step() == "be1^4"
@@ -171,7 +194,14 @@ def test_without_leave_to_offload_room_is_kept_from_those_that_wait() -> None:
     assert driver.step() == "nothing"
     driver.schedule(num_ready=1)
     driver.complete("be1")
+    assert driver.step() == "be9@0+16* <be1"
+
+
+def test_room_is_not_kept_for_one_that_has_it_already() -> None:
+    driver = make_driver("be1", patience=1, num_blocks=8, prefix_caching=False)
+    driver.scheduler.offload_allowed = False
     assert driver.step() == "nothing <be1"
+    driver.add(be9=16)
     assert driver.step() == "be9@0+16*"
 
 

@@ -1,6 +1,7 @@
 """Random arrivals, aborts and completions against a modelled executor."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import pytest
 from builders_scheduler import make_request
@@ -32,10 +33,11 @@ def scheduler_settings(draw: st.DrawFn) -> SchedulerSettings:
 
 
 def draw_request(
-    data: st.DataObject, simulation: Simulation, classes: Sequence[str] = ("ls", "be")
+    data: st.DataObject, *simulations: Simulation, classes: Sequence[str] = ("ls", "be")
 ) -> None:
-    name = f"{data.draw(st.sampled_from(classes))}{len(simulation.clients)}"
-    most = simulation.settings.max_model_len - 1
+    """The same new request for each of the simulations."""
+    name = f"{data.draw(st.sampled_from(classes))}{len(simulations[0].clients)}"
+    most = simulations[0].settings.max_model_len - 1
     # Prompts with a common beginning, so that the prefix cache has something to find.
     prompt = [0, 1, 2, 0, 2, 1, 1, 0, 0, 2, 2, 1][: data.draw(st.integers(0, 12))]
     prompt = (prompt + data.draw(st.lists(tokens, min_size=1, max_size=5)))[:most]
@@ -46,7 +48,8 @@ def draw_request(
         needs_known_tokens=data.draw(st.sampled_from([False, False, True])),
     )
     stop = data.draw(st.sampled_from([(), (), (0, 0), (1, 2), (2,)]))
-    simulation.add(request, stop)
+    for simulation in simulations:
+        simulation.add(deepcopy(request), stop)
 
 
 def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool) -> None:

@@ -132,16 +132,9 @@ class HostAttention:
         """Starts the child and returns when it is ready.
 
         Raises as `begin_start` does, and HostAttentionDown with the child's own words where it does
-        not get ready.
+        not get ready; it is stopped then.
         """
         self.begin_start()
-        self.await_ready()
-
-    def await_ready(self) -> None:
-        """Returns when the child is ready.
-
-        Raises HostAttentionDown with its own words where it does not get ready; it is stopped then.
-        """
         while (state := self.supervise()) == "starting":
             time.sleep(_POLL_S)
         if state != "ready":

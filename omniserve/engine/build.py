@@ -25,7 +25,7 @@ from omniserve.piggyback.build import (
     piggyback_limits,
 )
 from omniserve.piggyback.host_link import HostLink
-from omniserve.settings import EngineSettings, ModelInfo, ModelSettings
+from omniserve.settings import EngineSettings, ModelInfo, ModelSettings, PiggybackSettings
 from scheduler import Scheduler, SchedulerSettings
 
 
@@ -90,6 +90,10 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
     kv_pool = allocate_kv_pool(settings, model, num_allocated, device.torch_device)
     host = open_host_side(settings, model, kv_pool.cache, max_model_len)
     piggyback = settings.piggyback if host is not None else None
+    graphs = None
+    if capture is not None:
+        max_lane_rows = 0 if piggyback is None else piggyback.max_lane_rows
+        graphs = GraphSettings(capture, scratch_block=num_blocks, max_lane_rows=max_lane_rows)
     executor = Executor(
         model,
         device.attention(kv_pool.cache, model.windows, model.num_heads),
@@ -97,23 +101,10 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         settings.max_running_requests,
         max_model_len,
         device.torch_device,
-        None
-        if capture is None
-        else GraphSettings(
-            capture, num_blocks, 0 if piggyback is None else piggyback.max_lane_rows
-        ),
+        graphs,
     )
     scheduler = Scheduler(
-        SchedulerSettings(
-            num_blocks=num_blocks,
-            block_size=settings.block_size,
-            max_running_requests=settings.max_running_requests,
-            max_step_tokens=settings.max_step_tokens,
-            best_effort_tokens_beside_ls=settings.best_effort_tokens_beside_ls,
-            max_model_len=max_model_len,
-            prefix_caching=settings.prefix_caching,
-            piggyback=None if piggyback is None else piggyback_limits(piggyback),
-        ),
+        _scheduler_settings(settings, num_blocks, max_model_len, piggyback),
         None if host is None else host.pool,
     )
     info = ModelInfo(
@@ -127,7 +118,6 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         num_parameters=model.num_parameters,
         eos_token_ids=_eos_token_ids(path, config),
     )
-    text = TextModel.load(path)
     hosted = None
     if host is not None and piggyback is not None:
         hosted = HostedModel(
@@ -139,7 +129,25 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
             kv_pool.cache,
             executor.set_block_table,
         )
-    return BuiltModel(info, executor, scheduler, kv_pool, text, hosted)
+    return BuiltModel(info, executor, scheduler, kv_pool, TextModel.load(path), hosted)
+
+
+def _scheduler_settings(
+    settings: ModelSettings,
+    num_blocks: int,
+    max_model_len: int,
+    piggyback: PiggybackSettings | None,
+) -> SchedulerSettings:
+    return SchedulerSettings(
+        num_blocks=num_blocks,
+        block_size=settings.block_size,
+        max_running_requests=settings.max_running_requests,
+        max_step_tokens=settings.max_step_tokens,
+        best_effort_tokens_beside_ls=settings.best_effort_tokens_beside_ls,
+        max_model_len=max_model_len,
+        prefix_caching=settings.prefix_caching,
+        piggyback=None if piggyback is None else piggyback_limits(piggyback),
+    )
 
 
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:

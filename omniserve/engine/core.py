@@ -11,7 +11,7 @@ from omniserve.engine.model_runtime import ModelRuntime, RunningStep
 from omniserve.errors import CheckpointError, UnknownModel
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
-from scheduler import ModelDemand, ModelTurns
+from scheduler import ModelTurns
 
 _HOST_POLL_S = 50e-6
 
@@ -90,7 +90,7 @@ class Engine:
         """Generates two tokens with every model and captures its graphs: no request pays for what
         is made on first use.
 
-        Waits for the host attention process where there is one.
+        Waits for the first start of the host attention process where there is one.
 
         Raises:
             CheckpointError: a model's logits are not finite.
@@ -137,23 +137,22 @@ class Engine:
         if self._parked is not None:
             outputs = self._pass_urgent()
             return self._resume() if outputs is None else outputs
-        turn = self._turns.next(self._demands())
+        demands = {name: runtime.demand() for name, runtime in self._runtimes.items()}
+        turn = self._turns.next(demands)
         if turn is None:
             return []
         runtime = self._runtimes[turn.model]
         step = runtime.begin(best_effort_tokens=turn.best_effort_tokens)
         if step is None:
             outputs = runtime.collect()
-            if not outputs and self._host is not None:
+            is_urgent = any(demand.latency_sensitive for demand in demands.values())
+            if not outputs and not is_urgent and self._host is not None:
                 # All there is to do is on the host, or being copied.
                 time.sleep(_HOST_POLL_S)
             return outputs
         if step.plan.has_latency_sensitive:
             return self._run_through(runtime, step)
         return self._run_yielding(runtime, step)
-
-    def _demands(self) -> dict[str, ModelDemand]:
-        return {name: runtime.demand() for name, runtime in self._runtimes.items()}
 
     def _run_through(self, runtime: ModelRuntime, step: RunningStep) -> list[RequestOutput]:
         runtime.advance(step, runtime.num_layers)
@@ -165,6 +164,8 @@ class Engine:
         while step.cursor.next_layer < runtime.num_layers:
             runtime.advance(step, step.cursor.next_layer + 1)
             self._poll_arrivals()
+            for other in self._runtimes.values():
+                other.note_landed_copies()
             if any(other.has_urgent_work for other in self._runtimes.values()):
                 self._parked = (runtime, step)
                 return []

@@ -193,6 +193,11 @@ class ModelRuntime:
         if self._piggyback is not None:
             self._piggyback.poll()
 
+    def note_landed_copies(self) -> None:
+        """The part of `poll` that may free memory of the device; cheap enough for every layer."""
+        if self._piggyback is not None:
+            self._piggyback.note_landed_copies()
+
     def check_integrity(self) -> None:
         """Raises an AssertionError where the books of requests, blocks and lanes disagree."""
         self.scheduler.check_integrity()

@@ -85,17 +85,15 @@ class StepGraphs:
     def run(
         self, batch: StepBatch, entering: NDArray[np.int64], lanes: LaneRun | None
     ) -> Tensor | None:
-        """Runs all layers of a step; None, and nothing done, where it must go layer by layer.
+        """Runs all layers of a step; None, and no layer run, where it must go layer by layer.
 
         Returns the residuals of the resident rows and then of those that left the last layer; they
         are good until the next run. `entering`: tokens of the rows of segment 0.
         """
         exchange = None if lanes is None else lanes.staged_exchange
+        if batch.attention.chunks or (lanes is not None and exchange is None):
+            return None
         num_rows = padded(len(batch.token_ids), self._row_sizes)
-        if batch.attention.chunks or num_rows is None:
-            return None
-        if lanes is not None and (exchange is None or lanes.rows.width > self._lane_sizes[-1]):
-            return None
         if lanes is not None:
             lanes.bind(0)
         shape = self._shape(num_rows, batch, lanes)
@@ -126,10 +124,9 @@ class StepGraphs:
                     self._graph(StepShape(num_rows, width, size if num_rows else 0), exchange)
 
     def _shape(self, num_rows: int, batch: StepBatch, lanes: LaneRun | None) -> StepShape:
-        # Not even a step without any row is of no size at all.
+        # A graph has some row, though a step may have none.
         most_lanes = 0 if lanes is None else max(int(lanes.rows.counts.max()), num_rows == 0)
         width = padded(most_lanes, self._lane_sizes)
-        assert width is not None
         size = self._attention.context_size(batch.attention) if num_rows else 0
         return StepShape(num_rows, width, size)
 

@@ -29,7 +29,6 @@ def lane_sizes(most: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < most), most)
 
 
-def padded(count: int, sizes: Sequence[int]) -> int | None:
-    """The smallest of ascending `sizes` that holds `count`; None where none does."""
-    index = bisect_left(sizes, count)
-    return sizes[index] if index < len(sizes) else None
+def padded(count: int, sizes: Sequence[int]) -> int:
+    """The smallest of ascending `sizes` that holds `count`; IndexError where none does."""
+    return sizes[bisect_left(sizes, count)]

@@ -11,6 +11,7 @@ from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.lane_book import LaneBook
 
 _RETRY_S = 60.0
+_POLL_S = 0.002
 _LANE_LOST = (HostStatus.CRASHED, HostStatus.NO_MEMORY)
 
 
@@ -41,8 +42,9 @@ class HostLink:
         self._books[model] = book
 
     def await_ready(self) -> None:
-        """Raises HostAttentionDown where the process does not get ready."""
-        self.host.await_ready()
+        """Returns when the process takes tasks, or has failed to: it is started anew as always."""
+        while self.host.supervise() == "starting":
+            time.sleep(_POLL_S)
 
     @property
     def is_usable(self) -> bool:

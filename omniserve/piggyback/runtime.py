@@ -63,8 +63,7 @@ class Piggyback:
     def poll(self) -> None:
         """Takes note of what the host and the copies have got done; never waits."""
         self.exchange.pump()
-        for request_id in self._swapper.poll():
-            self._scheduler.copy_landed(request_id)
+        self.note_landed_copies()
         self.stop_released()
         failed = self._book.failed()
         if len(failed):
@@ -74,6 +73,11 @@ class Piggyback:
         self._scheduler.offload_allowed = self._link.is_usable and (
             self._governor is None or self._governor.allows()
         )
+
+    def note_landed_copies(self) -> None:
+        """Tells the scheduler of copies that are done; never waits."""
+        for request_id in self._swapper.poll():
+            self._scheduler.copy_landed(request_id)
 
     def pump(self) -> None:
         """Gives the host what has arrived there; to be called while a step is waited for."""
@@ -94,8 +98,7 @@ class Piggyback:
             return None
         self._num_steps += 1
         book, entries = self._book, plan.lane_entries
-        width = max(plan.max_lane_rows, len(entries))
-        rows = LaneRows.empty(book.num_layers, width, book.num_lanes, self._device)
+        rows = LaneRows.empty(book.num_layers, plan.max_lane_rows, book.num_lanes, self._device)
         for entry in entries:
             self._request_ids[entry.lane] = entry.request_id
             if entry.new_block_ids:
