@@ -34,9 +34,11 @@ class PiggybackConfig(Section):
     max_lane_rows: int = Field(default=64, ge=1, le=4096)
     """Most rows from the host that join a step at one layer."""
     max_lane_rows_beside_ls: int | None = Field(default=None, ge=0, le=4096)
-    """The same in a step that also carries latency-sensitive tokens; unset: all, 8 on a CPU device."""
+    """The same beside latency-sensitive tokens; unset: all, at most 8 on a CPU device."""
     max_resident_decodes: int | None = Field(default=None, ge=0, le=4096)
     """Most best-effort decodes that stay on the device; unset: as many as its memory holds."""
+    max_device_kv_share: float = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
+    """Part of the device's KV that best-effort decodes may hold; the others go to the host."""
     binding_points: int = Field(default=1, ge=1, le=64)
     """Times in a step at which results from the host join it; 1 is its start."""
     when: Literal["auto", "always"] = "auto"
@@ -128,6 +130,7 @@ class PiggybackPlanner:
             max_lane_rows=section.max_lane_rows,
             max_lane_rows_beside_ls=self._rows_beside_ls(section),
             max_resident_decodes=section.max_resident_decodes,
+            max_device_kv_share=section.max_device_kv_share,
             binding_points=section.binding_points,
             when=section.when,
         )

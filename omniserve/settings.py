@@ -29,6 +29,8 @@ class PiggybackSettings:
     """The same in a step that also carries latency-sensitive rows."""
     max_resident_decodes: int | None = None
     """Best-effort decodes that may stay on the device; None: as many as its memory holds."""
+    max_device_kv_share: float = 1.0
+    """Part of the device's KV that best-effort decodes may hold."""
     binding_points: int = 1
     """Times in a step at which results that have come join it; 1 is its start."""
     when: Literal["auto", "always"] = "auto"

@@ -6,6 +6,7 @@ from scheduler.host_residency import HostResidency
 from scheduler.integrity import require_equal
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
+from scheduler.settings import PiggybackLimits
 from scheduler.swaps import Swaps
 
 
@@ -20,7 +21,7 @@ class Offloader:
         queues: RequestQueues,
         host: HostResidency,
         swaps: Swaps,
-        max_resident_decodes: int | None,
+        limits: PiggybackLimits,
     ) -> None:
         self.is_allowed = True
         self.departing: dict[str, Request] = {}
@@ -29,7 +30,7 @@ class Offloader:
         self._queues = queues
         self._host = host
         self._swaps = swaps
-        self._max_resident_decodes = max_resident_decodes
+        self._limits = limits
 
     @property
     def is_open(self) -> bool:
@@ -71,10 +72,15 @@ class Offloader:
 
     def keep_to_limit(self) -> None:
         """Send away the youngest decodes beyond those that may stay."""
-        if self._max_resident_decodes is None or not self.is_open:
+        if not self._limits.is_device_limited or not self.is_open:
             return
         decodes = list(self.youngest_decodes())
-        for request in decodes[: max(0, len(decodes) - self._max_resident_decodes)]:
+        num_decodes = len(decodes)
+        num_blocks = sum(len(request.block_ids) for request in decodes)
+        for request in decodes:
+            if self._limits.may_stay(num_decodes, num_blocks):
+                return
+            num_decodes, num_blocks = num_decodes - 1, num_blocks - len(request.block_ids)
             if not self.send_away(request):
                 return
 

@@ -31,7 +31,7 @@ class Piggyback:
         self.host = HostResidency(settings, blocks, limits.num_lanes)
         self.boundary = Boundary(queues, self.host)
         self.swaps = Swaps(queues, device, self.host, self.boundary)
-        self.offloader = Offloader(queues, self.host, self.swaps, limits.max_resident_decodes)
+        self.offloader = Offloader(queues, self.host, self.swaps, limits)
         self._queues = queues
 
     def free_blocks_for_oldest(self) -> None:

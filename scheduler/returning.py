@@ -45,7 +45,7 @@ class Returner:
         if oldest is None or oldest.phase is Phase.SWAPPING_IN:
             return
         num_blocks = self._num_wanted(oldest)
-        may_stay = self._may_one_more_stay()
+        may_stay = self._may_stay_too(oldest)
         has_room = may_stay and self._is_nobody_waiting() and self._has_room(num_blocks)
         self._count(plan_id, has_room)
         if has_room and oldest.phase is Phase.AT_BOUNDARY and self._is_time():
@@ -66,10 +66,14 @@ class Returner:
         margin = max(_MIN_MARGIN, blocks.num_blocks // _MARGIN_SHARE)
         return blocks.num_needed(request.num_computed + 1) + margin
 
-    def _may_one_more_stay(self) -> bool:
-        limit = self._limits.max_resident_decodes
+    def _may_stay_too(self, request: Request) -> bool:
+        if not self._limits.is_device_limited:
+            return True
         # Those in prefill count: they will be decodes soon.
-        return limit is None or len(self._queues.running[ServiceClass.BEST_EFFORT]) < limit
+        resident = self._queues.running[ServiceClass.BEST_EFFORT]
+        num_blocks = self._device.blocks.num_needed(request.num_computed + 1)
+        num_blocks += sum(len(other.block_ids) for other in resident)
+        return self._limits.may_stay(len(resident) + 1, num_blocks)
 
     def _is_nobody_waiting(self) -> bool:
         """Whether the room is not rather for requests that have none."""

@@ -15,8 +15,22 @@ class PiggybackLimits:
     """The same in a plan that also carries latency-sensitive rows."""
     max_resident_decodes: int | None = None
     """Best-effort decodes that may stay on the device; None: as many as its memory holds."""
+    max_resident_blocks: int | None = None
+    """Device blocks that best-effort decodes may hold; None: all there are."""
     return_patience: int = 32
     """Plans in a row that must find room on the device before a request returns to it."""
+
+    @property
+    def is_device_limited(self) -> bool:
+        """Whether decodes may have to leave a device that has room for them."""
+        return self.max_resident_decodes is not None or self.max_resident_blocks is not None
+
+    def may_stay(self, num_decodes: int, num_blocks: int) -> bool:
+        """Whether so many best-effort decodes with so many blocks may be on the device."""
+        most_decodes, most_blocks = self.max_resident_decodes, self.max_resident_blocks
+        return (most_decodes is None or num_decodes <= most_decodes) and (
+            most_blocks is None or num_blocks <= most_blocks
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,18 @@ def test_decodes_beyond_the_limit_leave_when_their_prompt_is_done() -> None:
     assert (driver.scheduler.num_running, driver.scheduler.num_offloaded) == (1, 2)
 
 
+def test_decodes_that_hold_more_than_their_share_leave_until_they_do_not() -> None:
+    """Blocks hold 4 tokens: the three prompts take 1, 1 and 2 of them."""
+    limits = replace(LIMITS, max_resident_blocks=2)
+    driver = HostDriver(max_step_tokens=16, limits=limits)
+    driver.add(be1=2, be2=2, be3=6)
+    assert driver.step() == "be1@0+2* be2@0+2* be3@0+6*"
+    assert driver.step() == "be1@2+1* be2@2+1* >be3"
+    assert driver.step() == "be1@3+1* be2@3+1*"
+    assert driver.step() == "be1@4+1* be2@4+1*"
+    assert driver.step() == "be1@5+1* >be2"
+
+
 def test_latency_sensitive_decodes_stay() -> None:
     driver = HostDriver(limits=replace(LIMITS, max_resident_decodes=0))
     driver.add(ls1=3, be1=3)

@@ -9,10 +9,19 @@ from scheduler import Return
 
 
 def make_driver(
-    *names: str, patience: int = 3, max_resident_decodes: int | None = None, **changes: int
+    *names: str,
+    patience: int = 3,
+    max_resident_decodes: int | None = None,
+    max_resident_blocks: int | None = None,
+    **changes: int,
 ) -> HostDriver:
     """Requests with prompts of 4 tokens are at their boundary on the host, and nobody runs."""
-    limits = replace(LIMITS, return_patience=patience, max_resident_decodes=max_resident_decodes)
+    limits = replace(
+        LIMITS,
+        return_patience=patience,
+        max_resident_decodes=max_resident_decodes,
+        max_resident_blocks=max_resident_blocks,
+    )
     driver = HostDriver(limits=limits, **changes)
     driver.add(**dict.fromkeys(names, 4))
     driver.step()
@@ -151,8 +160,12 @@ def test_room_includes_a_slot() -> None:
     assert driver.step() == "nothing <be1"
 
 
-def test_limit_of_resident_decodes_keeps_others_on_the_host() -> None:
-    driver = make_driver("be1", "be2", patience=1, max_resident_decodes=1)
+@pytest.mark.parametrize(
+    "limit", [{"max_resident_decodes": 1}, {"max_resident_blocks": 2}], ids=str
+)
+def test_limit_of_the_device_keeps_others_on_the_host(limit: dict[str, int]) -> None:
+    """With their next token both take 2 blocks."""
+    driver = make_driver("be1", "be2", patience=1, **limit)
     assert driver.step("be2") == "be2^4 <be1"
     driver.land("be1")
     assert run_lanes(driver, "be2", num_steps=2) == ["be1@4+1* be2^5", "be1@5+1* be2^6"]

@@ -146,7 +146,7 @@ def _scheduler_settings(
         best_effort_tokens_beside_ls=settings.best_effort_tokens_beside_ls,
         max_model_len=max_model_len,
         prefix_caching=settings.prefix_caching,
-        piggyback=None if piggyback is None else piggyback_limits(piggyback),
+        piggyback=None if piggyback is None else piggyback_limits(piggyback, num_blocks),
     )
 
 

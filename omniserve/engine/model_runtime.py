@@ -194,8 +194,8 @@ class ModelRuntime:
             self._piggyback.poll()
 
     def note_landed_copies(self) -> None:
-        """The part of `poll` that may free memory of the device; cheap enough for every layer."""
-        if self._piggyback is not None:
+        """Amid a step: the part of `poll` that may free memory for latency-sensitive work."""
+        if self._piggyback is not None and self.scheduler.has_latency_sensitive_work:
             self._piggyback.note_landed_copies()
 
     def check_integrity(self) -> None:

@@ -51,7 +51,13 @@ class Governor:
             ls_kv_bytes=tokens.running_ls_tokens * self._kv_bytes_per_token,
             num_best_effort=tokens.num_best_effort,
             kv_bytes_per_request=mean_tokens * self._kv_bytes_per_token,
-            num_resident=self._num_resident(settings.num_blocks - ls_blocks, blocks_each),
+            num_resident=self._num_resident(
+                min(
+                    settings.num_blocks - ls_blocks,
+                    settings.num_blocks * self._settings.max_device_kv_share,
+                ),
+                blocks_each,
+            ),
             num_lanes=min(
                 self._settings.max_offloaded_requests, int(host_tokens / max(1.0, mean_tokens))
             ),
