@@ -98,10 +98,17 @@ class VectorBuilder:
 
     def prefetch(self, address: Any) -> None:
         """Asks for the cache line of an address, to be read soon and once."""
+        self._prefetch(address, 0)
+
+    def prefetch_second_level(self, address: Any) -> None:
+        """Asks for the cache line of an address, to be read later than the first level keeps it."""
+        self._prefetch(address, 2)
+
+    def _prefetch(self, address: Any, locality: int) -> None:
         pointer = self.b.inttoptr(address, I8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        read, once, data = (ir.Constant(I32, n) for n in (0, 0, 1))
-        self.b.call(self._declare("llvm.prefetch.p0", kind), [pointer, read, once, data])
+        read, kept, data = (ir.Constant(I32, n) for n in (0, locality, 1))
+        self.b.call(self._declare("llvm.prefetch.p0", kind), [pointer, read, kept, data])
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c, fused where the CPU can."""

@@ -21,6 +21,8 @@ class Boundary:
     """
 
     def __init__(self, queues: RequestQueues, residency: HostResidency) -> None:
+        self.is_open = True
+        """Whether anybody may enter."""
         self._queues = queues
         self._residency = residency
         self._line: OrderedDict[str, Request] = OrderedDict()
@@ -40,6 +42,8 @@ class Boundary:
 
     def enter(self, num_most: int) -> tuple[LaneEntry, ...]:
         """Let up to `num_most` requests enter the lanes."""
+        if not self.is_open:
+            return ()
         entries: list[LaneEntry] = []
         while len(entries) < num_most and self._lacking and self._residency.can_grow:
             request = self._lacking.oldest

@@ -141,6 +141,15 @@ class Scheduler:
     def offload_allowed(self, is_allowed: bool) -> None:
         self._piggyback.offloader.is_allowed = is_allowed
 
+    @property
+    def lanes_open(self) -> bool:
+        """While False nobody enters the lanes: requests wait at their boundary, or return."""
+        return self._piggyback.boundary.is_open
+
+    @lanes_open.setter
+    def lanes_open(self, is_open: bool) -> None:
+        self._piggyback.boundary.is_open = is_open
+
     def complete(self, plan: StepPlan, result: StepResult) -> tuple[Request, ...]:
         """Record what a plan computed; returns the requests that finished with it."""
         self._flights.land(plan)

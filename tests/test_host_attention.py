@@ -13,6 +13,7 @@ from host_attention_builders import (
     free_blocks,
     make_model,
     make_requests,
+    make_settings,
     running,
     submit_all,
     thread_states,
@@ -21,6 +22,7 @@ from host_attention_builders import (
 from host_pool_builders import make_pool
 
 from cpu_attn.element import Element
+from cpu_attn.host.attention import HostAttention
 from cpu_attn.host.descriptor import HostStatus
 from cpu_attn.host.pool import HostKvPool
 from cpu_attn.host.settings import HostModel
@@ -188,3 +190,16 @@ def test_workers_are_pinned(model: HostModel) -> None:
         tasks = [int(path.name) for path in Path(f"/proc/{host.pid}/task").iterdir()]
         pinned = [cores for task in tasks if len(cores := os.sched_getaffinity(task)) == 1]
         assert sorted(core for cores in pinned for core in cores) == sorted(CORES)
+
+
+def test_it_starts_on_its_own_cores_wherever_its_parent_runs(model: HostModel) -> None:
+    before = os.sched_getaffinity(0)
+    host = HostAttention([model], make_settings(cores=CORES[-1:]))
+    try:
+        os.sched_setaffinity(0, CORES[:1])
+        host.begin_start()
+        assert host.pid is not None
+        assert os.sched_getaffinity(host.pid) == {CORES[-1]}
+    finally:
+        os.sched_setaffinity(0, before)
+        host.close()

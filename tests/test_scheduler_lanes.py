@@ -41,6 +41,14 @@ def test_token_that_leaves_the_lanes_may_come_with_a_later_plan() -> None:
     assert driver.schedule() == "be1^5"
 
 
+def test_nobody_enters_while_the_lanes_are_closed() -> None:
+    driver = make_hosting_driver("be1")
+    driver.scheduler.lanes_open = False
+    assert driver.step() == "nothing"
+    driver.scheduler.lanes_open = True
+    assert driver.step() == "be1^4"
+
+
 def test_requests_enter_in_the_order_in_which_they_came_to_their_boundary() -> None:
     driver = make_hosting_driver("be1", "be2", "be3")
     driver.schedule()

@@ -92,6 +92,11 @@ class HostAttention:
         return self._supervisor.state
 
     @property
+    def reason(self) -> str:
+        """Why there is no process, or was none the last time."""
+        return self._supervisor.reason
+
+    @property
     def pid(self) -> int | None:
         """Process id of the child, where there is one."""
         child = self._supervisor.child
@@ -138,7 +143,7 @@ class HostAttention:
         while (state := self.supervise()) == "starting":
             time.sleep(_POLL_S)
         if state != "ready":
-            reason = self._supervisor.reason
+            reason = self.reason
             self.stop(0.0)
             raise HostAttentionDown(f"the host attention process did not start: {reason}")
 
@@ -255,4 +260,4 @@ class HostAttention:
         return model
 
     def _why_down(self) -> str:
-        return f"the host attention process is {self.state}: {self._supervisor.reason}"
+        return f"the host attention process is {self.state}: {self.reason}"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class HostChild:
             self._process = subprocess.Popen(
                 command, pass_fds=sorted(fds), env=_environment(), stdin=subprocess.DEVNULL
             )
+        # Its start takes seconds of computing, not to be had at the cost of whoever started it.
+        # Where the system refuses, the child will say so of its workers.
+        with suppress(OSError):
+            os.sched_setaffinity(self.pid, settings.cores)
         self._send(Start(os.getpid(), memory_fd, settings, tuple(models)))
 
     @property

@@ -137,14 +137,14 @@ def build_piggybacks(
     """One host process for all of them, started; and each one's own part, by name.
 
     Raises:
-        ConfigError: there are too few cores, or the device's runtime cannot lock a host pool.
+        ConfigError: there are too few cores, no memory or process is to be had, or the device's
+            runtime cannot lock a host pool.
     """
     cores = host_cores(models, device)
     core_split = CoreSplit(cores) if device.torch_device.type == "cpu" else None
     # Before the process starts: compiling kernels it would disturb the measurement.
     governors = [_open_governor(hosted, core_split, len(cores)) for hosted in models]
-    num_lanes = max(hosted.settings.max_offloaded_requests for hosted in models)
-    link = HostLink([hosted.host.model for hosted in models], cores, num_lanes, core_split)
+    link = _open_link(models, cores, core_split)
     try:
         piggybacks = {
             hosted.name: _build_piggyback(index, hosted, link, cores, device, governor)
@@ -154,6 +154,19 @@ def build_piggybacks(
         link.close()
         raise
     return link, piggybacks
+
+
+def _open_link(
+    models: Sequence[HostedModel], cores: Sequence[int], core_split: CoreSplit | None
+) -> HostLink:
+    num_lanes = max(hosted.settings.max_offloaded_requests for hosted in models)
+    try:
+        return HostLink([hosted.host.model for hosted in models], cores, num_lanes, core_split)
+    except OSError as error:
+        if core_split is not None:
+            core_split.unite()
+        names = ", ".join(hosted.name for hosted in models)
+        raise ConfigError(f"piggyback of {names}: host attention cannot start: {error}") from error
 
 
 def _build_piggyback(

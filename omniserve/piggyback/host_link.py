@@ -1,5 +1,6 @@
 """The one host attention process of an engine, and what comes back from it."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -7,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_attn.host import HostAttention, HostModel, HostResults, HostSettings, HostStatus
+from omniserve.logs import get_logger, log_event
 from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.lane_book import LaneBook
 
+_LOG = get_logger(__name__)
 _RETRY_S = 60.0
 _POLL_S = 0.002
 _LANE_LOST = (HostStatus.CRASHED, HostStatus.NO_MEMORY)
@@ -35,6 +38,7 @@ class HostLink:
         self._core_split = core_split
         self._clock = clock
         self._failed_s: float | None = None
+        self._logged_state = ""
         self.host.begin_start()
 
     def register(self, model: int, book: LaneBook) -> None:
@@ -57,8 +61,22 @@ class HostLink:
         if len(results):
             for model, book in self._books.items():
                 self._pass_on(book, results.model == model, results)
+        self._log_changes()
         if self.host.state == "failed":
             self._start_anew()
+
+    def _log_changes(self) -> None:
+        """A host that is gone slows best-effort work; who runs it must be able to find out why."""
+        state, num_restarts = self.host.state, self.host.counters.num_restarts
+        if state == self._logged_state:
+            return
+        if state in ("ending", "waiting", "failed"):
+            level = logging.ERROR if state == "failed" else logging.WARNING
+            reason = self.host.reason
+            log_event(_LOG, "host_attention_lost", level=level, state=state, reason=reason)
+        elif state == "ready" and self._logged_state != "":
+            log_event(_LOG, "host_attention_ready", restarts=num_restarts)
+        self._logged_state = state
 
     def share_cores(self, num_offloaded: int) -> None:
         """Gives the device the host's cores while nobody is offloaded."""

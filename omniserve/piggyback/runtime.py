@@ -70,6 +70,7 @@ class Piggyback:
             for lane in failed.tolist():
                 self._scheduler.recompute(self._request_ids[lane])
             self.stop_released()
+        self._scheduler.lanes_open = self._link.is_usable
         self._scheduler.offload_allowed = self._link.is_usable and (
             self._governor is None or self._governor.allows()
         )
@@ -141,6 +142,9 @@ class Piggyback:
         released = self._scheduler.take_released_lanes()
         if not released and not len(self._stopping):
             return
+        for lane in released:
+            # Its row may still be in a step; what comes of it is nobody's.
+            self._request_ids[lane] = ""
         stopping = np.concatenate([self._stopping, np.array(released, dtype=np.int64)])
         quiet = self._book.stop(stopping)
         self._stopping = np.setdiff1d(stopping, quiet)
