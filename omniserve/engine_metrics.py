@@ -98,7 +98,9 @@ class EngineCollector(Collector):
 
 def _model_metrics(stats: Mapping[str, ModelStats], zeros: dict[str, int]) -> Iterator[Metric]:
     by_tier, by_pool = ("model", "tier"), ("model", "pool")
-    running = GaugeMetricFamily("omniserve_running_requests", "Sequences that run.", labels=by_tier)
+    running = GaugeMetricFamily(
+        "omniserve_running_requests", "Sequences that run, on device or host.", labels=by_tier
+    )
     waiting = GaugeMetricFamily(
         "omniserve_waiting_requests", "Sequences that wait.", labels=by_tier
     )

@@ -122,7 +122,7 @@ class ModelStats:
 
     name: str
     running: dict[str, int]
-    """Running requests by tier."""
+    """Running requests by tier, on the device or on the host."""
     waiting: dict[str, int]
     """Waiting requests by tier."""
     kv_used_bytes: int

@@ -8,7 +8,7 @@ from scheduler.integrity import require_equal
 from scheduler.request import Request, ServiceClass, Status
 
 
-def count_by_tier(queues: Iterable[Iterable[Request]]) -> dict[str, int]:
+def count_by_tier(queues: Iterable[Iterable[Request]]) -> Counter[str]:
     """Number of requests per tier name; tiers without any are left out."""
     return Counter(request.tier for queue in queues for request in queue)
 

@@ -1,5 +1,7 @@
 """The scheduling policy of one model: requests in, plans out."""
 
+from collections import Counter
+
 from scheduler.completion import is_finished, record_rows
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
@@ -212,10 +214,10 @@ class Scheduler:
     def num_waiting(self) -> int:
         return self._queues.num_waiting
 
-    def running_by_tier(self) -> dict[str, int]:
+    def running_by_tier(self) -> Counter[str]:
         return count_by_tier(self._queues.running.values())
 
-    def waiting_by_tier(self) -> dict[str, int]:
+    def waiting_by_tier(self) -> Counter[str]:
         return count_by_tier(self._queues.waiting.values())
 
     @property
@@ -227,7 +229,7 @@ class Scheduler:
         """Requests and their tokens; takes time for each best-effort request."""
         return token_load(self._queues)
 
-    def offloaded_by_tier(self) -> dict[str, int]:
+    def offloaded_by_tier(self) -> Counter[str]:
         return count_by_tier([self._queues.offloaded])
 
     @property

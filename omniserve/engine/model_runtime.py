@@ -213,7 +213,7 @@ class ModelRuntime:
         scheduler = self.scheduler
         return ModelStats(
             name=self.info.name,
-            running=scheduler.running_by_tier(),
+            running=scheduler.running_by_tier() + scheduler.offloaded_by_tier(),
             waiting=scheduler.waiting_by_tier(),
             kv_used_bytes=scheduler.num_used_blocks * self._kv_pool.block_bytes,
             kv_total_bytes=self._kv_pool.num_bytes,
