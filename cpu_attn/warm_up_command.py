@@ -11,6 +11,7 @@ from cpu_attn.element import QUERY_ELEMENTS, Element
 from cpu_attn.isa import active
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.row_kernels import add_norm_kernel, gated_silu_kernel, rotate_kernel
+from cpu_attn.skinny_linear import can_run, skinny_linear_kernel
 from cpu_attn.warm_up import MERGE_JOB, WarmUpJob, WarmUpStep, attention_jobs, run_jobs
 
 EXIT_OK, EXIT_NOT_KEPT, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -86,6 +87,8 @@ def _layer_jobs(element: Element, head_dim: int) -> Iterable[WarmUpJob]:
     yield WarmUpJob(f"RMSNorm, {name}", partial(add_norm_kernel, element, False))
     yield WarmUpJob(f"sum and RMSNorm, {name}", partial(add_norm_kernel, element, True))
     yield WarmUpJob(f"gated SiLU, {name}", partial(gated_silu_kernel, element))
+    if element is Element.BFLOAT16 and can_run():
+        yield WarmUpJob(f"linear layers of few rows, {name}", skinny_linear_kernel)
     if head_dim % _ROTATED_MULTIPLE == 0:
         text = f"{name}, head_dim {head_dim}"
         yield WarmUpJob(f"RoPE, {text}", partial(rotate_kernel, element, head_dim, False))
