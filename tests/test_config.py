@@ -113,7 +113,16 @@ tiers:
     assert model.max_running_requests == 10
     assert model.block_size == 16
     assert model.prefix_caching is False
-    assert model.piggyback == PiggybackSettings(3 << 20, 2, 30, 20, 10, 0, 4, "always")
+    assert model.piggyback == PiggybackSettings(
+        host_kv_bytes=3 << 20,
+        host_attention_threads=2,
+        max_offloaded_requests=30,
+        max_lane_rows=20,
+        max_lane_rows_beside_ls=10,
+        max_resident_decodes=0,
+        binding_points=4,
+        when="always",
+    )
     assert config.default_tier("org/model-7b.v2").name == "batch"
     assert config.tiers[0].percentile == 99
 

@@ -1,7 +1,9 @@
 """Cores that the device lends to host attention while somebody is there."""
 
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -56,3 +58,38 @@ def test_a_device_that_leaves_cores_free_keeps_off_the_hosts_for_good() -> None:
     assert state() == (1, CORES[:-1])
     split.update(host_active=False)
     assert state() == (1, CORES[:-1])
+    split.unite()
+
+
+def cores_of_threads(helper: threading.Thread) -> tuple[set[int], list[set[int]]]:
+    """Of a thread of Python's, and of the calling one and all that Python did not start."""
+    mine = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()}
+    cores = []
+    for name in os.listdir("/proc/self/task"):
+        if int(name) not in mine:
+            with suppress(ProcessLookupError):
+                cores.append(os.sched_getaffinity(int(name)))
+    assert helper.native_id is not None
+    return os.sched_getaffinity(helper.native_id), cores
+
+
+def test_compute_threads_that_stay_keep_off_the_hosts_cores_too() -> None:
+    torch.set_num_threads(len(CORES))
+    # Torch's threads start with the first work for them.
+    torch.ones(1 << 20).sum()
+    ended = threading.Event()
+    helper = threading.Thread(target=ended.wait)
+    helper.start()
+    split = CoreSplit(CORES[-1:], Clock())
+    try:
+        split.update(host_active=True)
+        of_helper, others = cores_of_threads(helper)
+        assert of_helper == set(CORES), "not the device's to move"
+        assert len(others) >= len(CORES)
+        assert all(each == set(CORES[:-1]) for each in others)
+        split.unite()
+        assert all(each == set(CORES) for each in cores_of_threads(helper)[1])
+    finally:
+        ended.set()
+        helper.join()
+        split.unite()

@@ -34,7 +34,8 @@ def main() -> int:
             start = connection.recv()
             _die_with(start.parent_pid)
             _serve(start, connection)
-        except EOFError:
+        except (EOFError, BrokenPipeError):
+            # The parent has gone, or does not want it any more.
             return 0
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")

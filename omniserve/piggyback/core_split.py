@@ -1,8 +1,10 @@
 """Which cores the device computes on, where it is the CPU and shares them with host attention."""
 
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -53,11 +55,25 @@ class CoreSplit:
     def split(self) -> None:
         """Takes the host's cores from the device."""
         self._is_split = True
-        os.sched_setaffinity(0, self._device_cores)
+        _move_compute_threads(self._device_cores)
         torch.set_num_threads(self.num_shared_threads)
 
     def unite(self) -> None:
         """Gives them back."""
         self._is_split = False
-        os.sched_setaffinity(0, self._all_cores)
+        _move_compute_threads(self._all_cores)
         torch.set_num_threads(self._all_threads)
+
+
+def _move_compute_threads(cores: Collection[int]) -> None:
+    """The calling thread, and all that Python did not start: OpenMP's, which keep what they have.
+
+    Those to come inherit it from the calling thread.
+    """
+    elsewhere = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()}
+    for name in os.listdir("/proc/self/task"):
+        thread_id = int(name)
+        if thread_id not in elsewhere:
+            # It may have ended meanwhile.
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread_id, cores)
