@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from functools import partial
+from importlib import import_module
 
 from cpu_attn.cache_folder import cache_folder
 from cpu_attn.chunk_softmax import chunk_softmax_kernel
@@ -34,6 +35,8 @@ def main() -> int:
         except ValueError as error:
             sys.stderr.write(f"omniserve: {error}; other attention is used\n")
         jobs += _layer_jobs(element, head_dim)
+    if models:
+        jobs += _host_jobs()
     try:
         return _run([*attention_jobs(variants), MERGE_JOB, *jobs])
     except KeyboardInterrupt:
@@ -95,6 +98,12 @@ def _layer_jobs(element: Element, head_dim: int) -> Iterable[WarmUpJob]:
         yield WarmUpJob(
             f"head norm and RoPE, {text}", partial(rotate_kernel, element, head_dim, True)
         )
+
+
+def _host_jobs() -> Iterable[WarmUpJob]:
+    """Loops that belong to no model; they are compiled where they are imported."""
+    yield WarmUpJob("loops of the host process", partial(import_module, "cpu_attn.host.process"))
+    yield WarmUpJob("copies of KV blocks", partial(import_module, "cpu_attn.block_copy"))
 
 
 def _run(jobs: list[WarmUpJob]) -> int:

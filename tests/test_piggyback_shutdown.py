@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial, partialmethod
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from engine_builders import make_request, run_all
 from host_attention_builders import thread_states, until
 from piggyback_builders import Fleet, model_name, running_fleet, write_checkpoints
 
-from cpu_attn.host import HostAttention, HostSettings
+from cpu_attn.host import HostSettings
 from omniserve.errors import ConfigError
 from omniserve.piggyback import build, host_link
 from omniserve.requests import EngineRequest
@@ -78,10 +78,8 @@ def test_closed_amid_work(checkpoints: dict[str, Path]) -> None:
 
 
 def test_closed_while_the_host_is_stopped(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[str, Path],
 ) -> None:
-    # It is given some seconds to end by itself, which it cannot.
-    monkeypatch.setattr(HostAttention, "stop", partialmethod(HostAttention.stop, 0.1))
     with busy_fleet(checkpoints) as fleet:
         pid = fleet.host.pid
         assert pid is not None

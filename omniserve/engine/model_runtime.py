@@ -87,8 +87,10 @@ class ModelRuntime:
         return self.scheduler.awaits_first_token
 
     def warm_up(self) -> None:
-        """Makes what steps would make when they first need it."""
+        """Makes what steps would make when they first need it, and forgets the trials so far."""
         self._executor.warm_up(None if self._piggyback is None else self._piggyback.exchange)
+        if self._piggyback is not None:
+            self._piggyback.reset_counters()
 
     def demand(self) -> ModelDemand:
         """What this model could do with a turn; steps in flight are to be collected as well."""

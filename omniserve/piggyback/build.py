@@ -57,10 +57,12 @@ def open_host_side(
     None where the model does not piggyback, or no host kernel can serve it.
 
     Raises:
-        ConfigError: the pool holds no block, or the machine cannot map it.
+        ConfigError: a number is out of range, the pool holds no block, or the machine cannot map
+            it.
     """
     if settings.piggyback is None:
         return None
+    _require_sane(settings.name, settings.piggyback)
     num_layers, _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     try:
         element = ELEMENTS[kv_cache.dtype]
@@ -68,16 +70,68 @@ def open_host_side(
     except (KeyError, ValueError) as error:
         _say_unavailable(settings, error)
         return None
-    try:
-        pool = HostKvPool(layout, settings.piggyback.host_kv_bytes)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"models.{settings.name}.piggyback.host_kv_bytes: {error}") from error
+    pool = _open_pool(settings.name, settings.piggyback, layout, max_model_len)
     try:
         return HostSide(pool, _host_model(model, pool, max_model_len))
     except ValueError as error:
         pool.close()
         _say_unavailable(settings, error)
         return None
+
+
+def _require_sane(name: str, settings: PiggybackSettings) -> None:
+    """What a configuration file cannot say, but whoever makes settings in their own process."""
+    least = {
+        "host_kv_bytes": 1,
+        "host_attention_threads": 1,
+        "max_offloaded_requests": 1,
+        "max_lane_rows": 1,
+        "max_lane_rows_beside_ls": 0,
+        "max_resident_decodes": 0,
+        "binding_points": 1,
+    }
+    for field, lowest in least.items():
+        value = getattr(settings, field)
+        is_unset = value is None and field == "max_resident_decodes"
+        if not is_unset and (type(value) is not int or value < lowest):
+            raise ConfigError(
+                f"models.{name}.piggyback.{field}: {value!r}, a whole number from {lowest} on is "
+                "needed"
+            )
+    if not 0.0 <= settings.max_device_kv_share <= 1.0:
+        share = settings.max_device_kv_share
+        raise ConfigError(f"models.{name}.piggyback.max_device_kv_share: {share!r}, 0 to 1 allowed")
+    if settings.when not in ("auto", "always"):
+        raise ConfigError(
+            f"models.{name}.piggyback.when: {settings.when!r}, auto or always allowed"
+        )
+
+
+def _open_pool(
+    name: str, settings: PiggybackSettings, layout: KvLayout, max_model_len: int
+) -> HostKvPool:
+    num_bytes = settings.host_kv_bytes
+    if num_bytes < layout.block_bytes:
+        raise ConfigError(
+            f"models.{name}.piggyback.host_kv_bytes: {num_bytes} bytes hold no KV block; one block "
+            f"of {layout.block_size} tokens takes {layout.block_bytes} bytes"
+        )
+    try:
+        pool = HostKvPool(layout, num_bytes)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"models.{name}.piggyback.host_kv_bytes: {error}") from error
+    num_tokens = pool.num_blocks * layout.block_size
+    if num_tokens < max_model_len - 1:
+        log_event(
+            _LOG,
+            "host_pool_small",
+            level=logging.WARNING,
+            model=name,
+            host_kv_tokens=num_tokens,
+            max_model_len=max_model_len,
+            effect="longer requests stay on the device",
+        )
+    return pool
 
 
 def _host_model(model: DecoderModel, pool: HostKvPool, max_model_len: int) -> HostModel:

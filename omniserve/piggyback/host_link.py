@@ -15,6 +15,7 @@ from omniserve.piggyback.lane_book import LaneBook
 _LOG = get_logger(__name__)
 _RETRY_S = 60.0
 _POLL_S = 0.002
+_END_GRACE_S = 0.5
 _LANE_LOST = (HostStatus.CRASHED, HostStatus.NO_MEMORY)
 
 
@@ -104,6 +105,8 @@ class HostLink:
 
     def close(self) -> None:
         """Ends the process and gives its memory and its cores back."""
+        # It has nothing to save; one that is stuck must not hold up who waits for the engine's end.
+        self.host.stop(_END_GRACE_S)
         self.host.close()
         if self._core_split is not None:
             self._core_split.unite()

@@ -59,14 +59,18 @@ class KvSwapper:
     """
 
     def __init__(self, copier: BlockCopier) -> None:
+        self.reset_counters()
+        self._copier = copier
+        self._under_way: deque[_Swap] = deque()
+
+    def reset_counters(self) -> None:
+        """As if nothing had ever been swapped."""
         self.num_swaps_out = 0
         """Counter: swaps that landed on the host."""
         self.num_swaps_in = 0
         """Counter: swaps that landed on the device."""
         self.swap_out_bytes = 0
         self.swap_in_bytes = 0
-        self._copier = copier
-        self._under_way: deque[_Swap] = deque()
 
     @property
     def num_in_flight(self) -> int:

@@ -48,6 +48,11 @@ class LaneBook:
         self._left_step: _Ints = np.zeros(num_lanes, dtype=np.int64)
         self._num_results = 0
 
+    def reset_counters(self) -> None:
+        """As if nothing had ever joined."""
+        self.num_rows_joined = self.hop_steps_sum = self.num_tokens_attended = 0
+        self.hop_counts[:] = 0
+
     def count(self, state: LaneState) -> int:
         return int(np.count_nonzero(self._state == state))
 

@@ -84,6 +84,12 @@ class Piggyback:
         """Gives the host what has arrived there; to be called while a step is waited for."""
         self.exchange.pump()
 
+    def reset_counters(self) -> None:
+        """What was done so far was a trial."""
+        self._book.reset_counters()
+        self._swapper.reset_counters()
+        self._num_tokens = 0
+
     def begin_copies(self) -> None:
         """Starts what the scheduler decided to move; asked for after each of its plans."""
         for copy in self._scheduler.take_copies():
