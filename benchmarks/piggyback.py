@@ -86,12 +86,14 @@ class Benchmark:
             )
             self.result.split = result
             if "emulated" in options.parts:
-                result.cells = sweep(arena, self._plan(cells_of(options.context, options.kv)))
+                result.cells = sweep(
+                    arena, self._plan(cells_of(options.context, options.kv, options.longer_kv))
+                )
             self._measure_lanes(arena)
 
     def _measure_whole(self) -> None:
         options, frame = self._options, whole_frame(self._options)
-        cells = cells_of(options.context, options.whole_kv)
+        cells = cells_of(options.context[:1], options.whole_kv, ())
         with closing(Processes(self._model, self._load, options.out)) as processes:
             arena = self._arena(frame, processes, [LS_ALONE, DEVICE_ONLY, PIGGYBACKING])
             prefill = measure_prefill(arena, options.context)
@@ -129,12 +131,12 @@ class Benchmark:
         options, result = self._options, self.result
         rounds, periods = options.rounds, options.periods
         if "frontier" in options.parts:
-            for cell in (Cell(context, 1) for context in options.context):
+            for cell in (Cell(context, 1) for context in options.context[:1]):
                 cases = measure_frontier(arena, cell, options.frontier_rows, rounds, periods)
                 result.frontier += cases
                 result.frontier_kv += [cell.kv_name] * len(cases)
         if "scaling" in options.parts:
-            for context in options.context:
+            for context in options.context[:1]:
                 counts = self._offloaded_counts(context)
                 result.scaling += measure_scaling(arena, context, counts, rounds, periods)
         if "overhead" in options.parts:

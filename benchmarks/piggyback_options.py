@@ -24,7 +24,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     _add_lane_arguments(parser)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=positive, default=2, help="windows of each contender")
-    parser.add_argument("--goal-rounds", type=int, default=3, help="more of them where goals are")
+    parser.add_argument("--goal-rounds", type=int, default=2, help="more of them where goals are")
     parser.add_argument("--periods", type=positive, default=2, help="length of a window, x 0.3 s")
     parser.add_argument("--quick", action="store_true", help="see that it works: a minute or so")
     parser.add_argument("--no-second-engine", action="store_true")
@@ -70,6 +70,14 @@ def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
         help="the same where everyone may use the whole machine",
     )
     parser.add_argument(
+        "--longer-kv",
+        type=_kv_left,
+        nargs="+",
+        default=[1, 4],
+        metavar="N|all",
+        help="instead of --kv at contexts after the first",
+    )
+    parser.add_argument(
         "--duty", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="LS part of the time"
     )
     parser.add_argument("--ls-requests", type=positive, default=4)
@@ -92,7 +100,7 @@ def _add_lane_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _cut_short(options: argparse.Namespace) -> None:
     options.context, options.duty = options.context[:1], [0.0, 1.0]
-    options.kv = options.whole_kv = [1]
+    options.kv = options.whole_kv = options.longer_kv = [1]
     options.rounds, options.goal_rounds = 1, 0
     options.offloaded, options.frontier_rows = options.offloaded[:2], options.frontier_rows[:1]
     options.overhead_rows = options.overhead_rows[:2]
@@ -135,8 +143,14 @@ def load_of(options: argparse.Namespace) -> Load:
     )
 
 
-def cells_of(contexts: Sequence[int], kv_left: Sequence[int | None]) -> tuple[Cell, ...]:
-    return tuple(Cell(context, number) for context in contexts for number in kv_left)
+def cells_of(
+    contexts: Sequence[int], kv_left: Sequence[int | None], longer_kv: Sequence[int | None]
+) -> tuple[Cell, ...]:
+    """Every device KV at the first context, those of `longer_kv` at the others, which take long."""
+    first, *longer = contexts
+    cells = [Cell(first, number) for number in kv_left]
+    cells += [Cell(context, number) for context in longer for number in longer_kv]
+    return tuple(cells)
 
 
 def split_frame(options: argparse.Namespace) -> Frame:

@@ -14,6 +14,7 @@ from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from scheduler import ModelTurns
 
 _HOST_POLL_S = 50e-6
+_LOST_HOST_POLL_S = 1e-3
 
 
 class Engine:
@@ -95,6 +96,8 @@ class Engine:
         Raises:
             CheckpointError: a model's logits are not finite.
         """
+        if self._host is not None:
+            self._host.await_ready()
         for name in self._runtimes:
             sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=2)
             prompt = (0,) * min(4, self._runtimes[name].info.max_model_len - 2)
@@ -105,8 +108,6 @@ class Engine:
                         if output.error is not None:
                             raise CheckpointError(f"model {name!r}: {output.error}")
             self._runtimes[name].warm_up()
-        if self._host is not None:
-            self._host.await_ready()
 
     def close(self) -> None:
         """Ends the host attention process and gives shared memory back; requests are forgotten."""
@@ -148,7 +149,7 @@ class Engine:
             is_urgent = any(demand.latency_sensitive for demand in demands.values())
             if not outputs and not is_urgent and self._host is not None:
                 # All there is to do is on the host, or being copied.
-                time.sleep(_HOST_POLL_S)
+                time.sleep(_HOST_POLL_S if self._host.is_ready else _LOST_HOST_POLL_S)
             return outputs
         if step.plan.has_latency_sensitive:
             return self._run_through(runtime, step)

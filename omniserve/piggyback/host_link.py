@@ -52,9 +52,9 @@ class HostLink:
             time.sleep(_POLL_S)
 
     @property
-    def is_usable(self) -> bool:
-        """Whether tasks will be done, be it after a restart."""
-        return self.host.state not in ("failed", "stopped")
+    def is_ready(self) -> bool:
+        """Whether tasks are being done now; those of before a restart wait for it."""
+        return self.host.state == "ready"
 
     def collect(self) -> None:
         """Passes results on to the books; never waits."""

@@ -70,8 +70,8 @@ class Piggyback:
             for lane in failed.tolist():
                 self._scheduler.recompute(self._request_ids[lane])
             self.stop_released()
-        self._scheduler.lanes_open = self._link.is_usable
-        self._scheduler.offload_allowed = self._link.is_usable and (
+        self._scheduler.lanes_open = self._link.is_ready
+        self._scheduler.offload_allowed = self._link.is_ready and (
             self._governor is None or self._governor.allows()
         )
 
