@@ -17,7 +17,7 @@ from piggyback_builders import (
 )
 from piggyback_trials import Trials
 
-SCHEDULES_PER_MODEL = 6
+SCHEDULES_PER_MODEL = 5
 """Of 28 models. With those of other modules there are more than 200."""
 PIGGYBACKING = [regime for regime in REGIMES if regime != "off"]
 RETURNING = ("mixed", "short_of_device", "no_prefixes")
