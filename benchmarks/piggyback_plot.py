@@ -32,6 +32,9 @@ def draw(results: Sequence[FrameResult], caps: Sequence[LaneCase], path: Path) -
     panels = figure.subplots(len(results), len(contexts), squeeze=False)
     for result, row in zip(results, panels, strict=True):
         for context, panel in zip(contexts, row, strict=True):
+            if all(cell.cell.context != context for cell in result.cells):
+                panel.set_axis_off()
+                continue
             _draw_panel(panel, result, context)
             if result is results[0]:
                 _draw_caps(panel, [case for case in caps if case.context == context])

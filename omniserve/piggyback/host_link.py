@@ -53,8 +53,10 @@ class HostLink:
 
     @property
     def is_ready(self) -> bool:
-        """Whether tasks are being done now; those of before a restart wait for it."""
-        return self.host.state == "ready"
+        """Whether new tasks are welcome: not while a process that was lost is replaced."""
+        state = self.host.state
+        # Of the first start nothing speaks for trouble; tasks wait for it.
+        return state == "ready" or (state == "starting" and not self.host.counters.num_restarts)
 
     def collect(self) -> None:
         """Passes results on to the books; never waits."""
