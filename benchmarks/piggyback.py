@@ -181,6 +181,8 @@ def facts_of(options: argparse.Namespace, seconds: float) -> dict[str, str]:
 
 def write_report(options: argparse.Namespace, result: RunResult, seconds: float) -> None:
     facts = facts_of(options, seconds)
+    content = {"facts": facts, "result": asdict(result)}
+    (options.out / "piggyback.json").write_text(json.dumps(content, default=str, indent=1) + "\n")
     text = document(facts, result, GOALS)
     frames = [frame for frame in (result.split, result.whole) if frame is not None]
     plot = options.out / "piggyback.svg"
@@ -188,8 +190,6 @@ def write_report(options: argparse.Namespace, result: RunResult, seconds: float)
         text += f"\nFrontier: `{plot}`\n"
     print(text)
     (options.out / "piggyback.md").write_text(text)
-    content = {"facts": facts, "result": asdict(result)}
-    (options.out / "piggyback.json").write_text(json.dumps(content, default=str, indent=1) + "\n")
 
 
 def main() -> int:

@@ -151,7 +151,6 @@ def goals_table(result: FrameResult, goals: Mapping[int, float]) -> str:
         device, bound = cell.of(DEVICE_ONLY, FULL_DUTY), result.bound(cell, FULL_DUTY)
         if goal is None or piggybacking is None or device is None or alone is None:
             continue
-        part = piggybacking.lane_tokens_per_s / bound.tokens_per_s if bound else 0.0
         rows.append(
             [
                 f"{cell.cell.context:,}",
@@ -160,7 +159,7 @@ def goals_table(result: FrameResult, goals: Mapping[int, float]) -> str:
                 f"{goal:g}",
                 _spread(paired_tpot_ratios(piggybacking, alone, 99)),
                 f"{result.ls_limit:g}",
-                f"**{part:.2f}** ({bound.name})" if bound else "-",
+                _part_of(bound, piggybacking),
                 f"{ENOUGH:g}",
             ]
         )
@@ -168,6 +167,15 @@ def goals_table(result: FrameResult, goals: Mapping[int, float]) -> str:
         return "None that was measured has a goal."
     header = ["context", "device KV for", "x device only", "goal", "LS p99 TPOT x LS alone", "goal"]
     return table([*header, "of the bound", "goal"], rows)
+
+
+def _part_of(bound: Bound | None, piggybacking: Series) -> str:
+    """A limit may allow nothing: residents alone then make LS slower than its limit."""
+    if bound is None:
+        return "-"
+    if not bound.tokens_per_s:
+        return f"allows nothing ({bound.name})"
+    return f"**{piggybacking.lane_tokens_per_s / bound.tokens_per_s:.2f}** ({bound.name})"
 
 
 def _spread(ratios: Sequence[float]) -> str:
