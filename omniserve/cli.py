@@ -31,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from omniserve.bench.command import add_bench_commands
     from omniserve.demo.command import add_demo_command
     from omniserve.kernels_command import add_kernels_command
+    from omniserve.simulate.command import add_simulate_commands
     from omniserve.synthetic.commands import add_model_commands
 
     parser = argparse.ArgumentParser(
@@ -47,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_commands(subparsers)
     add_kernels_command(subparsers)
     add_demo_command(subparsers)
+    add_bench_commands(subparsers)
+    add_simulate_commands(subparsers)
     return parser
 
 

@@ -1,6 +1,5 @@
 """What is computed from the client's observations, against slower ways to the same numbers."""
 
-import numpy as np
 import pytest
 from demo_builders import FAST, SLOW, make_trace
 from hypothesis import given
@@ -10,25 +9,12 @@ from omniserve.demo.measure import (
     RequestTrace,
     Tier,
     mean_by_bin,
-    percentile,
     running_over_time,
     share_within,
     summarise,
     tokens_by_second,
     waiting_over_time,
 )
-
-finite = st.floats(0, 1e6)
-
-
-@given(st.lists(finite, min_size=1, max_size=50), st.floats(0, 100))
-def test_percentile_is_numpys(values: list[float], percent: float) -> None:
-    found = percentile(values, percent)
-    assert found == pytest.approx(float(np.percentile(values, percent)), rel=1e-9, abs=1e-9)
-
-
-def test_percentile_of_nothing() -> None:
-    assert percentile([], 50) is None
 
 
 def test_times_of_a_request() -> None:

@@ -2,32 +2,19 @@
 
 import random
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from chart_points import points_of
 from demo_builders import make_result, make_trace
-from hypothesis import given
-from hypothesis import strategies as st
 
+from omniserve.charts.svg import HEIGHT, WIDTH
+from omniserve.charts.text import format_ms
 from omniserve.demo.measure import RequestTrace
 from omniserve.demo.next_steps import Step, next_steps
 from omniserve.demo.options import Addresses, DemoOptions
-from omniserve.demo.report import render_report, write_report
+from omniserve.demo.report import render_report
 from omniserve.demo.result import DemoResult
-from omniserve.demo.svg import (
-    HEIGHT,
-    WIDTH,
-    Mark,
-    Series,
-    line_chart,
-    linear_axis,
-    log_axis,
-    stacked_chart,
-    steps,
-    time_axis,
-)
-from omniserve.demo.text import format_ms, format_share
 
 SERVING = Addresses("127.0.0.1:50051", "127.0.0.1:8000")
 
@@ -52,15 +39,6 @@ def mixed_traces() -> list[RequestTrace]:
     ]
     slow = [make_trace("slow", at, chance.uniform(0.5, 3), 0.2, 30) for at in range(9)]
     return [*fast, *slow, make_trace("slow", 9, num_tokens=0, outcome="cut_off")]
-
-
-def points_of(chart: ElementTree.Element) -> list[tuple[float, float]]:
-    found = []
-    for shape in (*chart.iter("polyline"), *chart.iter("polygon")):
-        for pair in shape.attrib["points"].split():
-            x, y = pair.split(",")
-            found.append((float(x), float(y)))
-    return found
 
 
 def test_the_table_holds_the_numbers_of_the_summaries() -> None:
@@ -126,22 +104,6 @@ def test_a_run_with_hardly_anything_has_a_report_too(traces: list[RequestTrace])
     parsed_page(make_result(*traces, has_status=False))
 
 
-def test_the_report_replaces_an_older_one_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "demo.html"
-    path.write_text("old")
-    write_report(path, "new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "demo.html"
-    path.mkdir()
-    with pytest.raises(OSError):
-        write_report(path, "new")
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_next_steps_tell_of_a_daemon_that_will_be_there() -> None:
     own = next_steps(DemoOptions(), SERVING, "demo", "interactive")
     assert own[0].code.startswith("make serve")
@@ -152,58 +114,3 @@ def test_next_steps_tell_of_a_daemon_that_will_be_there() -> None:
             compile(step.code, step.title, "exec")
     assert any(SERVING.grpc in step.code for step in own)
     assert sum(SERVING.http in step.code for step in own) == 3
-
-
-def test_marks_and_points_stand_where_the_axes_say() -> None:
-    x, y = linear_axis("x", 100), linear_axis("y", 10)
-    line = Series("line", "red", [(0.0, 0.0), (50.0, 5.0), (100.0, 10.0)])
-    chart = ElementTree.fromstring(line_chart("t", x, y, [line], [Mark(50.0, "half")]))
-    low, middle, high = points_of(chart)
-    assert middle[0] == pytest.approx((low[0] + high[0]) / 2, abs=0.1)
-    assert middle[1] == pytest.approx((low[1] + high[1]) / 2, abs=0.1)
-    assert low[0] < high[0]
-    assert low[1] > high[1], "values grow upwards"
-    mark = next(each for each in chart.iter("line") if each.attrib["class"] == "mark")
-    assert float(mark.attrib["x1"]) == middle[0]
-
-
-def test_stacked_areas_stand_on_each_other() -> None:
-    x, y = time_axis("s", 2), linear_axis("n", 10)
-    series = [Series("a", "red", [(0, 2), (2, 2)]), Series("b", "blue", [(0, 3), (2, 3)])]
-    chart = ElementTree.fromstring(stacked_chart("t", x, y, series))
-    lower, upper = (
-        [tuple(map(float, pair.split(","))) for pair in shape.attrib["points"].split()]
-        for shape in chart.iter("polygon")
-    )
-    assert upper[2:] == [lower[1], lower[0]], "the upper area begins where the lower one ends"
-    height = [lower[3][1] - lower[0][1], upper[3][1] - upper[0][1]]
-    assert height[1] == pytest.approx(1.5 * height[0], abs=0.2)
-
-
-@given(st.floats(1e-3, 1e7))
-def test_linear_axes_cover_their_values_with_few_round_ticks(high: float) -> None:
-    axis = linear_axis("x", high)
-    assert axis.low == 0
-    assert axis.high >= high * (1 - 1e-9)
-    assert 2 <= len(axis.ticks) <= 8
-    assert time_axis("s", high).high == high
-
-
-@given(st.lists(st.floats(1e-3, 1e6), max_size=10))
-def test_log_axes_cover_their_values(values: list[float]) -> None:
-    axis = log_axis("x", values)
-    assert 2 <= len(axis.ticks) <= 10
-    assert all(0 <= axis.place(value) <= 1 for value in values)
-    assert axis.place(axis.low) == 0
-    assert axis.place(axis.high) == 1
-
-
-def test_steps_keep_a_value_until_the_next() -> None:
-    assert steps([(0, 1), (2, 3)], until=5) == [(0, 1), (2, 1), (2, 3), (5, 3)]
-
-
-@pytest.mark.parametrize(
-    ("share", "text"), [(None, "-"), (1.0, "100 %"), (0.9999, "99.9 %"), (0.5, "50.0 %")]
-)
-def test_only_all_requests_are_called_100_percent(share: float | None, text: str) -> None:
-    assert format_share(share) == text

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from omniserve.piggyback.lane_book import HOP_BUCKETS, LaneBook, LaneIntegrityError, LaneState
 from omniserve.piggyback.lane_rows import LaneRows
-from omniserve.piggyback.lane_run import binding_layers
+from omniserve.piggyback.lane_table import binding_layers
 
 NUM_LAYERS, NUM_LANES = 3, 8
 

@@ -1,10 +1,10 @@
 """The subcommand `omniserve demo`."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omniserve.argument_types import number, whole_number
 from omniserve.demo.options import Addresses, DemoOptions
 
 if TYPE_CHECKING:
@@ -34,21 +34,21 @@ def add_demo_command(subparsers: "Subparsers") -> None:
     )
     parser.add_argument(
         "--duration-s",
-        type=_number("seconds", 1, 86_400),
+        type=number("seconds", 1, 86_400),
         metavar="S",
         default=_DEFAULTS.duration_s,
         help="how long new requests are sent (default: %(default)g)",
     )
     parser.add_argument(
         "--ls-rate",
-        type=_number("requests per second", 0.01, 1000),
+        type=number("requests per second", 0.01, 1000),
         metavar="N",
         default=_DEFAULTS.ls_rate,
         help="latency-sensitive requests per second (default: %(default)g)",
     )
     parser.add_argument(
         "--be-concurrency",
-        type=_whole_number(0, 1024),
+        type=whole_number(0, 1024),
         metavar="N",
         default=_DEFAULTS.be_concurrency,
         help="best-effort requests at a time (default: %(default)s)",
@@ -68,7 +68,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="model to ask (default: the first one)")
     parser.add_argument(
         "--seed",
-        type=_whole_number(0, 1 << 31),
+        type=whole_number(0, 1 << 31),
         metavar="N",
         default=_DEFAULTS.seed,
         help="same seed, same requests (default: %(default)s)",
@@ -104,27 +104,3 @@ def _demo(args: argparse.Namespace) -> int:
         return 0 if run_demo(options) else _EXIT_FAILED
     except asyncio.CancelledError:
         return _EXIT_TERMINATED
-
-
-def _number(unit: str, low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        allowed = f"{text!r} is not allowed; allowed: {low:g} to {high:g} {unit}"
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(allowed) from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(allowed)
-        return value
-
-    return parse
-
-
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
-            allowed = f"{text!r} is not allowed; allowed: a whole number from {low} to {high}"
-            raise argparse.ArgumentTypeError(allowed)
-        return int(text)
-
-    return parse

@@ -7,21 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from omniserve.charts.text import format_ms, format_share
 from omniserve.demo.measure import TierSummary
 from omniserve.demo.next_steps import Step
 from omniserve.demo.result import DemoResult
-from omniserve.demo.text import format_ms, format_share, goal_text, styled
+from omniserve.demo.text import goal_text, styled
 
 MAX_ERRORS = 5
-PLAIN_WIDTH = 100
-
-
-def make_console() -> Console:
-    """A file or a pipe has no width of its own; its lines must not be cut at some default."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        return Console(highlight=False, width=PLAIN_WIDTH)
-    return console
 
 
 def print_result(console: Console, result: DemoResult) -> None:

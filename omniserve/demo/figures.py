@@ -3,6 +3,9 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from omniserve.charts.axes import linear_axis, log_axis, time_axis
+from omniserve.charts.page import COLOURS, figure
+from omniserve.charts.svg import Mark, Series, line_chart, stacked_chart, steps
 from omniserve.demo.measure import (
     RequestTrace,
     mean_by_bin,
@@ -12,25 +15,14 @@ from omniserve.demo.measure import (
     ttfts_ms,
     waiting_over_time,
 )
-from omniserve.demo.page import COLOURS, figure
 from omniserve.demo.result import DemoResult
-from omniserve.demo.svg import (
-    Mark,
-    Series,
-    line_chart,
-    linear_axis,
-    log_axis,
-    stacked_chart,
-    steps,
-    time_axis,
-)
 
 MAX_CURVE_POINTS = 500
 MAX_BINS = 100
 MIN_BIN_S = 0.5
 
 
-def figures(result: DemoResult) -> list[str]:
+def run_figures(result: DemoResult) -> list[str]:
     """All plots, each in its frame."""
     tier = result.summaries[0].tier
     return [

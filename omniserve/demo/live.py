@@ -10,10 +10,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from omniserve.charts.text import format_ms
 from omniserve.demo.clients import Served
-from omniserve.demo.measure import Tier, percentile, tokens_by_second, tpots_ms, ttfts_ms
-from omniserve.demo.text import format_ms, styled
+from omniserve.demo.measure import Tier, tokens_by_second, tpots_ms, ttfts_ms
+from omniserve.demo.text import styled
 from omniserve.demo.traffic import Record
+from omniserve.percentiles import percentile
 
 REDRAW_S = 0.5
 LINE_S = 5.0

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from omniserve.percentiles import percentile
+
 Outcome = Literal["running", "done", "failed", "cut_off"]
 
 
@@ -88,17 +90,6 @@ class TierSummary:
         if self.share_within is None or self.tier.percentile is None:
             return None
         return 100 * self.share_within >= self.tier.percentile
-
-
-def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Linear interpolation between the two nearest ranks; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * percent / 100
-    low = math.floor(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 
 def share_within(tier: Tier, traces: Sequence[RequestTrace]) -> float | None:

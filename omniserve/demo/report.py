@@ -1,20 +1,31 @@
 """The result as one HTML page that needs nothing else: inline style, inline SVG, no scripts."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
-from omniserve.demo.figures import figures
+from omniserve.charts.page import (
+    COLOURS,
+    Card,
+    Verdict,
+    cards,
+    figures,
+    header,
+    legend,
+    page,
+    paragraphs,
+    section,
+    table,
+)
+from omniserve.charts.text import NOTHING, format_ms, format_share
+from omniserve.demo.figures import run_figures
 from omniserve.demo.load import CHAT_TOKENS, DOCUMENT_TOKENS
 from omniserve.demo.measure import TierSummary
 from omniserve.demo.next_steps import Step
-from omniserve.demo.page import COLOURS, page, section, table
 from omniserve.demo.result import DemoResult
-from omniserve.demo.text import NOTHING, format_ms, format_share, goal_text
+from omniserve.demo.text import goal_text
 
 MAX_ERRORS = 20
+_VERDICTS: dict[bool | None, Verdict] = {True: "good", False: "bad", None: ""}
 
 HEADINGS = (
     *("tier", "class", "requests", "done", "errors", "cut off", "TTFT p50 ms", "TTFT p99 ms"),
@@ -29,29 +40,11 @@ def render_report(result: DemoResult, steps_on: Sequence[Step]) -> str:
         _cards(result),
         section("Result", table(HEADINGS, [_row(summary) for summary in result.summaries])),
         _errors(result),
-        f'<section><h2>Over the run</h2>{_legend(result)}<div class="figures">',
-        *figures(result),
-        "</div></section>",
+        section("Over the run", _legend(result) + figures(run_figures(result))),
         _setting(result),
         section("Go on", "".join(_step(step) for step in steps_on)),
     ]
     return page("OmniServe demo", "\n".join(body))
-
-
-def write_report(path: Path, text: str) -> None:
-    """Replaces the file at once or not at all; raises OSError."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp is for secrets; a report is as open as any file that the user makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _head(result: DemoResult) -> str:
@@ -63,28 +56,33 @@ def _head(result: DemoResult) -> str:
         f"{result.finished_at:%Y-%m-%d %H:%M}",
         f"OmniServe {served.version}",
     ]
-    line = " · ".join(escape(fact) for fact in facts)
-    return f'<header><h1>OmniServe demo</h1><p class="facts">{line}</p></header>'
+    return header("OmniServe demo", facts)
 
 
 def _cards(result: DemoResult) -> str:
     fast, slow = result.summaries
-    verdict = {True: "good", False: "bad", None: ""}[fast.is_goal_met]
     name = fast.tier.name
-    cards = [
-        (f"{name} within objectives", format_share(fast.share_within), goal_text(fast.tier)),
-        (f"{name} TTFT p99", f"{format_ms(fast.ttft_p99_ms)} ms", _objective(fast.tier.ttft_ms)),
-        (f"{name} TPOT p99", f"{format_ms(fast.tpot_p99_ms)} ms", _objective(fast.tier.tpot_ms)),
-        (f"{slow.tier.name} beside it", f"{slow.tokens_per_s:.0f} tokens/s", "best effort"),
-    ]
-    parts = []
-    for place, (title, value, note) in enumerate(cards):
-        kind = f"card {verdict}" if place == 0 else "card"
-        parts.append(
-            f'<div class="{kind}"><h3>{escape(title)}</h3>'
-            f'<p class="value">{escape(value)}</p><p class="note">{escape(note)}</p></div>'
-        )
-    return f'<div class="cards">{"".join(parts)}</div>'
+    return cards(
+        [
+            Card(
+                f"{name} within objectives",
+                format_share(fast.share_within),
+                goal_text(fast.tier),
+                _VERDICTS[fast.is_goal_met],
+            ),
+            Card(
+                f"{name} TTFT p99",
+                f"{format_ms(fast.ttft_p99_ms)} ms",
+                _objective(fast.tier.ttft_ms),
+            ),
+            Card(
+                f"{name} TPOT p99",
+                f"{format_ms(fast.tpot_p99_ms)} ms",
+                _objective(fast.tier.tpot_ms),
+            ),
+            Card(f"{slow.tier.name} beside it", f"{slow.tokens_per_s:.0f} tokens/s", "best effort"),
+        ]
+    )
 
 
 def _objective(value_ms: float | None) -> str:
@@ -117,12 +115,8 @@ def _errors(result: DemoResult) -> str:
 
 
 def _legend(result: DemoResult) -> str:
-    keys = "".join(
-        f'<span class="key" style="--key:{COLOURS[summary.tier.service_class]}">'
-        f"{escape(summary.tier.name)}</span>"
-        for summary in result.summaries
-    )
-    return f'<p class="legend">{keys}</p>'
+    tiers = [summary.tier for summary in result.summaries]
+    return legend([(tier.name, COLOURS[tier.service_class]) for tier in tiers])
 
 
 def _setting(result: DemoResult) -> str:
@@ -146,7 +140,7 @@ def _setting(result: DemoResult) -> str:
         f"The client, the daemon ({started}) and its engine shared {result.num_cores} cores. "
         f"Seed {options.seed}.",
     ]
-    return section("How it was measured", "".join(f"<p>{escape(line)}</p>" for line in lines))
+    return section("How it was measured", paragraphs(lines))
 
 
 def _range(bounds: tuple[int, int]) -> str:

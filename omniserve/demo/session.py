@@ -9,18 +9,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from omniserve.atomic_file import write_text
 from omniserve.config import Config, ModelConfig, load_config
 from omniserve.config_values import split_address
 from omniserve.demo.clients import DaemonClients, Served
-from omniserve.demo.console import make_console, print_next_steps, print_result
+from omniserve.demo.console import print_next_steps, print_result
 from omniserve.demo.daemon_child import DaemonChild
 from omniserve.demo.live import show_lines, show_live
 from omniserve.demo.next_steps import next_steps
 from omniserve.demo.options import DEFAULT_CONFIG, Addresses, DemoOptions
-from omniserve.demo.report import render_report, write_report
+from omniserve.demo.report import render_report
 from omniserve.demo.result import DemoResult, make_result
 from omniserve.demo.traffic import Traffic
 from omniserve.errors import ConfigError
+from omniserve.terminal import make_console
 
 ARCH, PRESET = "qwen3", "small"
 
@@ -40,7 +42,7 @@ def run_demo(options: DemoOptions) -> bool:
     assert listen is not None
     steps = next_steps(options, listen, result.served.model, result.served.interactive.name)
     try:
-        write_report(options.report, render_report(result, steps))
+        write_text(options.report, render_report(result, steps))
     finally:
         print_result(console, result)
     console.print(f"report: {options.report}", soft_wrap=True)

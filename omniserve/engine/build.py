@@ -11,9 +11,9 @@ from omniserve.engine.kv_pool import (
     DeviceKvPool,
     allocate_kv_pool,
     kv_bytes_per_token,
-    plan_kv_capacity,
 )
 from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.engine.policy_settings import plan_kv_capacity, scheduler_settings
 from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
@@ -22,11 +22,10 @@ from omniserve.piggyback.build import (
     HostedModel,
     build_piggybacks,
     open_host_side,
-    piggyback_limits,
 )
 from omniserve.piggyback.host_link import HostLink
-from omniserve.settings import EngineSettings, ModelInfo, ModelSettings, PiggybackSettings
-from scheduler import Scheduler, SchedulerSettings
+from omniserve.settings import EngineSettings, ModelInfo, ModelSettings
+from scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         graphs,
     )
     scheduler = Scheduler(
-        _scheduler_settings(settings, num_blocks, max_model_len, piggyback),
+        scheduler_settings(settings, num_blocks, max_model_len, piggyback),
         None if host is None else host.pool,
     )
     info = ModelInfo(
@@ -130,24 +129,6 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
             executor.set_block_table,
         )
     return BuiltModel(info, executor, scheduler, kv_pool, TextModel.load(path), hosted)
-
-
-def _scheduler_settings(
-    settings: ModelSettings,
-    num_blocks: int,
-    max_model_len: int,
-    piggyback: PiggybackSettings | None,
-) -> SchedulerSettings:
-    return SchedulerSettings(
-        num_blocks=num_blocks,
-        block_size=settings.block_size,
-        max_running_requests=settings.max_running_requests,
-        max_step_tokens=settings.max_step_tokens,
-        best_effort_tokens_beside_ls=settings.best_effort_tokens_beside_ls,
-        max_model_len=max_model_len,
-        prefix_caching=settings.prefix_caching,
-        piggyback=None if piggyback is None else piggyback_limits(piggyback, num_blocks),
-    )
 
 
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:

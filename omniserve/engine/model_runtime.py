@@ -55,6 +55,8 @@ class ModelRuntime:
         self.info = info
         self.scheduler = scheduler
         self.timings = StepTimings()
+        self.last_plan: StepPlan | None = None
+        """Of the step that was completed last; for whoever measures steps."""
         self._executor = executor
         self._kv_pool = kv_pool
         self._text = text
@@ -186,6 +188,7 @@ class ModelRuntime:
         with self.timings.phase("complete"):
             outputs = self._complete(step, advances)
         self.timings.num_steps += 1
+        self.last_plan = step.plan
         self._num_steps += 1
         self._last_step_s = self._clock() - step.started_s
         return outputs

@@ -22,7 +22,7 @@ from omniserve.piggyback.host_link import HostLink
 from omniserve.piggyback.lane_book import LaneBook
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.settings import ModelSettings, PiggybackSettings
-from scheduler import PiggybackLimits, Scheduler
+from scheduler import Scheduler
 
 _LOG = get_logger(__name__)
 
@@ -152,18 +152,6 @@ def _say_unavailable(settings: ModelSettings, reason: Exception) -> None:
         level=logging.WARNING,
         model=settings.name,
         reason=str(reason),
-    )
-
-
-def piggyback_limits(settings: PiggybackSettings, num_device_blocks: int) -> PiggybackLimits:
-    """What the scheduler is told."""
-    share = settings.max_device_kv_share
-    return PiggybackLimits(
-        num_lanes=settings.max_offloaded_requests,
-        max_lane_rows=settings.max_lane_rows,
-        max_lane_rows_beside_ls=settings.max_lane_rows_beside_ls,
-        max_resident_decodes=settings.max_resident_decodes,
-        max_resident_blocks=None if share >= 1.0 else int(share * num_device_blocks),
     )
 
 

@@ -5,7 +5,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from omniserve.piggyback.lane_rows import LaneRows
+from omniserve.piggyback.lane_table import LaneTable
 
 _Ints = NDArray[np.int64]
 
@@ -59,13 +59,13 @@ class LaneBook:
     def states(self, lanes: _Ints) -> _Ints:
         return self._state[lanes]
 
-    def enter(self, rows: LaneRows, lanes: _Ints, contexts: _Ints) -> None:
+    def enter(self, rows: LaneTable, lanes: _Ints, contexts: _Ints) -> None:
         """Tokens enter a step at segment 0."""
         self._move(lanes, LaneState.IDLE, LaneState.IN_STEP)
         self._context[lanes] = contexts
         rows.fill(np.zeros(len(lanes), dtype=np.int64), lanes, contexts)
 
-    def bind(self, rows: LaneRows, segments: range, max_rows: int, step: int) -> int:
+    def bind(self, rows: LaneTable, segments: range, max_rows: int, step: int) -> int:
         """Lets ready rows join a step at these segments, oldest results first; returns how many."""
         ready = np.flatnonzero(self._state == LaneState.READY)
         segment = self._layer[ready] + 1
@@ -82,7 +82,7 @@ class LaneBook:
             self._count_hops(step - self._left_step[lanes])
         return len(lanes)
 
-    def leave(self, rows: LaneRows, layers: range, step: int) -> None:
+    def leave(self, rows: LaneTable, layers: range, step: int) -> None:
         """Rows have left a step behind `pre` of these layers."""
         bound = slice(layers.start, layers.stop)
         counts = rows.counts[bound]

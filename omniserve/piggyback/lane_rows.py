@@ -1,66 +1,35 @@
-"""Which lanes ride in which part of a step, as arrays."""
+"""The lane rows of one step where the device sees them too."""
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from omniserve.devices.pinned import to_device
+from omniserve.piggyback.lane_table import LaneTable
 
 
 @dataclass(frozen=True, slots=True)
-class LaneRows:
-    """Lane rows of one step, filled in as results are bound to it.
+class LaneRows(LaneTable):
+    """The table, and its mirror on the device."""
 
-    Segment 0 is the embedding and `pre` of layer 0: rows that enter. Segment s is `post` of layer
-    s - 1 and `pre` of layer s: rows that join. The last one, num_layers, ends in the logits.
-    """
-
-    lanes: NDArray[np.int64]
-    """[num_layers + 1, width]; entries past a segment's count are num_lanes, which is nobody's."""
-    positions: NDArray[np.int64]
-    """[num_layers + 1, width] position of each row's token; 0 past the count."""
-    counts: NDArray[np.int64]
-    """[num_layers + 1] rows of each segment."""
     device_lanes: Tensor
     """`lanes` where the device can index with them; on a CPU device the very same memory."""
     device_positions: Tensor
 
     @classmethod
     def empty(cls, num_layers: int, width: int, num_lanes: int, device: torch.device) -> "LaneRows":
-        shape = (num_layers + 1, width)
-        lanes = np.full(shape, num_lanes, dtype=np.int64)
-        positions = np.zeros(shape, dtype=np.int64)
+        table = LaneTable.without_rows(num_layers, width, num_lanes)
         return cls(
-            lanes,
-            positions,
-            np.zeros(num_layers + 1, dtype=np.int64),
-            to_device(lanes, device),
-            to_device(positions, device),
+            table.lanes,
+            table.positions,
+            table.counts,
+            to_device(table.lanes, device),
+            to_device(table.positions, device),
         )
-
-    @property
-    def width(self) -> int:
-        return len(self.lanes[0])
-
-    def of(self, segment: int) -> NDArray[np.int64]:
-        """[count] lanes of a segment."""
-        return self.lanes[segment, : self.counts[segment]]
 
     def device_lanes_of(self, segment: int) -> Tensor:
         return self.device_lanes[segment, : int(self.counts[segment])]
 
     def device_positions_of(self, segment: int) -> Tensor:
         return self.device_positions[segment, : int(self.counts[segment])]
-
-    def fill(
-        self, segments: NDArray[np.int64], lanes: NDArray[np.int64], contexts: NDArray[np.int64]
-    ) -> None:
-        """Adds rows; `segments` is sorted and names segments that are empty so far."""
-        first = np.searchsorted(segments, segments)
-        place = np.arange(len(segments)) - first
-        self.lanes[segments, place] = lanes
-        self.positions[segments, place] = contexts - 1
-        self.counts[:] += np.bincount(segments, minlength=len(self.counts))

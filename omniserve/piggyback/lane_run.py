@@ -12,12 +12,6 @@ from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_rows import LaneRows
 
 
-def binding_layers(num_layers: int, num_points: int) -> NDArray[np.int64]:
-    """Layers before which results that have come are bound: evenly spaced, the first is 0."""
-    points = np.arange(min(num_points, num_layers))
-    return points * num_layers // min(num_points, num_layers)
-
-
 class LaneRun:
     """What the layer loop asks: who leaves, who joins."""
 

@@ -13,7 +13,8 @@ from omniserve.piggyback.kv_swapper import KvSwapper
 from omniserve.piggyback.lane_book import LaneBook, LaneState
 from omniserve.piggyback.lane_exchange import LaneExchange
 from omniserve.piggyback.lane_rows import LaneRows
-from omniserve.piggyback.lane_run import LaneRun, binding_layers
+from omniserve.piggyback.lane_run import LaneRun
+from omniserve.piggyback.lane_table import binding_layers
 from omniserve.settings import PiggybackStats
 from scheduler import Offload, Scheduler, StepPlan
 

@@ -1,15 +1,17 @@
 """Small charts as SVG text. Colours are CSS variables of the page that holds them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 from xml.sax.saxutils import escape, quoteattr
+
+from omniserve.charts.axes import Axis
 
 WIDTH, HEIGHT = 560, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 22, 24, 40
-_MAX_TICKS = 8
 
 Point = tuple[float, float]
+Look = Literal["line", "dashed line", "dots", "line with dots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,9 @@ class Series:
     name: str
     colour: str
     points: Sequence[Point]
+    look: Look = "line"
+    spreads: Sequence[tuple[float, float, float]] = ()
+    """Upright bars (x, low, high), such as the least and the most of several runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,63 +35,24 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """A range of values and where to write them."""
+class Level:
+    """A horizontal line, such as an objective."""
 
+    y: float
     label: str
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    is_log: bool = False
-
-    def place(self, value: float) -> float:
-        """Where a value stands, 0 at the low end and 1 at the high end."""
-        if self.is_log:
-            low, high = math.log10(self.low), math.log10(self.high)
-            return (math.log10(max(value, self.low)) - low) / (high - low)
-        return (value - self.low) / (self.high - self.low)
-
-
-def linear_axis(label: str, high: float, low: float = 0.0) -> Axis:
-    """Up to the first round number at or above `high`."""
-    high = max(high, low + 1e-9)
-    step = _round_step((high - low) / (_MAX_TICKS - 2))
-    num_steps = math.ceil((high - low) / step - 1e-9)
-    ticks = tuple(low + step * index for index in range(num_steps + 1))
-    return Axis(label, low, ticks[-1], ticks)
-
-
-def time_axis(label: str, high: float) -> Axis:
-    """Ends exactly at `high`, with ticks at round numbers below it."""
-    rounded = linear_axis(label, high)
-    return Axis(label, 0.0, high, tuple(tick for tick in rounded.ticks if tick <= high))
-
-
-def log_axis(label: str, values: Sequence[float]) -> Axis:
-    """From the first number of 1, 2, 5, 10 … at or below all values to the first one above."""
-    positive = [value for value in values if value > 0] or [1.0, 10.0]
-    # A decade more than needed: the logarithm of a number just below a power of ten may be whole.
-    first = math.floor(math.log10(min(positive))) - 1
-    last = math.ceil(math.log10(max(positive))) + 1
-    steps = [digit * 10.0**power for power in range(first, last) for digit in (1, 2, 5)]
-    low = max(step for step in steps if step <= min(positive))
-    high = min(step for step in [*steps, 10.0**last] if step > max(positive))
-    ticks = tuple(step for step in steps if low <= step <= high)
-    if len(ticks) > _MAX_TICKS:
-        ticks = tuple(tick for tick in ticks if tick in steps[::3])
-    return Axis(label, low, high, ticks, is_log=True)
 
 
 def line_chart(
-    title: str, x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[Mark] = ()
+    title: str,
+    x: Axis,
+    y: Axis,
+    series: Sequence[Series],
+    marks: Sequence[Mark] = (),
+    levels: Sequence[Level] = (),
 ) -> str:
-    """One line per series."""
-    lines = [
-        f'<polyline class="line" style="stroke:{each.colour}" points="{_path(x, y, each.points)}"/>'
-        for each in series
-        if each.points
-    ]
-    return _frame(title, x, y, [*lines, *_marks(x, marks)])
+    """Each series in its look, the later ones above the earlier; marks and levels on top."""
+    drawn = [part for each in series for part in _series(x, y, each)]
+    return _frame(title, x, y, [*drawn, *_marks(x, marks), *_levels(y, levels)])
 
 
 def stacked_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
@@ -133,6 +99,25 @@ def _frame(title: str, x: Axis, y: Axis, content: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
+def _series(x: Axis, y: Axis, series: Series) -> list[str]:
+    if not series.points:
+        return []
+    colour = f'style="stroke:{series.colour}"'
+    parts = [
+        _line("spread", _x(x, at), _y(y, low), _x(x, at), _y(y, high), colour)
+        for at, low, high in series.spreads
+    ]
+    if series.look != "dots":
+        kind = "line dashed" if series.look == "dashed line" else "line"
+        parts.append(f'<polyline class="{kind}" {colour} points="{_path(x, y, series.points)}"/>')
+    if series.look in ("dots", "line with dots"):
+        # One path of strokes without length, drawn with round ends, is far shorter than circles.
+        dots = "".join(f"M{_x(x, at):.1f},{_y(y, value):.1f}h0" for at, value in series.points)
+        kind = "dots" if series.look == "dots" else "dots large"
+        parts.append(f'<path class="{kind}" {colour} d="{dots}"/>')
+    return parts
+
+
 def _marks(x: Axis, marks: Sequence[Mark]) -> list[str]:
     parts = []
     for mark in marks:
@@ -141,6 +126,15 @@ def _marks(x: Axis, marks: Sequence[Mark]) -> list[str]:
         # Above the plot no line can run through it; near an edge it leans inwards.
         anchor = "end" if at > 0.8 * WIDTH else "start" if at < 0.2 * WIDTH else "middle"
         parts.append(_text(anchor, at, _TOP - 9, mark.label, "mark-label"))
+    return parts
+
+
+def _levels(y: Axis, levels: Sequence[Level]) -> list[str]:
+    parts = []
+    for level in levels:
+        at = _y(y, level.y)
+        parts.append(_line("mark", _LEFT, at, WIDTH - _RIGHT, at))
+        parts.append(_text("end", WIDTH - _RIGHT - 4, at - 5, level.label, "mark-label"))
     return parts
 
 
@@ -156,8 +150,9 @@ def _path(x: Axis, y: Axis, points: Sequence[Point]) -> str:
     return " ".join(f"{_x(x, at):.1f},{_y(y, value):.1f}" for at, value in points)
 
 
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float, more: str = "") -> str:
+    place = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line class="{kind}" {place} {more}/>'
 
 
 def _text(anchor: str, x: float, y: float, text: str, kind: str = "label") -> str:
@@ -167,9 +162,3 @@ def _text(anchor: str, x: float, y: float, text: str, kind: str = "label") -> st
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"
-
-
-def _round_step(step: float) -> float:
-    """The first of 1, 2, 5, 10 … times a power of ten at or above `step`."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * 0.9999)

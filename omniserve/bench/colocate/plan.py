@@ -1,0 +1,112 @@
+"""What a comparison measures: everything that a figure depends on, kept beside the figures."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from omniserve.bench.colocate.contenders import Contender
+from omniserve.bench.colocate.scene import Shape
+from omniserve.bench.colocate.server_plan import Limits
+from omniserve.bench.colocate.workload import BacklogShape
+from omniserve.errors import ConfigError
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SceneChoice:
+    """A frame, a shape of models, and the memory budgets to compare in there."""
+
+    frame: str
+    shape: Shape
+    be_requests_in_kv: tuple[int, ...]
+    """One scene each. Load and objectives are found in the first one, and hold for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Equal plans may be continued by each other."""
+
+    ls_model: str
+    be_model: str
+    """Paths of checkpoints; the second is for scenes of two models."""
+    trace: str
+    ls_prompt_scale: float
+    ls_output_scale: float
+    ls_max_prompt_tokens: int
+    ls_requests_in_kv: int
+    """Latency-sensitive requests of 90th-percentile length that their KV holds."""
+    ls_rate: float | None
+    """Requests per second; None: searched for, where vLLM holds its share."""
+    backlog: BacklogShape
+    limits: Limits
+    scenes: tuple[SceneChoice, ...]
+    rounds: int
+    warm_up_s: float
+    duration_s: float
+    drain_s: float
+    unloaded_s: float
+    seed: int
+    vllm: str | None
+    """Its version; None: without vLLM."""
+    machine: str
+
+    @property
+    def window_s(self) -> float:
+        """Load of one window, its warm-up included."""
+        return self.warm_up_s + self.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class WindowKey:
+    """Names one window within a comparison."""
+
+    scene: str
+    name: str
+
+    @staticmethod
+    def of(scene: str, contender: Contender, round_index: int) -> "WindowKey":
+        return WindowKey(scene, f"{contender.key}-{round_index + 1}")
+
+    @property
+    def path(self) -> Path:
+        return Path("windows", self.scene, self.name)
+
+
+def settle_plan(plan: Plan, directory: Path) -> bool:
+    """Writes the plan where none is; returns whether there was one, which is to be continued.
+
+    Raises ConfigError where the directory holds another one.
+    """
+    path = directory / PLAN_FILE
+    wanted = msgspec.to_builtins(plan)
+    if path.exists():
+        changes = list(_changes(_read(path), wanted))
+        if changes:
+            raise ConfigError(
+                f"--out {directory}: holds a comparison with another plan ({'; '.join(changes)}); "
+                "name another directory, or ask for what it began with"
+            )
+        return True
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(wanted), indent=2) + b"\n")
+    os.replace(unfinished, path)
+    return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    # What was read knows no tuples.
+    new = msgspec.json.decode(msgspec.json.encode(new))
+    names = [name for name in new if old.get(name) != new[name]]
+    return [f"{name}: {old.get(name)!r}, now {new[name]!r}" for name in names]

@@ -1,0 +1,176 @@
+"""From options to a plan: models made where they are missing, traces read, memory counted."""
+
+import os
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omniserve.bench.colocate.fleet import Launch
+from omniserve.bench.colocate.options import ColocateOptions
+from omniserve.bench.colocate.plan import Plan
+from omniserve.bench.colocate.scene import Memory
+from omniserve.bench.colocate.server_plan import BLOCK_TOKENS, Limits
+from omniserve.bench.colocate.vllm_server import vllm_version
+from omniserve.bench.colocate.workload import BacklogShape, Workload
+from omniserve.bench.trace.formats import read_trace
+from omniserve.bench.trace.samples import SAMPLES, sample_trace
+from omniserve.bench.trace.trace import Trace
+from omniserve.bench.trace.transform import scale, without_failed
+from omniserve.errors import ConfigError
+from omniserve.synthetic.create import write_checkpoint
+from omniserve.synthetic.info import ModelReport, model_report
+
+ARCH, PRESET, DTYPE, VOCAB = "qwen3", "100m", "bfloat16", 4096
+"""Of the model that is made."""
+MIN_LS_OUTPUT = 2
+HOST_SPARE = 1.25
+"""Host KV over what the whole backlog takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a comparison needs."""
+
+    plan: Plan
+    workload: Workload
+    memory: Memory
+    launch: Launch
+
+
+def prepare(options: ColocateOptions) -> Prepared:
+    """Raises ConfigError, TraceError or CheckpointError."""
+    version = vllm_version(options.vllm_python) if options.vllm_python else None
+    if version is None and options.ls_rate is None:
+        raise ConfigError(
+            "--ls-rate: without vLLM there is nothing to search a rate by; give one, such as 2"
+        )
+    path = options.model.resolve() if options.model else _own_model()
+    be_path = options.be_model.resolve() if options.be_model else path
+    report = model_report(path)
+    trace = _ls_trace(options)
+    backlog = BacklogShape(options.be_requests, options.be_prompt_tokens, options.be_output_tokens)
+    limits = Limits(
+        report.dtype,
+        _max_model_len(trace, backlog, report),
+        options.max_step_tokens,
+        options.max_running_requests,
+        options.be_tokens_beside_ls,
+    )
+    plan = _plan(options, path, be_path, backlog, limits, version)
+    return Prepared(
+        plan,
+        Workload(trace, backlog, plan.window_s, options.seed),
+        _memory(options, trace, backlog, report),
+        Launch(
+            limits,
+            options.out / "servers",
+            options.vllm_python.absolute() if options.vllm_python and version else None,
+            cache_directory() / "vllm",
+            report.vocab_size,
+        ),
+    )
+
+
+def cache_directory() -> Path:
+    """Where models that are made, and what vLLM compiles, are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "omniserve" / "bench"
+
+
+def machine_text() -> str:
+    """Processor, cores and system."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    cores = len(os.sched_getaffinity(0))
+    return f"{model}, {cores} cores, {platform.system()} {platform.release()}"
+
+
+def _own_model() -> Path:
+    path = cache_directory() / f"{ARCH}-{PRESET}-{DTYPE}-{VOCAB}"
+    if not (path / "config.json").exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(path, arch=ARCH, preset=PRESET, dtype=DTYPE, vocab_size=VOCAB)
+    return path
+
+
+def _ls_trace(options: ColocateOptions) -> Trace:
+    """Prompts are clipped so that, unloaded, each can meet objectives made from the median."""
+    if options.trace in SAMPLES:
+        trace = sample_trace(options.trace)
+    else:
+        trace = read_trace(Path(options.trace))
+    prompts = scale(
+        without_failed(trace),
+        lengths=options.ls_prompt_scale,
+        max_prompt_tokens=options.ls_max_prompt_tokens,
+    )
+    outputs = scale(without_failed(trace), lengths=options.ls_output_scale)
+    kept = tuple(
+        replace(prompt, output_tokens=output.output_tokens)
+        for prompt, output in zip(prompts, outputs, strict=True)
+        # One token alone has no time between tokens.
+        if output.output_tokens >= MIN_LS_OUTPUT
+    )
+    if len(kept) < 2:
+        raise ConfigError(f"--trace {options.trace}: fewer than 2 requests are left to send")
+    return Trace(trace.name, kept)
+
+
+def _max_model_len(trace: Trace, backlog: BacklogShape, report: ModelReport) -> int:
+    longest = max(each.prompt_tokens + each.output_tokens for each in trace)
+    needed = max(longest, backlog.longest_tokens) + 1
+    blocks = -(-needed // BLOCK_TOKENS) * BLOCK_TOKENS
+    if blocks > report.max_positions:
+        raise ConfigError(
+            f"the longest request has {needed} tokens; the model holds {report.max_positions}"
+        )
+    return blocks
+
+
+def _memory(
+    options: ColocateOptions, trace: Trace, backlog: BacklogShape, report: ModelReport
+) -> Memory:
+    totals = sorted(each.prompt_tokens + each.output_tokens for each in trace)
+    long_tokens = totals[int(0.9 * (len(totals) - 1))]
+    return Memory(
+        kv_bytes_per_token=report.kv_bytes_per_token,
+        ls_tokens=max(
+            options.ls_requests_in_kv * long_tokens, _max_model_len(trace, backlog, report)
+        ),
+        be_request_tokens=backlog.request_tokens,
+        host_tokens=int(HOST_SPARE * backlog.num_requests * backlog.request_tokens),
+    )
+
+
+def _plan(
+    options: ColocateOptions,
+    path: Path,
+    be_path: Path,
+    backlog: BacklogShape,
+    limits: Limits,
+    version: str | None,
+) -> Plan:
+    return Plan(
+        ls_model=str(path),
+        be_model=str(be_path),
+        trace=options.trace,
+        ls_prompt_scale=options.ls_prompt_scale,
+        ls_output_scale=options.ls_output_scale,
+        ls_max_prompt_tokens=options.ls_max_prompt_tokens,
+        ls_requests_in_kv=options.ls_requests_in_kv,
+        ls_rate=options.ls_rate,
+        backlog=backlog,
+        limits=limits,
+        scenes=options.scenes,
+        rounds=options.rounds,
+        warm_up_s=options.warm_up_s,
+        duration_s=options.duration_s,
+        drain_s=options.drain_s,
+        unloaded_s=options.unloaded_s,
+        seed=options.seed,
+        vllm=version,
+        machine=machine_text(),
+    )

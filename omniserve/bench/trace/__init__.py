@@ -1,0 +1,1 @@
+"""Traces of requests: reading, describing, changing and making them."""

@@ -1,0 +1,1 @@
+"""A discrete-event simulator around the scheduler that serves."""

@@ -1,0 +1,87 @@
+"""Runs the loads that show what the front adds: real ones, and the same simulated."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from omniserve.bench.run_record import RunRecord
+from omniserve.config import Config
+from omniserve.settings import ModelSettings
+from omniserve.simulate.calibrate_front import (
+    FrontFigures,
+    Load,
+    figures_of,
+    fit_front,
+    front_options,
+    front_streams,
+)
+from omniserve.simulate.others_meter import QUIET_CORES
+from omniserve.simulate.profile import FrontLatency, Profile
+from omniserve.simulate.real_daemon import RealRun, real_daemon
+from omniserve.simulate.resolve import resolve_streams
+from omniserve.simulate.run import simulate
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEffort:
+    """How long the front is measured."""
+
+    duration_s: float
+    """Of each run."""
+    max_rounds: int
+    """Rounds of all loads; those that nobody disturbed are not repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontMeasured:
+    """The front, and what it was found from."""
+
+    latency: FrontLatency
+    real: FrontFigures
+    simulated: FrontFigures
+    """With that front."""
+    others_cores: float
+    """That others used meanwhile, in the worst of the runs that count."""
+
+
+def measure_front(
+    config: Config, model: ModelSettings, profile: Profile, effort: FrontEffort, say: Say
+) -> FrontMeasured:
+    """Starts a daemon of this configuration, with all its models. Raises DaemonFailed."""
+    say("the way between clients and engine, through a daemon")
+    runs = asyncio.run(_run_all(config, model.name, effort, say))
+    real = figures_of({load: run.record for load, run in runs.items()})
+
+    def simulated(front: FrontLatency) -> FrontFigures:
+        engine = replace(config.engine_settings(), models=(model,))
+        profiles = {model.name: replace(profile, front=front)}
+        options = front_options(effort.duration_s)
+        records: dict[Load, RunRecord] = {}
+        for load in Load:
+            streams = resolve_streams(front_streams(load, model.name, options), config)
+            records[load] = simulate(streams, engine, profiles, options)
+        return figures_of(records)
+
+    latency = fit_front(real, simulated)
+    others_cores = max(run.others_cores for run in runs.values())
+    return FrontMeasured(latency, real, simulated(latency), others_cores)
+
+
+async def _run_all(
+    config: Config, model: str, effort: FrontEffort, say: Say
+) -> dict[Load, RealRun]:
+    """For each load the run that others disturbed least."""
+    runs: dict[Load, RealRun] = {}
+    options = front_options(effort.duration_s)
+    async with real_daemon(config) as daemon:
+        for _ in range(effort.max_rounds):
+            for load in Load:
+                if load in runs and runs[load].others_cores <= QUIET_CORES:
+                    continue
+                run = await daemon.run(front_streams(load, model, options), options)
+                say(f"  {load.value}: others used {run.others_cores:.2f} cores meanwhile")
+                if load not in runs or run.others_cores < runs[load].others_cores:
+                    runs[load] = run
+    return runs

@@ -1,0 +1,140 @@
+"""The subcommand `omniserve simulate` and what it holds."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omniserve.argument_types import number, whole_number
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_MAX_S = 864_000
+_DEFAULT_OUT = Path("out/simulation")
+
+
+def add_simulate_commands(subparsers: "Subparsers") -> None:
+    """Register `simulate`; the handlers of its commands return exit codes."""
+    from omniserve.simulate.calibrate_command import add_calibrate_command
+    from omniserve.simulate.roofline_command import add_roofline_command
+    from omniserve.simulate.validate_command import add_validate_command
+
+    parser = subparsers.add_parser(
+        "simulate",
+        help="replay traces against a simulated engine",
+        description="Runs the scheduler that serves on a clock of its own, with step times from a "
+        "profile: hours of a trace in minutes, on machines that are not there.",
+        epilog="`omniserve simulate COMMAND --help` tells more about a command.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run_command(commands)
+    add_calibrate_command(commands)
+    add_validate_command(commands)
+    add_roofline_command(commands)
+
+
+def _add_run_command(subparsers: "Subparsers") -> None:
+    from omniserve.bench.load.options import LoadOptions
+    from omniserve.bench.load.stream_arguments import add_stream_arguments
+
+    defaults = LoadOptions()
+    parser = subparsers.add_parser(
+        "run",
+        help="simulate a run and report",
+        description="Simulates what a daemon of a configuration would do under streams of "
+        "requests, given as for `omniserve bench run`, and writes run, summary and page into a "
+        "directory, as that does. Equal arguments give equal results.",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=Path("examples/demo.yaml"),
+        help="the daemon's configuration; its models need not be there (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="step times of a model, from `omniserve simulate calibrate` or `roofline`; several "
+        "models may have one each, a single one stands for all",
+    )
+    add_stream_arguments(parser)
+    parser.add_argument(
+        "--rate",
+        type=number("times the load", 0.001, 1000),
+        metavar="N",
+        default=1.0,
+        help="requests of traces come N times as fast (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--engines",
+        type=whole_number(1, 1024),
+        metavar="N",
+        default=1,
+        help="engines, each with all models; requests go to the one with the fewest "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--duration-s",
+        type=number("seconds", 1, _MAX_S),
+        metavar="S",
+        help="length of the measured part (default: to the end of the longest trace)",
+    )
+    for option, default, text in (
+        ("--warm-up-s", defaults.warm_up_s, "load before the measured part"),
+        ("--drain-s", defaults.drain_s, "how long requests of traces may go on after it"),
+    ):
+        parser.add_argument(
+            option,
+            type=number("seconds", 0, _MAX_S),
+            metavar="S",
+            default=default,
+            help=f"{text} (default: %(default)g)",
+        )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, 1 << 31),
+        metavar="N",
+        default=defaults.seed,
+        help="same seed, same run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=_DEFAULT_OUT,
+        help="where run, summary and page go, in place of those there (default: %(default)s)",
+    )
+    parser.add_argument("--title", default="", help="what the report calls the run")
+    parser.add_argument(
+        "--summary-only",
+        action="store_true",
+        help="do not write the run itself, which holds every token's time",
+    )
+    parser.set_defaults(handler=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from omniserve.simulate.session import SimulationRequest, run_session
+
+    run_session(
+        SimulationRequest(
+            config=args.config,
+            profiles=args.profile,
+            streams=args.stream,
+            backlogs=args.backlog,
+            rate=args.rate,
+            num_engines=args.engines,
+            duration_s=args.duration_s,
+            warm_up_s=args.warm_up_s,
+            drain_s=args.drain_s,
+            seed=args.seed,
+            out=args.out,
+            title=args.title or args.out.resolve().name,
+            is_summary_only=args.summary_only,
+        )
+    )
+    return 0

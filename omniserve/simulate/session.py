@@ -1,0 +1,128 @@
+"""From files and texts to a simulated run, its report, and what is printed of it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from omniserve.bench.load.options import LoadOptions
+from omniserve.bench.load.stream_arguments import streams_of
+from omniserve.bench.load.streams import Stream, TraceStream
+from omniserve.bench.report.files import PAGE_FILE, write_report
+from omniserve.bench.report.table import render
+from omniserve.bench.run_files import save_run
+from omniserve.bench.run_record import RunRecord
+from omniserve.config import load_config
+from omniserve.simulate.profile import load_profile
+from omniserve.simulate.resolve import class_by_tier, profile_by_model, resolve_streams, scaled
+from omniserve.simulate.run import OnProgress, simulate
+from omniserve.terminal import make_console
+
+_RECIPE_S = 600.0
+"""Length of what a recipe makes, and of a run without a trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationRequest:
+    """What `omniserve simulate run` was told."""
+
+    config: Path
+    profiles: Sequence[Path]
+    streams: Sequence[str]
+    backlogs: Sequence[str]
+    rate: float
+    num_engines: int
+    duration_s: float | None
+    """None: to the end of the longest trace."""
+    warm_up_s: float
+    drain_s: float
+    seed: int
+    out: Path
+    title: str
+    is_summary_only: bool
+
+
+def run_session(request: SimulationRequest) -> RunRecord:
+    """Simulates, writes and prints.
+
+    Raises:
+        ConfigError: a file or a field is not as it has to be; the message names it.
+        OSError: the directory cannot be written.
+    """
+    console = make_console()
+    profiles = [load_profile(path) for path in request.profiles]
+    config = load_config(request.config, profiles[0].machine)
+    streams = resolve_streams(_streams(request), config)
+    options = LoadOptions(
+        duration_s=request.duration_s or max(1.0, _longest_s(streams) - request.warm_up_s),
+        warm_up_s=request.warm_up_s,
+        drain_s=request.drain_s,
+        seed=request.seed,
+        title=request.title,
+    )
+    started_s = time.monotonic()
+    with _progress(console, options.duration_s) as on_progress:
+        record = simulate(
+            streams,
+            config.engine_settings(profiles[0].machine),
+            profile_by_model(profiles, config),
+            options,
+            request.num_engines,
+            class_by_tier(config),
+            on_progress,
+        )
+    elapsed_s = time.monotonic() - started_s
+    record.facts |= {"rate": request.rate, "simulated in": f"{elapsed_s:.1f} s"}
+    _write(request, record, console)
+    console.print(
+        f"simulated {len(record.requests):,} requests, {options.duration_s:,.0f} s of load, in "
+        f"{elapsed_s:.1f} s"
+    )
+    return record
+
+
+def _streams(request: SimulationRequest) -> list[Stream]:
+    if request.duration_s is None:
+        total_s = _RECIPE_S
+    else:
+        total_s = request.warm_up_s + request.duration_s
+    streams = streams_of(
+        request.streams, request.backlogs, total_s=total_s * request.rate, seed=request.seed
+    )
+    return scaled(streams, request.rate)
+
+
+def _longest_s(streams: Sequence[Stream]) -> float:
+    """A backlog has no end of its own."""
+    lengths = [stream.trace.duration_s for stream in streams if isinstance(stream, TraceStream)]
+    return max(lengths, default=_RECIPE_S)
+
+
+def _write(request: SimulationRequest, record: RunRecord, console: Console) -> None:
+    request.out.mkdir(parents=True, exist_ok=True)
+    if not request.is_summary_only:
+        save_run(record, request.out)
+    console.print(render(write_report(record, request.out)))
+    console.print(f"\nreport: {request.out / PAGE_FILE}", soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console, duration_s: float) -> Iterator[OnProgress]:
+    """A bar on a terminal; a pipe gets nothing, for the end tells all."""
+    bar = Progress(
+        TextColumn("simulating"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} s"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("run", total=duration_s)
+        yield lambda share: bar.update(task, completed=share * duration_s)

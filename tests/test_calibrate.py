@@ -1,0 +1,315 @@
+"""Calibration: what is measured, and what is made of it."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
+from omniserve.errors import CheckpointError
+from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
+from omniserve.simulate.calibrate_cases import Limits, Scene, scenes, thin
+from omniserve.simulate.calibrate_engine import TimedEngine
+from omniserve.simulate.calibrate_fit import TooFewSteps, fit_steps, observe
+from omniserve.simulate.calibrate_front import FrontFigures, Load, figures_of, fit_front
+from omniserve.simulate.calibrate_host_fit import fit_host
+from omniserve.simulate.calibrate_messages import (
+    HostMeasured,
+    HostSample,
+    MeasureSteps,
+    StepSample,
+)
+from omniserve.simulate.calibrate_process import measuring
+from omniserve.simulate.calibrate_scenes import limits_of, run_scene
+from omniserve.simulate.nonnegative import nonnegative_least_squares
+from omniserve.simulate.profile import FrontLatency
+from omniserve.simulate.step_time import StepCosts, StepShape
+
+LIMITS = Limits(
+    kv_tokens=16384,
+    block_tokens=32,
+    max_model_len=8192,
+    max_running_requests=64,
+    max_step_tokens=512,
+)
+TRUE_COSTS = StepCosts(
+    overhead_s=5e-4,
+    dense_ladder=((1, 1e-3), (8, 1.2e-3), (64, 4e-3), (512, 3e-2)),
+    decode_row_s=1e-5,
+    decode_context_token_s=2e-8,
+    prefill_pair_s=3e-9,
+)
+
+
+def shapes() -> list[StepShape]:
+    """Decode batches of several contexts, and prompts of several lengths and places."""
+    decodes = [
+        StepShape(num_decode_rows=rows, decode_context_tokens=rows * context, num_sampled_rows=rows)
+        for rows in (1, 2, 4, 8, 16, 32, 64)
+        for context in (32, 512, 4096)
+    ]
+    prompts = [
+        StepShape(
+            num_prefill_tokens=tokens,
+            prefill_pairs=tokens * start + tokens * (tokens + 1) // 2,
+            num_sampled_rows=1,
+        )
+        for tokens in (2, 8, 32, 64, 128, 256, 512)
+        for start in (0, 512, 4096)
+    ]
+    return decodes + prompts
+
+
+def samples(factor: float = 1.0, others_cores: float = 0.0) -> list[StepSample]:
+    made = []
+    for scene, shape in enumerate(shapes()):
+        seconds = factor * TRUE_COSTS.step_s(shape)
+        around_s = factor * TRUE_COSTS.overhead_s
+        made.append(
+            StepSample(scene, 0, shape, seconds, seconds - around_s, around_s, others_cores)
+        )
+    return made
+
+
+class TestScenes:
+    @given(
+        st.builds(
+            Limits,
+            kv_tokens=st.integers(64, 1 << 18),
+            block_tokens=st.sampled_from((16, 32)),
+            max_model_len=st.integers(64, 1 << 15),
+            max_running_requests=st.integers(1, 300),
+            max_step_tokens=st.integers(16, 4096),
+        )
+    )
+    def test_nobody_of_a_scene_has_to_wait(self, limits: Limits) -> None:
+        for scene in scenes(limits):
+            num = scene.num_decodes + (scene.joining_prompt > 0)
+            blocks_each = -(-(scene.context + scene.num_steps) // limits.block_tokens)
+            prompt_blocks = -(-scene.joining_prompt // limits.block_tokens)
+            blocks = scene.num_decodes * blocks_each + prompt_blocks
+            assert blocks * limits.block_tokens <= limits.kv_tokens
+            assert num <= limits.max_running_requests
+            assert scene.context + scene.num_steps <= limits.max_model_len
+
+    def test_a_usual_model_gets_every_kind(self) -> None:
+        found = scenes(LIMITS)
+        assert max(scene.num_decodes for scene in found) == LIMITS.max_running_requests
+        assert max(scene.context for scene in found) > 8000
+        assert any(scene.joining_prompt for scene in found)
+        assert len(found) == len(set(found))
+
+    def test_thinning_keeps_both_ends(self) -> None:
+        found = scenes(LIMITS)
+        kept = thin(found, 10)
+        assert len(kept) == 10
+        assert (kept[0], kept[-1]) == (found[0], found[-1])
+        assert thin(found, 1000) == found
+
+
+class TestNonnegativeLeastSquares:
+    @settings(max_examples=30)
+    @given(st.integers(0, 1 << 30))
+    def test_no_subset_of_coefficients_does_better(self, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        matrix, target = draw.normal(size=(8, 4)), draw.normal(size=8)
+        found = nonnegative_least_squares(matrix, target)
+        assert (found >= 0).all()
+        assert np.linalg.norm(matrix @ found - target) <= _best_residual(matrix, target) + 1e-9
+
+    def test_coefficients_that_are_not_negative_are_found(self) -> None:
+        draw = np.random.default_rng(1)
+        matrix, wanted = draw.uniform(size=(20, 3)), np.array([2.0, 0.0, 1e-7])
+        assert nonnegative_least_squares(matrix, matrix @ wanted) == pytest.approx(wanted, abs=1e-9)
+
+
+def _best_residual(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> float:
+    """By trying all sets of coefficients that are free: the others are 0."""
+    best = float(np.linalg.norm(target))
+    for size in range(1, matrix.shape[1] + 1):
+        for columns in combinations(range(matrix.shape[1]), size):
+            part = matrix[:, columns]
+            solution = np.linalg.lstsq(part, target, rcond=None)[0]
+            if (solution >= 0).all():
+                best = min(best, float(np.linalg.norm(part @ solution - target)))
+    return best
+
+
+class TestFitSteps:
+    def test_steps_that_follow_the_model_are_told(self) -> None:
+        fit = fit_steps(observe(samples()))
+        for shape in shapes():
+            assert fit.costs.step_s(shape) == pytest.approx(TRUE_COSTS.step_s(shape), rel=0.02)
+        between = StepShape(num_decode_rows=24, decode_context_tokens=24 * 1000)
+        assert fit.costs.step_s(between) == pytest.approx(TRUE_COSTS.step_s(between), rel=0.1)
+        assert fit.costs.overhead_s == pytest.approx(TRUE_COSTS.overhead_s, rel=0.01)
+        assert fit.held_out_median_error < 0.1
+        assert fit.quiet_share == 1.0
+
+    def test_what_others_disturbed_does_not_count(self) -> None:
+        quiet = fit_steps(observe(samples()))
+        both = fit_steps(observe(samples() + samples(5.0, others_cores=1.0)))
+        assert both.costs == quiet.costs
+
+    def test_of_disturbed_steps_the_shortest_count(self) -> None:
+        fit = fit_steps(observe(samples(1.0, 0.5) + samples(5.0, others_cores=1.0)))
+        assert fit.quiet_share == 0.0
+        shape = shapes()[0]
+        assert fit.costs.step_s(shape) == pytest.approx(TRUE_COSTS.step_s(shape), rel=0.05)
+
+    def test_the_spread_of_steps_is_kept(self) -> None:
+        factors = (0.9, 1.0, 1.0, 1.0, 1.5)
+        fit = fit_steps(observe([each for factor in factors for each in samples(factor)]))
+        assert fit.ratio_quantiles[0] == pytest.approx(0.9)
+        assert fit.ratio_quantiles[-1] == pytest.approx(1.5)
+        assert list(fit.ratio_quantiles) == sorted(fit.ratio_quantiles)
+
+    def test_the_hosts_part_is_no_part_of_a_devices_pipeline(self) -> None:
+        fit = fit_steps(observe(samples()), pipeline_depth=2)
+        shape = shapes()[0]
+        device_s = fit.costs.step_s(shape) - fit.costs.overhead_s
+        assert device_s == pytest.approx(TRUE_COSTS.step_s(shape), rel=0.02)
+        assert fit.launch_s > 0.0
+
+    def test_too_few_steps_are_refused(self) -> None:
+        with pytest.raises(TooFewSteps, match="3 kinds"):
+            fit_steps(observe(samples()[:3]))
+
+
+class TestFitHost:
+    BYTES_PER_S, ROW_S, DELAY_S, LANE_ROW_S = 4e9, 2e-5, 3e-4, 5e-5
+    NUM_LAYERS = 4
+
+    def busy(self, context: int) -> HostSample:
+        """The host sets the pace: 1000 rows a second are read one after the other."""
+        num_rows, row_bytes = 1000, context * 1024
+        seconds = num_rows * (self.ROW_S + row_bytes / self.BYTES_PER_S)
+        return self.sample(0, 32, context, seconds, num_rows, num_rows * row_bytes, 500)
+
+    def alone(self) -> HostSample:
+        lane_share = 1 / self.NUM_LAYERS
+        step_s = TRUE_COSTS.step_s(StepShape(num_lane_rows=lane_share))
+        hop_s = step_s + lane_share * self.LANE_ROW_S + self.ROW_S + 1024 / self.BYTES_PER_S
+        return self.sample(0, 1, 1, 100 * (hop_s + self.DELAY_S), 100, 100 * 1024, 100)
+
+    def beside_ls(self) -> HostSample:
+        shape = StepShape(num_decode_rows=4, decode_context_tokens=400, num_lane_rows=8.0)
+        seconds = 100 * (TRUE_COSTS.step_s(shape) + 8 * self.LANE_ROW_S)
+        return self.sample(4, 64, 100, seconds, 100 * 8 * self.NUM_LAYERS, 1, 100)
+
+    def sample(
+        self,
+        num_ls: int,
+        num: int,
+        context: int,
+        seconds: float,
+        rows: int,
+        num_bytes: int,
+        steps: int,
+    ) -> HostSample:
+        return HostSample(seconds, steps, num_ls, 100 * num_ls, num, context, rows, 0, num_bytes)
+
+    def test_each_part_is_found(self) -> None:
+        measured = HostMeasured(
+            (self.alone(), self.busy(64), self.busy(2048), self.beside_ls()), 7e9, None
+        )
+        host, costs = fit_host(measured, TRUE_COSTS, self.NUM_LAYERS)
+        assert host.kv_bytes_per_s == pytest.approx(self.BYTES_PER_S, rel=0.01)
+        assert host.task_overhead_s == pytest.approx(self.ROW_S, rel=0.01)
+        assert host.result_delay_s == pytest.approx(self.DELAY_S, rel=0.02)
+        assert host.copy_bytes_per_s == 7e9
+        assert costs.lane_row_s == pytest.approx(self.LANE_ROW_S, rel=0.01)
+        assert replace(costs, lane_row_s=0.0) == TRUE_COSTS
+
+
+class TestFitFront:
+    STEP_S, PROMPT_S, NUM = 2e-3, 3e-3, 8
+
+    def figures(self, front: FrontLatency) -> FrontFigures:
+        """An engine whose steps all take the same."""
+        lone_s = self.STEP_S + front.stolen_s_per_step + front.stolen_s_per_token
+        full_s = self.STEP_S + front.stolen_s_per_step + self.NUM * front.stolen_s_per_token
+        return FrontFigures(
+            ttft_s=self.PROMPT_S + front.ttft_s + front.stolen_s_per_request,
+            tpot_s=lone_s,
+            token_s=full_s / self.NUM,
+            request_s=self.PROMPT_S + full_s / self.NUM + front.stolen_s_per_request,
+        )
+
+    @pytest.mark.parametrize(
+        "front",
+        [
+            FrontLatency(),
+            FrontLatency(ttft_s=4e-3, token_s=2e-3),
+            FrontLatency(4e-3, 2e-3, 1e-3, 3e-4, 2e-4),
+            FrontLatency(4e-3, 2e-3, 0.0, 0.0, 2e-4),
+        ],
+    )
+    def test_the_front_that_was_there_is_found(self, front: FrontLatency) -> None:
+        found = fit_front(self.figures(front), self.figures)
+        assert self.figures(found) == pytest.approx(self.figures(front))
+        assert found.stolen_s_per_token == pytest.approx(front.stolen_s_per_token)
+
+    def test_nothing_is_negative(self) -> None:
+        """Noise may make a daemon look faster than its engine."""
+        found = fit_front(FrontFigures(1e-3, 1e-3, 1e-4, 1e-3), self.figures)
+        assert found == FrontLatency()
+
+    def test_figures_are_of_the_measured_part(self) -> None:
+        def record(load: Load, times_s: list[float]) -> RunRecord:
+            request = RequestRecord(load.value, 0, times_s[0] - 0.5, 64, 16)
+            request.token_times_s, request.outcome = times_s, "done"
+            info = StreamInfo(load.value, "best_effort", "m")
+            return RunRecord("", "", [info], duration_s=10.0, requests=[request])
+
+        found = figures_of(
+            {
+                Load.ALONE: record(Load.ALONE, [1.0, 1.1, 1.2]),
+                Load.LONG: record(Load.LONG, [9.0, 9.5, 10.5]),
+                Load.SHORT: record(Load.SHORT, [1.0, 2.0, 3.0, 4.0]),
+            }
+        )
+        assert found.ttft_s == pytest.approx(0.5)
+        assert found.tpot_s == pytest.approx(0.1)
+        assert found.token_s == pytest.approx(5.0)
+        assert found.request_s == pytest.approx(5.0)
+
+
+class TestMeasuring:
+    def test_scenes_are_run_as_planned(self, tiny_checkpoint: Path) -> None:
+        model = ModelSettings("tiny", str(tiny_checkpoint), "float32", device_kv_bytes=4 << 20)
+        engine = TimedEngine(
+            EngineSettings(DeviceSettings("cpu", threads=1), (model,)), "tiny", seed=1
+        )
+        try:
+            assert limits_of(engine).max_step_tokens == model.max_step_tokens
+            taken = run_scene(engine, 7, Scene(3, 20, 4, joining_prompt=10))
+            assert not engine.engine.has_unfinished
+        finally:
+            engine.close()
+        assert {sample.scene for sample in taken} == {7}
+        kinds = Counter(
+            (sample.shape.num_decode_rows, sample.shape.num_prefill_tokens) for sample in taken
+        )
+        assert kinds == {(0, 60): 1, (3, 0): 4, (3, 10): 1}
+        first, *decodes = [sample.shape for sample in taken[:5]]
+        assert first.prefill_pairs == 3 * 20 * 21 // 2
+        assert [shape.decode_context_tokens for shape in decodes] == [63, 66, 69, 72]
+        assert all(sample.seconds > sample.layers_s > 0 for sample in taken)
+
+    def test_what_the_engine_cannot_do_is_said(self, tmp_path: Path) -> None:
+        command = MeasureSteps(
+            EngineSettings(DeviceSettings("cpu"), (ModelSettings("m", str(tmp_path)),)),
+            "m",
+            budget_s=1.0,
+            seed=0,
+            max_scenes=1,
+        )
+        with measuring(command) as answers, pytest.raises(CheckpointError, match="config.json"):
+            list(answers)

@@ -1,0 +1,235 @@
+"""The simulated engine: times by hand, and the same plans as the engine that serves."""
+
+from array import array
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from engine_builders import make_engine, make_model_settings, make_request, run_all
+from simulate_builders import (
+    NUM_LAYERS,
+    backlog,
+    chats,
+    make_profile,
+    make_settings,
+    of_stream,
+    run_simulation,
+)
+
+from omniserve.engine.core import Engine
+from omniserve.requests import SamplingParams, ServiceClassName
+from omniserve.settings import EngineSettings
+from omniserve.simulate.agenda import Agenda
+from omniserve.simulate.clock import Clock
+from omniserve.simulate.fleet import Fleet
+from omniserve.simulate.profile import FrontLatency
+from omniserve.simulate.step_time import StepCosts
+from omniserve.synthetic.info import model_report
+from scheduler import Request, Scheduler, ServiceClass, StepPlan
+
+FLAT = StepCosts(overhead_s=0.0, dense_ladder=((1, 0.8),))
+"""Every step takes 0.8 s, 0.1 s a layer."""
+
+
+def test_one_request_takes_what_its_steps_cost() -> None:
+    prompt, output = 100, 4
+    costs = StepCosts(
+        1e-3, ((1, 8e-3),), decode_context_token_s=2e-6, prefill_pair_s=1e-6, sampled_row_s=5e-4
+    )
+    settings = make_settings(max_step_tokens=64)
+    record = run_simulation([chats([(1.0, prompt, output)])], settings, make_profile(costs))
+    (request,) = record.requests
+    # Two chunks, of which the second samples; together they attend to 1 + 2 + .. + 100 tokens.
+    expected = [1.0 + 2 * 9e-3 + prompt * (prompt + 1) / 2 * 1e-6 + 5e-4]
+    for context in range(prompt + 1, prompt + output):
+        expected.append(expected[-1] + 9e-3 + context * 2e-6 + 5e-4)
+    assert request.token_times_s == pytest.approx(expected)
+    assert request.outcome == "done"
+    assert request.ended_s == pytest.approx(expected[-1])
+
+
+def test_front_adds_to_the_first_token_on_the_way_in_and_to_all_on_the_way_out() -> None:
+    streams = [chats([(1.0, 10, 3)])]
+    plain = run_simulation(streams).requests[0]
+    profile = replace(make_profile(), front=FrontLatency(ttft_s=0.5, token_s=0.2))
+    seen = run_simulation(streams, profile=profile).requests[0]
+    assert seen.token_times_s == pytest.approx([time + 0.5 for time in plain.token_times_s])
+
+
+def test_front_steals_time_from_the_engine() -> None:
+    streams = [chats([(1.0, 10, 3)])]
+    plain = run_simulation(streams).requests[0].token_times_s
+    front = FrontLatency(stolen_s_per_request=0.1, stolen_s_per_token=0.01)
+    profile = replace(make_profile(), front=front)
+    seen = run_simulation(streams, profile=profile).requests[0].token_times_s
+    assert seen == pytest.approx([plain[0] + 0.1, plain[1] + 0.11, plain[2] + 0.12])
+
+
+@pytest.mark.parametrize(("arrival_s", "boundary_s"), [(0.25, 0.3), (0.3, 0.3), (0.75, 0.8)])
+def test_best_effort_step_stops_at_a_layer_for_an_arrival(
+    arrival_s: float, boundary_s: float
+) -> None:
+    assert NUM_LAYERS == 8
+    chat_stream = chats([(arrival_s, 10, 1)])
+    record = run_simulation(
+        [backlog(1, [(10, 3)]), chat_stream], profile=make_profile(FLAT), duration_s=2.0
+    )
+    (chat,), batch = of_stream(record, "chat"), of_stream(record, "batch")[0]
+    assert chat.token_times_s == pytest.approx([boundary_s + 0.8])
+    assert batch.token_times_s[0] == pytest.approx(1.6)
+
+
+def test_latency_sensitive_step_does_not_stop_for_an_arrival() -> None:
+    streams = [chats([(0.0, 10, 1), (0.25, 10, 1)])]
+    record = run_simulation(streams, profile=make_profile(FLAT))
+    assert [each.token_times_s for each in record.requests] == [
+        pytest.approx([0.8]),
+        pytest.approx([1.6]),
+    ]
+
+
+@pytest.mark.parametrize(("overhead_s", "token_s"), [(0.1, 0.8), (2.0, 2.0)])
+def test_plans_ahead_hide_the_shorter_of_host_and_device(overhead_s: float, token_s: float) -> None:
+    costs = StepCosts(overhead_s, ((1, 0.8),))
+    profile = replace(make_profile(costs), pipeline_depth=2)
+    times = run_simulation([chats([(0.0, 10, 9)])], profile=profile).requests[0].token_times_s
+    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    # The last token needs no plan beside it.
+    assert gaps[:-1] == pytest.approx([token_s] * (len(gaps) - 1))
+
+
+def test_slow_steps_are_drawn_from_the_measured_ratios() -> None:
+    profile = replace(make_profile(FLAT), step_ratio_quantiles=(1.0, 1.0, 1.0, 3.0))
+    times = run_simulation([chats([(0.0, 10, 400)])], profile=profile, duration_s=2000.0)
+    steps = [b - a for a, b in zip(*_shifted(times.requests[0].token_times_s), strict=True)]
+    assert min(steps) == pytest.approx(0.8)
+    assert max(steps) > 2.3
+    # A third of them lies between 1 and 3 times, evenly.
+    assert sum(steps) / len(steps) == pytest.approx(0.8 * 4 / 3, rel=0.07)
+
+
+def _shifted(times: list[float]) -> tuple[list[float], list[float]]:
+    return times[:-1], times[1:]
+
+
+def test_what_can_never_run_fails_and_says_why() -> None:
+    clock = Clock()
+    refused = []
+    fleet = Fleet(
+        1,
+        make_settings(),
+        {"m": make_profile()},
+        clock,
+        agenda := Agenda(clock),
+        Random(0),
+        lambda model, sampled, finished: None,
+        lambda model, request, error: refused.append((request.request_id, error)),
+    )
+    fleet.submit("m", _request("r", 5000, 1, "latency_sensitive"))
+    while agenda.next_s is not None:
+        agenda.do_next()
+    assert [request_id for request_id, _ in refused] == ["r"]
+    assert "5000" in refused[0][1]
+
+
+REQUESTS: tuple[tuple[str, int, int, ServiceClassName], ...] = (
+    ("b0", 90, 30, "best_effort"),
+    ("b1", 70, 12, "best_effort"),
+    ("l0", 50, 9, "latency_sensitive"),
+    ("b2", 100, 5, "best_effort"),
+    ("l1", 33, 20, "latency_sensitive"),
+    ("l2", 120, 3, "latency_sensitive"),
+)
+"""More than the device holds: some are preempted and computed again."""
+
+
+@pytest.mark.parametrize("pipeline_depth", [1, 2])
+def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: int) -> None:
+    bytes_per_token = model_report(tiny_checkpoint).kv_bytes_per_token
+    settings = make_model_settings(
+        tiny_checkpoint,
+        device_kv_bytes=bytes_per_token * 16 * 13,
+        block_size=16,
+        max_step_tokens=48,
+        best_effort_tokens_beside_ls=8,
+    )
+    engine = make_engine(settings, pipeline_depth=pipeline_depth)
+    assert engine.models[0].kv_bytes_per_token == bytes_per_token
+    real = _noted_plans(engine.runtime("tiny").scheduler)
+    _run_real(engine)
+
+    profile = replace(
+        make_profile(), kv_bytes_per_token=bytes_per_token, pipeline_depth=pipeline_depth
+    )
+    clock = Clock()
+    agenda = Agenda(clock)
+    fleet = Fleet(
+        1,
+        EngineSettings(make_settings().device, (settings,)),
+        {"tiny": profile},
+        clock,
+        agenda,
+        Random(0),
+        lambda model, sampled, finished: None,
+        lambda model, request, error: pytest.fail(error),
+    )
+    simulated = _noted_plans(fleet.engines[0].models["tiny"].scheduler)
+    for request in REQUESTS:
+        fleet.submit("tiny", _request(*request))
+    while agenda.next_s is not None:
+        agenda.do_next()
+    assert any(plan.preempted_ids for plan in real), "the case is too easy"
+    assert _rows(simulated) == _rows(real)
+
+
+def _run_real(engine: Engine) -> None:
+    run_all(
+        engine,
+        [
+            make_request(
+                request_id,
+                _prompt(request_id, prompt),
+                SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=output),
+                service_class,
+            )
+            for request_id, prompt, output, service_class in REQUESTS
+        ],
+    )
+    engine.close()
+
+
+def _prompt(request_id: str, num_tokens: int) -> list[int]:
+    """No two requests begin alike."""
+    return [ord(request_id[0]), ord(request_id[-1]), *range(1, num_tokens - 1)]
+
+
+def _request(request_id: str, prompt: int, output: int, service_class: ServiceClassName) -> Request:
+    return Request(
+        request_id=request_id,
+        service_class=ServiceClass(service_class),
+        tier="",
+        arrival_s=0.0,
+        token_ids=array("q", _prompt(request_id, prompt)),
+        max_tokens=output,
+    )
+
+
+def _noted_plans(scheduler: Scheduler) -> list[StepPlan]:
+    """Plans of a scheduler, as they are made from now on."""
+    plans: list[StepPlan] = []
+    depart = scheduler._flights.depart
+
+    def note(plan: StepPlan) -> None:
+        plans.append(plan)
+        depart(plan)
+
+    scheduler._flights.depart = note  # type: ignore[method-assign]
+    return plans
+
+
+def _rows(plans: list[StepPlan]) -> list[list[tuple[str, int, int, bool]]]:
+    return [
+        [(rows.request_id, rows.start, rows.num_tokens, rows.samples) for rows in plan.rows]
+        for plan in plans
+    ]

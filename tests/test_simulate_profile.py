@@ -1,0 +1,60 @@
+"""Profiles on disk."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from simulate_builders import make_profile
+
+from omniserve.errors import ConfigError
+from omniserve.machine import Machine
+from omniserve.simulate.profile import FrontLatency, Profile, load_profile, save_profile
+from omniserve.simulate.step_time import LinearStepTime, StepCosts
+from scheduler.offload_rule import DeviceSpeed, HostSpeed
+
+
+def full_profile() -> Profile:
+    """With a value in every field."""
+    profile = make_profile()
+    assert profile.host is not None
+    speed = HostSpeed(DeviceSpeed(1.0, 2.0, 3.0), DeviceSpeed(4.0, 5.0, 6.0), 7.0)
+    return replace(
+        profile,
+        step_time=LinearStepTime(profile.step_time.alone, StepCosts(0.5, ((1, 1.0),))),
+        host=replace(profile.host, speed=speed),
+        front=FrontLatency(0.1, 0.2, 0.3, 0.4),
+        step_ratio_quantiles=(0.9, 1.0, 1.5),
+        machine=Machine(4, 1 << 30, 1 << 29),
+    )
+
+
+def test_profile_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(full_profile(), path)
+    assert load_profile(path) == full_profile()
+    assert [each.name for each in tmp_path.iterdir()] == ["profile.json"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"num_layers": 8', '"num_layers": "many"', "num_layers"),
+        ('"num_layers": 8,', "", "num_layers"),
+        ("[\n          101,", "[\n          1,", "dense_ladder"),
+        ("{", "(", "not a profile"),
+    ],
+)
+def test_what_is_no_profile_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / "profile.json"
+    save_profile(make_profile(), path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_profile(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none.json: cannot be read"):
+        load_profile(tmp_path / "none.json")
