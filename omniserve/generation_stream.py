@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
 from omniserve.errors import EngineError, OmniServeError, RequestCancelled
-from omniserve.generation import Choice, Chunk, GenerationResult
+from omniserve.generation import Choice, Chunk, GenerationResult, Usage
 from omniserve.output_buffer import OutputBuffer
 from omniserve.request_record import RequestRecord
 from omniserve.requests import EngineRequest, RequestOutput, TokenLogprob
@@ -44,6 +45,7 @@ class GenerationStream:
         self._record = record
         self._buffer = OutputBuffer()
         self._num_unfinished = len(sequences)
+        self._num_taken_tokens = 0
         self._pumps: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -75,6 +77,7 @@ class GenerationStream:
         index, output = await self._buffer.take()
         if output.finish_reason is not None:
             self._num_unfinished -= 1
+        self._num_taken_tokens += len(output.token_ids)
         return Chunk(
             index=index,
             text=output.text,
@@ -84,6 +87,13 @@ class GenerationStream:
             stop_reason=output.stop_reason,
             usage=None if self._num_unfinished else self._record.usage,
         )
+
+    @property
+    def usage_so_far(self) -> Usage:
+        """Of the chunks that were taken; the engine may be ahead of them."""
+        usage, num_taken = self._record.usage, self._num_taken_tokens
+        num_piggybacked = min(usage.num_piggybacked_tokens, num_taken)
+        return replace(usage, num_output_tokens=num_taken, num_piggybacked_tokens=num_piggybacked)
 
     async def result(self) -> GenerationResult:
         """Everything, once it is complete."""

@@ -78,6 +78,7 @@ class ModelInfo:
     """Bytes of the device KV pool that was really allocated."""
     num_parameters: int
     eos_token_ids: tuple[int, ...]
+    num_layers: int
 
 
 @dataclass(frozen=True, slots=True)

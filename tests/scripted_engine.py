@@ -138,6 +138,7 @@ def model_info(model: ModelSettings) -> ModelInfo:
         vocab_size=4096,
         max_model_len=model.max_model_len or 4096,
         kv_bytes_per_token=KV_BYTES_PER_TOKEN,
+        num_layers=2,
         device_kv_bytes=model.device_kv_bytes,
         num_parameters=1,
         eos_token_ids=(0,),

@@ -68,6 +68,15 @@ async def half_piggybacked(request: EngineRequest) -> AsyncGenerator[RequestOutp
         yield make_output(request, place, num_tokens, num_piggybacked_tokens=(place + 1) // 2)
 
 
+async def held_back(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+    """As many tokens as asked for; all text comes with the last, as with a long stop string."""
+    num_tokens = request.sampling.max_tokens or 1
+    for place in range(num_tokens):
+        await asyncio.sleep(0)
+        text = "".join(f"{each} " for each in range(num_tokens)) if place == num_tokens - 1 else ""
+        yield make_output(request, place, num_tokens, text=text)
+
+
 def make_piggyback_stats() -> PiggybackStats:
     """Every number differs from every other."""
     return PiggybackStats(
@@ -135,6 +144,7 @@ class ScriptedEngine:
             vocab_size=VOCAB_SIZE,
             max_model_len=self.max_model_len,
             kv_bytes_per_token=16,
+            num_layers=2,
             device_kv_bytes=1 << 20,
             num_parameters=1,
             eos_token_ids=(0,),

@@ -25,6 +25,7 @@ from service_builders import (
     ScriptedEngine,
     counting,
     half_piggybacked,
+    held_back,
     make_service,
     until,
 )
@@ -104,6 +105,20 @@ async def test_usage_tells_piggybacked_tokens(tiny_checkpoint: Path, path: str) 
     body = make_body(path, max_tokens=5, stream=True, stream_options={"include_usage": True})
     *_, last = events_of((await ask(tiny_checkpoint, path, body, engine)).text)
     assert last["usage"]["completion_tokens_details"] == details
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_every_event_tells_the_usage_so_far(tiny_checkpoint: Path, path: str) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = make_body(path, max_tokens=5, stream=True, stream_options=options)
+    answer = await ask(tiny_checkpoint, path, body, ScriptedEngine(held_back))
+    *parts, last = events_of(answer.text)
+    counts = [part["usage"]["completion_tokens"] for part in parts]
+    # A chat says who speaks in an event of its own, at the first token.
+    assert counts == [1, 2, 3, 4, 5] if path == COMPLETIONS else [1, 1, 2, 3, 4, 5]
+    assert last["usage"]["completion_tokens"] == 5
+    assert last["choices"] == []
 
 
 @pytest.mark.asyncio

@@ -47,7 +47,14 @@ REFUSED: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {"best_of": 2}, 400, "best_of", "not supported"),
     (COMPLETIONS, {"service_tier": "gold"}, 400, "tier", "allowed: interactive, voice, batch"),
     (COMPLETIONS, {"messages": USER}, 400, "messages", "unknown field"),
-    (COMPLETIONS, {"stream_options": {}}, 400, "stream_options", "only together with stream"),
+    (COMPLETIONS, {"stream": False, "stream_options": {}}, 400, "stream_options", "only together"),
+    (
+        COMPLETIONS,
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        400,
+        "stream_options",
+        "needs include_usage",
+    ),
     (CHAT, {"nonsense": 1}, 400, "nonsense", "unknown field"),
     (CHAT, {"messages": []}, 400, "messages", "0 are not allowed"),
     (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content", "is required"),
@@ -78,8 +85,6 @@ async def test_refusals_name_field_and_reason(tiny_checkpoint: Path) -> None:
         for path, fields, status, param, part in REFUSED:
             for stream in (False, True):
                 body = make_body(path, **{"stream": stream, **fields})
-                if "stream_options" in fields:
-                    body["stream"] = False
                 check_error(await http.post(path, json=body), status, param, part)
     assert not engine.started
 

@@ -90,7 +90,7 @@ async def test_many_requests_at_a_time_do_not_mix() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("owner", "tier", "counts"),
-    [("omniserve", "batch", None), ("vllm", None, True), ("somebody", None, None)],
+    [("omniserve", "batch", True), ("vllm", None, True), ("somebody", None, None)],
 )
 async def test_servers_are_told_what_they_understand(
     owner: str, tier: str | None, counts: bool | None

@@ -18,6 +18,7 @@ def make_info(vocab_size: int, max_model_len: int = 64) -> ModelInfo:
         vocab_size=vocab_size,
         max_model_len=max_model_len,
         kv_bytes_per_token=1,
+        num_layers=2,
         device_kv_bytes=1,
         num_parameters=1,
         eos_token_ids=(),

@@ -8,7 +8,9 @@ from random import Random
 import pytest
 from engine_builders import make_engine, make_model_settings, make_request, run_all
 from simulate_builders import (
+    HOST,
     NUM_LAYERS,
+    PIGGYBACK,
     backlog,
     chats,
     make_profile,
@@ -94,9 +96,36 @@ def test_plans_ahead_hide_the_shorter_of_host_and_device(overhead_s: float, toke
     costs = StepCosts(overhead_s, ((1, 0.8),))
     profile = replace(make_profile(costs), pipeline_depth=2)
     times = run_simulation([chats([(0.0, 10, 9)])], profile=profile).requests[0].token_times_s
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in zip(*_shifted(times), strict=True)]
     # The last token needs no plan beside it.
     assert gaps[:-1] == pytest.approx([token_s] * (len(gaps) - 1))
+
+
+def test_row_in_the_lanes_meets_the_host_at_every_layer() -> None:
+    host = replace(HOST, kv_bytes_per_s=1e15, task_overhead_s=0.05, result_delay_s=0.01)
+    profile = replace(make_profile(StepCosts(1e-3, ((1, 9e-3),))), host=host)
+    piggyback = replace(PIGGYBACK, when="always", max_resident_decodes=0)
+    record = run_simulation([backlog(1, [(10, 5)])], make_settings(64, piggyback), profile, 2.0)
+    times = record.requests[0].token_times_s
+    # The row is in one segment of nine at a time, each of which costs a ninth of 9 ms, spread over
+    # the step's eight layers; it leaves at one layer further in each of nine steps.
+    layer_s = 1e-3 / 8
+    token_s = sum(1e-3 + layer * layer_s + 0.06 for layer in range(8)) + 1e-3 + 8 * layer_s
+    gaps = [after - before for before, after in zip(*_shifted(times), strict=True)]
+    assert gaps[1:] == pytest.approx([token_s] * 3, rel=1e-4)
+
+
+def test_rows_of_a_backlog_that_is_given_up_are_nobodys() -> None:
+    # The chat is on its way while the measured part ends, so that a best-effort step is under way.
+    profile = replace(make_profile(), front=FrontLatency(ttft_s=0.2))
+    piggyback = replace(PIGGYBACK, when="always", max_resident_decodes=0)
+    documents = backlog(8, [(10, 200)])
+    record = run_simulation(
+        [chats([(0.95, 10, 5)]), documents], make_settings(64, piggyback), profile, duration_s=1.0
+    )
+    assert [each.outcome for each in of_stream(record, "chat")] == ["done"]
+    assert {each.outcome for each in of_stream(record, "batch")} == {"cut_off"}
+    assert record.samples[-1].num_piggybacked_tokens > 0
 
 
 def test_slow_steps_are_drawn_from_the_measured_ratios() -> None:
@@ -133,13 +162,14 @@ def test_what_can_never_run_fails_and_says_why() -> None:
     assert "5000" in refused[0][1]
 
 
-REQUESTS: tuple[tuple[str, int, int, ServiceClassName], ...] = (
-    ("b0", 90, 30, "best_effort"),
-    ("b1", 70, 12, "best_effort"),
-    ("l0", 50, 9, "latency_sensitive"),
-    ("b2", 100, 5, "best_effort"),
-    ("l1", 33, 20, "latency_sensitive"),
-    ("l2", 120, 3, "latency_sensitive"),
+REQUESTS: tuple[tuple[str, str, int, int, ServiceClassName], ...] = (
+    ("b0", "one", 90, 30, "best_effort"),
+    ("b1", "one", 70, 12, "best_effort"),
+    ("l0", "one", 50, 9, "latency_sensitive"),
+    ("b2", "two", 100, 5, "best_effort"),
+    ("l1", "one", 33, 20, "latency_sensitive"),
+    ("l2", "one", 120, 3, "latency_sensitive"),
+    ("b3", "two", 60, 30, "best_effort"),
 )
 """More than the device holds: some are preempted and computed again."""
 
@@ -147,16 +177,21 @@ REQUESTS: tuple[tuple[str, int, int, ServiceClassName], ...] = (
 @pytest.mark.parametrize("pipeline_depth", [1, 2])
 def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: int) -> None:
     bytes_per_token = model_report(tiny_checkpoint).kv_bytes_per_token
-    settings = make_model_settings(
-        tiny_checkpoint,
-        device_kv_bytes=bytes_per_token * 16 * 13,
-        block_size=16,
-        max_step_tokens=48,
-        best_effort_tokens_beside_ls=8,
-    )
-    engine = make_engine(settings, pipeline_depth=pipeline_depth)
-    assert engine.models[0].kv_bytes_per_token == bytes_per_token
-    real = _noted_plans(engine.runtime("tiny").scheduler)
+    models = [
+        make_model_settings(
+            tiny_checkpoint,
+            name=name,
+            device_kv_bytes=bytes_per_token * 16 * 13,
+            block_size=16,
+            max_step_tokens=48,
+            best_effort_tokens_beside_ls=8,
+        )
+        for name in ("one", "two")
+    ]
+    engine = make_engine(*models, pipeline_depth=pipeline_depth)
+    real: list[StepPlan] = []
+    for model in models:
+        _note_plans(engine.runtime(model.name).scheduler, real)
     _run_real(engine)
 
     profile = replace(
@@ -166,17 +201,19 @@ def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: in
     agenda = Agenda(clock)
     fleet = Fleet(
         1,
-        EngineSettings(make_settings().device, (settings,)),
-        {"tiny": profile},
+        EngineSettings(make_settings().device, tuple(models)),
+        {"one": profile, "two": profile},
         clock,
         agenda,
         Random(0),
         lambda model, sampled, finished: None,
         lambda model, request, error: pytest.fail(error),
     )
-    simulated = _noted_plans(fleet.engines[0].models["tiny"].scheduler)
-    for request in REQUESTS:
-        fleet.submit("tiny", _request(*request))
+    simulated: list[StepPlan] = []
+    for each in fleet.engines[0].models.values():
+        _note_plans(each.scheduler, simulated)
+    for request_id, name, prompt, output, service_class in REQUESTS:
+        fleet.submit(name, _request(request_id, prompt, output, service_class))
     while agenda.next_s is not None:
         agenda.do_next()
     assert any(plan.preempted_ids for plan in real), "the case is too easy"
@@ -192,8 +229,9 @@ def _run_real(engine: Engine) -> None:
                 _prompt(request_id, prompt),
                 SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=output),
                 service_class,
+                model,
             )
-            for request_id, prompt, output, service_class in REQUESTS
+            for request_id, model, prompt, output, service_class in REQUESTS
         ],
     )
     engine.close()
@@ -215,9 +253,8 @@ def _request(request_id: str, prompt: int, output: int, service_class: ServiceCl
     )
 
 
-def _noted_plans(scheduler: Scheduler) -> list[StepPlan]:
-    """Plans of a scheduler, as they are made from now on."""
-    plans: list[StepPlan] = []
+def _note_plans(scheduler: Scheduler, plans: list[StepPlan]) -> None:
+    """Adds the plans of a scheduler, as they are made from now on."""
     depart = scheduler._flights.depart
 
     def note(plan: StepPlan) -> None:
@@ -225,7 +262,6 @@ def _noted_plans(scheduler: Scheduler) -> list[StepPlan]:
         depart(plan)
 
     scheduler._flights.depart = note  # type: ignore[method-assign]
-    return plans
 
 
 def _rows(plans: list[StepPlan]) -> list[list[tuple[str, int, int, bool]]]:

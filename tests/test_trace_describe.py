@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniserve.bench.trace.describe import describe
@@ -82,6 +82,7 @@ def test_autocorrelation_by_hand() -> None:
     assert autocorrelation([1, 2], 1) is None
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=9),
 )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniserve.bench.trace.rows import TraceError
@@ -99,6 +99,7 @@ def test_clipped_prompts_keep_their_first_blocks() -> None:
     assert clipped.prefix_hashes == (4, 5)
 
 
+@settings(deadline=None)
 @given(
     st.floats(0.1, 5.0),
     st.integers(0, 6),

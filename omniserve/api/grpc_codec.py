@@ -127,6 +127,7 @@ def model_message(info: ModelInfo, default_tier: str) -> pb.Model:
         vocab_size=info.vocab_size,
         max_model_len=info.max_model_len,
         kv_bytes_per_token=info.kv_bytes_per_token,
+        num_layers=info.num_layers,
         device_kv_bytes=info.device_kv_bytes,
         default_tier=default_tier,
     )

@@ -93,7 +93,7 @@ class _Endpoints:
             body.to_request(head),
             make_format,
             is_stream=bool(body.stream),
-            includes_usage=body.includes_usage,
+            usage_events=body.usage_events,
         )
 
     async def models(self, request: Request) -> Response:

@@ -7,7 +7,13 @@ from typing import Self
 from starlette.types import Receive, Scope, Send
 
 from omniserve.api.http_errors import error_body
-from omniserve.api.openai_responses import STREAM_END, ChatFormat, CompletionFormat, ResponseFormat
+from omniserve.api.openai_responses import (
+    STREAM_END,
+    ChatFormat,
+    CompletionFormat,
+    ResponseFormat,
+)
+from omniserve.api.usage_events import UsageEvents
 from omniserve.generation import Chunk, GenerationRequest
 from omniserve.generation_stream import GenerationStream
 from omniserve.service import GenerationService
@@ -25,18 +31,18 @@ class GenerationResponse:
         make_format: type[CompletionFormat] | type[ChatFormat],
         *,
         is_stream: bool,
-        includes_usage: bool,
+        usage_events: UsageEvents,
     ) -> None:
         self._service = service
         self._request = request
         self._make_format = make_format
         self._is_stream = is_stream
-        self._includes_usage = includes_usage
+        self._usage_events = usage_events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises what ends the request before the response began."""
         async with _UntilDisconnect(receive), await self._service.start(self._request) as stream:
-            response_format = self._make_format(stream, self._includes_usage)
+            response_format = self._make_format(stream, self._usage_events)
             if self._is_stream:
                 await self._send_events(stream, response_format, send)
             else:
@@ -56,7 +62,7 @@ class GenerationResponse:
             async for chunk in stream:
                 await self._send_chunk(chunk, response_format, send)
             end = STREAM_END
-            if self._includes_usage and chunk.usage is not None:
+            if self._usage_events is not UsageEvents.NONE and chunk.usage is not None:
                 end = response_format.usage_event(chunk.usage) + end
         except Exception as error:
             _, body = error_body(error)

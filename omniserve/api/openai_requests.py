@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from omniserve.api.openai_unsupported import check_chat_features, check_completion_features
+from omniserve.api.usage_events import UsageEvents
 from omniserve.chat import ChatMessage
 from omniserve.errors import InvalidRequest
 from omniserve.generation import ChatPrompt, GenerationRequest, Prompt
@@ -79,6 +80,7 @@ class _Body(BaseModel):
 
 class StreamOptions(_Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
 
 
@@ -139,8 +141,11 @@ class GenerationBody(_Body, ABC):
         return 1 if self.n is None else self.n
 
     @property
-    def includes_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+    def usage_events(self) -> UsageEvents:
+        options = self.stream_options
+        if options is None or not options.include_usage:
+            return UsageEvents.NONE
+        return UsageEvents.ALL if options.continuous_usage_stats else UsageEvents.LAST
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
@@ -151,6 +156,10 @@ class GenerationBody(_Body, ABC):
             raise _invalid(error) from None
         if parsed.stream_options is not None and not parsed.stream:
             message = "stream_options: is allowed only together with stream"
+            raise InvalidRequest(message, "stream_options")
+        options = parsed.stream_options
+        if options and options.continuous_usage_stats and not options.include_usage:
+            message = "stream_options.continuous_usage_stats: needs include_usage"
             raise InvalidRequest(message, "stream_options")
         return parsed
 

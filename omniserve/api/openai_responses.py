@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from omniserve.api.usage_events import UsageEvents
 from omniserve.generation import Choice, Chunk, GenerationResult, Usage
 from omniserve.generation_stream import GenerationStream
 from omniserve.requests import TokenLogprob
@@ -30,16 +31,16 @@ class ResponseFormat(Protocol):
 class CompletionFormat:
     """/v1/completions."""
 
-    def __init__(self, stream: GenerationStream, includes_usage: bool) -> None:
+    def __init__(self, stream: GenerationStream, usage_events: UsageEvents) -> None:
         self._tokenizer = stream.tokenizer
-        self._frame = _Frame("cmpl", "text_completion", "text_completion", stream, includes_usage)
+        self._frame = _Frame("cmpl", "text_completion", "text_completion", stream, usage_events)
         self._offsets = [0] * stream.num_choices
 
     def body(self, result: GenerationResult) -> bytes:
         return self._frame.body([self._choice(choice) for choice in result.choices], result.usage)
 
     def event(self, chunk: Chunk) -> bytes:
-        if not (chunk.text or chunk.logprobs or chunk.finish_reason):
+        if not self._frame.is_told(chunk):
             return b""
         return self._frame.event(self._choice(chunk))
 
@@ -78,10 +79,10 @@ class CompletionFormat:
 class ChatFormat:
     """/v1/chat/completions."""
 
-    def __init__(self, stream: GenerationStream, includes_usage: bool) -> None:
+    def __init__(self, stream: GenerationStream, usage_events: UsageEvents) -> None:
         self._tokenizer = stream.tokenizer
         self._frame = _Frame(
-            "chatcmpl", "chat.completion", "chat.completion.chunk", stream, includes_usage
+            "chatcmpl", "chat.completion", "chat.completion.chunk", stream, usage_events
         )
         self._spoken: set[int] = set()
 
@@ -98,7 +99,7 @@ class ChatFormat:
         return self._frame.body(choices, result.usage)
 
     def event(self, chunk: Chunk) -> bytes:
-        if not (chunk.text or chunk.logprobs or chunk.finish_reason):
+        if not self._frame.is_told(chunk):
             return b""
         events = b""
         if chunk.index not in self._spoken:
@@ -128,7 +129,7 @@ class _Frame:
         body_object: str,
         event_object: str,
         stream: GenerationStream,
-        includes_usage: bool,
+        usage_events: UsageEvents,
     ) -> None:
         self._head = {
             "id": f"{id_prefix}-{stream.request_id}",
@@ -139,17 +140,31 @@ class _Frame:
         self._body_object = body_object
         event_head = to_json(self._head | {"object": event_object})
         self._event_start = b"data: " + event_head[:-1] + b',"choices":['
-        self._event_end = b'],"usage":null}\n\n' if includes_usage else b"]}\n\n"
+        self._stream = stream
+        self._usage_events = usage_events
+        self._plain_end = b"]}\n\n" if usage_events is UsageEvents.NONE else b'],"usage":null}\n\n'
 
     def body(self, choices: list[dict[str, Any]], usage: Usage) -> bytes:
         body = self._head | {"object": self._body_object, "choices": choices}
         return to_json(body | {"usage": _usage(usage)})
 
+    def is_told(self, chunk: Chunk) -> bool:
+        """Whether there is an event for a chunk, which may hold no text yet."""
+        if self._usage_events is UsageEvents.ALL and chunk.token_ids:
+            return True
+        return bool(chunk.text or chunk.logprobs or chunk.finish_reason)
+
     def event(self, choice: dict[str, Any]) -> bytes:
-        return self._event_start + to_json(choice) + self._event_end
+        is_counted = self._usage_events is UsageEvents.ALL
+        end = _usage_end(self._stream.usage_so_far) if is_counted else self._plain_end
+        return self._event_start + to_json(choice) + end
 
     def usage_event(self, usage: Usage) -> bytes:
-        return self._event_start + b'],"usage":' + to_json(_usage(usage)) + b"}\n\n"
+        return self._event_start + _usage_end(usage)
+
+
+def _usage_end(usage: Usage) -> bytes:
+    return b'],"usage":' + to_json(_usage(usage)) + b"}\n\n"
 
 
 def _chat_logprobs(

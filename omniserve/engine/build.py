@@ -116,6 +116,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         device_kv_bytes=kv_pool.num_bytes,
         num_parameters=model.num_parameters,
         eos_token_ids=_eos_token_ids(path, config),
+        num_layers=config.num_hidden_layers,
     )
     hosted = None
     if host is not None and piggyback is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.host_cores import HostCores
@@ -10,6 +10,7 @@ from omniserve.simulate.host_queue import HostQueue
 from omniserve.simulate.model import SimulatedModel
 from omniserve.simulate.profile import FrontLatency
 from omniserve.simulate.step import SimulatedStep
+from omniserve.simulate.stretch import Stretch
 from scheduler import ModelTurns, Request, ServiceClass
 
 _HOST_POLL_S = 0.05
@@ -29,27 +30,6 @@ class Arrival:
 
     model: str
     request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Layers that run and may be interrupted between any two of them."""
-
-    started_s: float
-    layer_s: float
-    num_layers: int
-
-    def boundary_s(self, now_s: float) -> float:
-        """The first boundary that is not before `now_s`, nor before one layer was run."""
-        if self.layer_s <= 0.0:
-            return self.started_s
-        passed = ceil((now_s - self.started_s) / self.layer_s - _EARLY)
-        return self.started_s + min(max(passed, 1), self.num_layers) * self.layer_s
-
-    def num_passed(self, now_s: float) -> int:
-        if self.layer_s <= 0.0:
-            return self.num_layers
-        return min(self.num_layers, round((now_s - self.started_s) / self.layer_s))
 
 
 class SimulatedEngine:
@@ -77,7 +57,7 @@ class SimulatedEngine:
         self._turns = ModelTurns(list(models))
         self._host_cores = HostCores(clock)
         self._parked: tuple[SimulatedModel, SimulatedStep] | None = None
-        self._stretch: _Stretch | None = None
+        self._stretch: Stretch | None = None
         self._is_dozing = True
         self._num_futile_turns = 0
         self._device_free_s = 0.0
@@ -104,9 +84,12 @@ class SimulatedEngine:
         next(self._work)
 
     def check_integrity(self) -> None:
-        """Raises an AssertionError where the books of some model disagree."""
+        """Raises an AssertionError where the books of requests, blocks, lanes and host disagree."""
         for model in self.models.values():
-            model.check_integrity()
+            model.scheduler.check_integrity()
+        lanes = [model.lanes for model in self.models.values() if model.lanes is not None]
+        num_left = sum(each.num_on_host for each in lanes)
+        assert num_left == self._queue.num_waiting, f"{num_left} != {self._queue.num_waiting}"
 
     def _until(self, time_s: float, *, dozing: bool = False) -> Iterator[None]:
         if time_s > self._clock.now_s:
@@ -148,7 +131,9 @@ class SimulatedEngine:
                 yield from self._resume()
             return
         turn = self._turns.next({name: model.demand() for name, model in self.models.items()})
-        assert turn is not None
+        if turn is None:
+            # What was left has just been let go of.
+            return
         model = self.models[turn.model]
         step = model.begin(best_effort_tokens=turn.best_effort_tokens)
         if step is None:
@@ -233,7 +218,7 @@ class SimulatedEngine:
         stop_s = started_s + num_layers * layer_s
         num_passed = num_layers
         if may_yield:
-            stretch = self._stretch = _Stretch(started_s, layer_s, num_layers)
+            stretch = self._stretch = Stretch(started_s, layer_s, num_layers)
             yield from self._until(min(stop_s, self._next_look_s(stretch)))
             self._stretch = None
             num_passed = stretch.num_passed(self._clock.now_s)
@@ -248,7 +233,7 @@ class SimulatedEngine:
         step.done_s = self._device_free_s
         model.pass_layers(step, num_passed, started_s)
 
-    def _next_look_s(self, stretch: _Stretch) -> float:
+    def _next_look_s(self, stretch: Stretch) -> float:
         """When latency-sensitive work that is here already may become urgent."""
         look_s = inf
         for model in self.models.values():

@@ -63,6 +63,11 @@ class SimulatedLanes:
         return self._book.count(LaneState.READY)
 
     @property
+    def num_on_host(self) -> int:
+        """Rows whose attention is queued or being computed."""
+        return self._book.count(LaneState.ON_HOST)
+
+    @property
     def num_rows_joined(self) -> int:
         return self._book.num_rows_joined
 
@@ -157,7 +162,3 @@ class SimulatedLanes:
         self._stopping = np.setdiff1d(stopping, quiet)
         for lane in quiet.tolist():
             self._scheduler.lane_is_quiet(lane)
-
-    def check_integrity(self) -> None:
-        """Raises an AssertionError where book and queue disagree; of an engine with one model."""
-        self._book.check_integrity(self._queue.num_waiting)

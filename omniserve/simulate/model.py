@@ -6,7 +6,7 @@ from random import Random
 from omniserve.simulate.lanes import SimulatedLanes
 from omniserve.simulate.profile import Profile
 from omniserve.simulate.step import SimulatedStep, lay_out
-from scheduler import ModelDemand, Request, Scheduler, Status, StepResult
+from scheduler import ModelDemand, Request, Scheduler, StepResult
 
 _ANY_TOKEN = 0
 """What is sampled does not matter to the policy."""
@@ -32,7 +32,7 @@ class SimulatedModel:
         self._ratios = profile.step_ratio_quantiles
         self._random = random
         self._in_flight: deque[SimulatedStep] = deque()
-        self._offloadable: dict[str, Request] = {}
+        self._unfinished_ids: set[str] = set()
 
     @property
     def num_layers(self) -> int:
@@ -72,12 +72,11 @@ class SimulatedModel:
     def add(self, request: Request) -> None:
         """ValueError where it could never run."""
         self.scheduler.add(request)
-        if self.lanes is not None:
-            self._offloadable[request.request_id] = request
+        self._unfinished_ids.add(request.request_id)
 
     def abort(self, request_id: str) -> None:
         self.scheduler.abort(request_id)
-        self._offloadable.pop(request_id, None)
+        self._unfinished_ids.discard(request_id)
         self._settle()
 
     def poll(self) -> None:
@@ -114,8 +113,11 @@ class SimulatedModel:
             step.stop_layer = self.lanes.binding_stops[first]
         shape = step.shape(first, step.stop_layer, host_active)
         costs = self._costs.costs(host_active)
-        step_s = costs.step_s(shape) - costs.overhead_s
-        step.layer_s = step_s * step.time_ratio / self.num_layers
+        layers_s = costs.step_s(shape) - costs.overhead_s
+        if self.profile.pipeline_depth == 1:
+            # Where nobody is, nothing is computed; a graph of the whole step computes everywhere.
+            layers_s *= step.busy_share(first, step.stop_layer)
+        step.layer_s = layers_s * step.time_ratio / self.num_layers
 
     def overhead_s(self, step: SimulatedStep, host_active: bool) -> float:
         """Host time of the step that no layer takes."""
@@ -130,38 +132,25 @@ class SimulatedModel:
     def finish(self, step: SimulatedStep) -> None:
         """All its layers are done, or given to the device."""
         if self.lanes is not None and step.lanes is not None:
-            step.sampled_ids += self.lanes.end_step(step.lanes)
+            step.lane_ids = self.lanes.end_step(step.lanes)
         self._in_flight.append(step)
 
     def collect(self) -> tuple[list[str], tuple[Request, ...]]:
         """The oldest step in flight is done: requests with a token more, and those that ended."""
         step = self._in_flight.popleft()
-        sampled, lane_sampled = step.sampled_ids, {}
-        if step.lanes is not None:
-            num_lanes = int(step.lanes.counts[-1])
-            num_rows = len(sampled) - num_lanes
-            lane_sampled = {
-                request_id: _ANY_TOKEN
-                for request_id in sampled[num_rows:]
-                if self._is_offloaded(request_id)
-            }
-            sampled = sampled[:num_rows]
-        result = StepResult(dict.fromkeys(sampled, _ANY_TOKEN), lane_sampled)
+        sampled, from_lanes = step.sampled_ids, step.lane_ids
+        if from_lanes:
+            # One that was aborted while its row was in the step is nobody's any more.
+            from_lanes = [each for each in from_lanes if each in self._unfinished_ids]
+        result = StepResult(
+            dict.fromkeys(sampled, _ANY_TOKEN), dict.fromkeys(from_lanes, _ANY_TOKEN)
+        )
         finished = self.scheduler.complete(step.plan, result)
         for request in finished:
-            self._offloadable.pop(request.request_id, None)
+            self._unfinished_ids.discard(request.request_id)
         self._settle()
         self.num_steps += 1
-        return ([*sampled, *lane_sampled] if lane_sampled else sampled), finished
-
-    def check_integrity(self) -> None:
-        """Raises an AssertionError where the books of requests, blocks and lanes disagree."""
-        self.scheduler.check_integrity()
-
-    def _is_offloaded(self, request_id: str) -> bool:
-        """Whether a token may come from its lane: not of one that was cancelled meanwhile."""
-        request = self._offloadable.get(request_id)
-        return request is not None and request.status is Status.OFFLOADED
+        return sampled + from_lanes, finished
 
     def _settle(self) -> None:
         if self.lanes is not None:

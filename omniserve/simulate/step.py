@@ -1,6 +1,8 @@
 """One simulated step: what it computes, and how far it has come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from omniserve.piggyback.lane_table import LaneTable
 from omniserve.simulate.step_time import StepShape
@@ -21,6 +23,8 @@ class SimulatedStep:
     """Requests of the plan's rows that yield a token."""
     time_ratio: float
     """What the step takes, over what the model of step times says."""
+    lane_ids: list[str] = field(default_factory=list)
+    """Offloaded requests that yield a token; known when all layers are done."""
     ready_s: float = 0.0
     """When its first layer may begin."""
     next_layer: int = 0
@@ -32,11 +36,13 @@ class SimulatedStep:
     """When the device is done with the layers that it was given."""
 
     def shape(self, from_layer: int, to_layer: int, host_active: bool) -> StepShape:
-        """With the lane rows of some of its layers."""
-        num_lane_rows = 0.0
-        num_exits = 0
+        """With the lane rows of some of its layers: the mean, of those where there are any if no
+        other rows are computed between."""
+        num_lane_rows, num_exits = 0.0, 0
         if self.lanes is not None:
-            num_lane_rows = float(self.lanes.counts[from_layer : to_layer + 1].mean())
+            counts = self.lanes.counts[from_layer : to_layer + 1]
+            num_segments = len(counts) if self._has_resident_rows else np.count_nonzero(counts)
+            num_lane_rows = float(counts.sum()) / max(1, num_segments)
             num_exits = int(self.lanes.counts[-1])
         return StepShape(
             self.num_decode_rows,
@@ -47,6 +53,18 @@ class SimulatedStep:
             len(self.sampled_ids) + num_exits,
             host_active,
         )
+
+    def busy_share(self, from_layer: int, to_layer: int) -> float:
+        """Part of these layers at which there are rows at all."""
+        if self.lanes is None or self._has_resident_rows:
+            return 1.0
+        return float(np.count_nonzero(self.lanes.counts[from_layer : to_layer + 1])) / (
+            to_layer - from_layer + 1
+        )
+
+    @property
+    def _has_resident_rows(self) -> bool:
+        return self.num_decode_rows + self.num_prefill_tokens > 0
 
 
 def lay_out(plan: StepPlan, lanes: LaneTable | None, time_ratio: float) -> SimulatedStep:

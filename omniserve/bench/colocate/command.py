@@ -5,25 +5,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from omniserve.bench.colocate.options import ColocateOptions
+from omniserve.argument_types import number, whole_number
+from omniserve.bench.colocate.options import ColocateOptions, choose_scenes, quick
 
+if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_DEFAULTS = ColocateOptions()
 _EXIT_TERMINATED = 143
+_REPLACEABLE = (
+    *("be_requests", "be_prompt_tokens", "be_output_tokens", "be_tokens_beside_ls"),
+    *("rounds", "warm_up_s", "duration_s"),
+)
 
 
 def add_colocate_command(subparsers: "Subparsers") -> None:
     """Register `colocate`; its handler returns an exit code."""
-    from omniserve.bench.colocate.options import DEFAULT_OUT, DEFAULT_VLLM_PYTHON
-
     parser = subparsers.add_parser(
         "colocate",
-        help="compare ways to serve best-effort work beside latency-sensitive work, vLLM too",
-        description="Serves latency-sensitive requests of a trace beside a best-effort backlog in "
-        "several ways, OmniServe's and vLLM's, with the same models, requests, objectives and "
-        "memory, and compares what both streams got. Windows are saved as they are measured: the "
-        "same command goes on where it was stopped.",
+        help="compare ways to serve best-effort work beside latency-sensitive work",
+        description="Serves latency-sensitive (LS) requests of a trace beside a best-effort (BE) "
+        "backlog in several ways, OmniServe's and vLLM's, with the same models, requests, "
+        "objectives and memory, and compares what both streams got. Windows are saved as they are "
+        "measured: the same command goes on where it was stopped. All of it takes an hour and "
+        "a half or so.",
+        epilog="For example: omniserve bench colocate --quick; or, for another curve: omniserve "
+        "bench colocate --frame emulated --shape one --kv 1 2 8 --ls-rate 1.5 --out out/curve",
     )
     parser.add_argument(
         "--quick", action="store_true", help="under 8 minutes on two cores: one frame, one budget"
@@ -32,32 +39,91 @@ def add_colocate_command(subparsers: "Subparsers") -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        default=DEFAULT_OUT,
+        default=_DEFAULTS.out,
         help="for windows, table and page (default: %(default)s)",
     )
     parser.add_argument(
         "--vllm-python",
         type=Path,
         metavar="FILE",
-        default=DEFAULT_VLLM_PYTHON,
+        default=_DEFAULTS.vllm_python,
         help="interpreter of an environment with vLLM (default: %(default)s)",
     )
     parser.add_argument("--no-vllm", action="store_true", help="measure OmniServe alone")
+    _add_scene_arguments(parser)
     _add_load_arguments(parser)
     parser.set_defaults(handler=_colocate)
 
 
-def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="checkpoint (default: one of 100m is made)"
+def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is compared (default: a choice of all)")
+    group.add_argument("--model", type=Path, metavar="DIR", help="default: one of 100m is made")
+    group.add_argument(
+        "--be-model", type=Path, metavar="DIR", help="of BE in shape two (default: --model again)"
     )
-    parser.add_argument("--be-model", type=Path, metavar="DIR", help="the second of two models")
-    parser.add_argument("--trace", default="azure-conv", help="of LS (default: %(default)s)")
-    parser.add_argument("--ls-rate", type=float, metavar="R", help="LS requests per second")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--rounds", type=int, metavar="N")
-    parser.add_argument("--duration-s", type=float, metavar="S")
-    parser.add_argument("--be-requests", type=int, metavar="N")
+    group.add_argument(
+        "--frame",
+        choices=("emulated", "whole"),
+        nargs="+",
+        help="emulated: some cores play the accelerator; whole: all cores are everyone's",
+    )
+    group.add_argument(
+        "--shape", choices=("one", "two"), nargs="+", help="one model for LS and BE, or two"
+    )
+    group.add_argument(
+        "--kv",
+        type=whole_number(0, 4096),
+        nargs="+",
+        metavar="N",
+        help="BE requests that the device's KV holds beside LS; load and objectives are found "
+        "with the first",
+    )
+
+
+def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("load")
+    group.add_argument(
+        "--trace",
+        metavar="NAME|FILE",
+        default=_DEFAULTS.trace,
+        help="arrivals and lengths of LS (default: %(default)s, which ships)",
+    )
+    group.add_argument(
+        "--ls-rate",
+        type=number("requests per second", 0.01, 1000),
+        metavar="R",
+        help="default: searched for, where vLLM holds 60 to 70 %% of the objectives",
+    )
+    for option, most, text in (
+        ("--be-requests", 1024, "BE requests that are always unfinished"),
+        ("--be-prompt-tokens", 100_000, "mean BE prompt"),
+        ("--be-output-tokens", 100_000, "mean BE output"),
+        ("--be-tokens-beside-ls", 100_000, "OmniServe: most BE tokens in a step with LS"),
+        ("--rounds", 100, "windows of each contender"),
+    ):
+        group.add_argument(
+            option, type=whole_number(1, most), metavar="N", help=_said(option, text)
+        )
+    for option, text in (
+        ("--warm-up-s", "load before a window"),
+        ("--duration-s", "length of a window"),
+    ):
+        kind = number("seconds", 1, 86_400)
+        group.add_argument(option, type=kind, metavar="S", help=_said(option, text))
+    group.add_argument(
+        "--seed",
+        type=whole_number(0, 1 << 31),
+        metavar="N",
+        default=_DEFAULTS.seed,
+        help="same seed, same requests (default: %(default)s)",
+    )
+
+
+def _said(option: str, text: str) -> str:
+    name = option.removeprefix("--").replace("-", "_")
+    default, short = getattr(_DEFAULTS, name), getattr(quick(_DEFAULTS), name)
+    shorter = f", quick {short:g}" if short != default else ""
+    return f"{text} (default: {default:g}{shorter})"
 
 
 def _colocate(args: argparse.Namespace) -> int:
@@ -72,10 +138,8 @@ def _colocate(args: argparse.Namespace) -> int:
     return 0
 
 
-def options_of(args: argparse.Namespace) -> "ColocateOptions":
+def options_of(args: argparse.Namespace) -> ColocateOptions:
     """What the arguments ask for."""
-    from omniserve.bench.colocate.options import ColocateOptions, quick
-
     options = ColocateOptions(
         out=args.out,
         vllm_python=None if args.no_vllm else args.vllm_python,
@@ -87,9 +151,6 @@ def options_of(args: argparse.Namespace) -> "ColocateOptions":
     )
     if args.quick:
         options = quick(options)
-    given = {
-        name: getattr(args, name)
-        for name in ("rounds", "duration_s", "be_requests")
-        if getattr(args, name) is not None
-    }
-    return replace(options, **given)
+    options = choose_scenes(options, args.frame, args.shape, args.kv)
+    given = {name: getattr(args, name) for name in _REPLACEABLE}
+    return replace(options, **{name: value for name, value in given.items() if value is not None})

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omniserve.bench.colocate.conditions import NUM_PROBES, Conditions, find_conditions
+from omniserve.bench.colocate.conditions import Conditions, find_conditions, num_condition_windows
 from omniserve.bench.colocate.contenders import Contender, contenders, rotated
 from omniserve.bench.colocate.figures import Cell, figures_of
 from omniserve.bench.colocate.fleet import Launch
 from omniserve.bench.colocate.frames import frame
-from omniserve.bench.colocate.plan import Plan, SceneChoice, WindowKey
-from omniserve.bench.colocate.scene import Memory, ModelPaths, Scene
+from omniserve.bench.colocate.outlook import Outlook
+from omniserve.bench.colocate.plan import Plan, WindowKey
+from omniserve.bench.colocate.scene import Memory, ModelPaths, Scene, SceneChoice
 from omniserve.bench.colocate.scene_run import SceneRun
 from omniserve.bench.colocate.windows import Windows
 from omniserve.bench.colocate.workload import Workload
@@ -46,12 +47,12 @@ class Comparison:
 
     async def run(self, say: Say) -> list[SceneResult]:
         """Leaves nothing running, however it ends. Raises OmniServeError."""
-        windows = Windows(self._directory, self._num_windows(), say)
+        windows, outlook = Windows(self._directory), self._outlook()
         results = []
         for choice in self._plan.scenes:
             conditions = None
             for scene in self._scenes(choice):
-                run = SceneRun(scene, self._num_be, self._launch, windows, say)
+                run = SceneRun(scene, self._num_be, self._launch, windows, outlook, say)
                 async with run:
                     if conditions is None:
                         conditions = await find_conditions(run, self._plan, self._workload)
@@ -100,14 +101,12 @@ class Comparison:
     def _num_be(self) -> int:
         return self._plan.backlog.num_requests
 
-    def _num_windows(self) -> int:
-        plan, total = self._plan, 0
-        for choice in plan.scenes:
-            total += 3 if plan.vllm else 2
-            total += NUM_PROBES if plan.ls_rate is None else 0
-            for scene in self._scenes(choice):
-                total += plan.rounds * len(self._contenders(scene))
-        return total
+    def _outlook(self) -> Outlook:
+        plan = self._plan
+        scenes = [scene for choice in plan.scenes for scene in self._scenes(choice)]
+        windows = plan.rounds * sum(len(self._contenders(scene)) for scene in scenes)
+        num_found = len(plan.scenes) * num_condition_windows(plan)
+        return Outlook(windows + num_found, len(scenes), plan.window_s + plan.drain_s)
 
 
 def describe_conditions(conditions: Conditions) -> str:

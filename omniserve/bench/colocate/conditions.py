@@ -59,6 +59,11 @@ async def find_conditions(run: SceneRun, plan: Plan, workload: Workload) -> Cond
     return Conditions(unloaded, objectives, best.rate, tuple(probes))
 
 
+def num_condition_windows(plan: Plan) -> int:
+    """At most."""
+    return (3 if plan.vllm else 2) + (NUM_PROBES if plan.ls_rate is None else 0)
+
+
 async def _unloaded(run: SceneRun, plan: Plan, workload: Workload, server: str) -> Unloaded:
     options = LoadOptions(
         duration_s=plan.unloaded_s,
@@ -86,6 +91,7 @@ async def _search(
         if PEER_SHARE[0] <= share <= PEER_SHARE[1]:
             break
         low, high = (rate, high) if share > PEER_SHARE[1] else (low, rate)
+    run.skip(NUM_PROBES - len(probes))
     return probes
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from omniserve.bench.colocate.comparison import SceneResult, describe_conditions
-from omniserve.bench.colocate.facts import emulation, procedure
+from omniserve.bench.colocate.facts import describe_generator, emulation, procedure
 from omniserve.bench.colocate.goals import goal_results
 from omniserve.bench.colocate.plan import Plan
 from omniserve.bench.colocate.rows import goal_table, scene_table
@@ -18,6 +18,7 @@ def markdown(facts: Sequence[str], plan: Plan, results: Sequence[SceneResult]) -
             f"### {result.scene.title}",
             describe_conditions(result.conditions),
             _table(scene_table(result)),
+            describe_generator(result),
         ]
     parts += [
         "### Goals",

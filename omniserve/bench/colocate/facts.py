@@ -47,6 +47,18 @@ def procedure(plan: Plan) -> list[str]:
     ]
 
 
+def describe_generator(result: SceneResult) -> str:
+    """What the load generator did itself, and requests that failed."""
+    windows = [window for cell in result.cells for window in cell.windows]
+    cores = max(window.generator_cores for window in windows)
+    late_ms = max(window.lateness_p99_ms or 0.0 for window in windows)
+    failed = sum(window.num_failed for window in windows)
+    return (
+        f"The load generator used {cores:.2f} cores and was {late_ms:.1f} ms late (p99) in its "
+        f"worst window; {failed} requests failed or were rejected."
+    )
+
+
 def emulation(results: Sequence[SceneResult]) -> list[str]:
     """What is not as it would be on an accelerator."""
     frames = {result.scene.frame.name: result.scene.frame for result in results}
@@ -57,6 +69,8 @@ def emulation(results: Sequence[SceneResult]) -> list[str]:
             "Device and host share one memory, so that host attention slows the device down, "
             "which an accelerator's own memory does not. The second server of the overflow "
             "computes on host cores as fast as the device's, while a real host is slower at "
-            "dense layers by two orders of magnitude: it is flattered."
+            "dense layers by two orders of magnitude: it is flattered. What computes is pinned by "
+            "process: vLLM's scheduler and API run on the host's cores, as OmniServe's front does; "
+            "OmniServe's scheduler runs with its models, on the device's."
         )
     return texts

@@ -28,6 +28,10 @@ class GoalResult:
     shown: str
     is_met: bool
 
+    @property
+    def verdict(self) -> str:
+        return "met" if self.is_met else "missed"
+
 
 def goal_results(results: Sequence[SceneResult], num_be: int) -> list[GoalResult]:
     """Of every scene; those against vLLM only where it was measured."""
@@ -43,7 +47,7 @@ def _of_scene(result: SceneResult, num_be: int) -> Iterator[GoalResult]:
     if lost is not None:
         yield GoalResult(
             title,
-            "LS joint attainment below LS alone",
+            "LS joint attainment, lost to LS alone",
             f"at most {MAX_LOST_POINTS:g} point",
             f"{lost:.1f} points",
             lost <= MAX_LOST_POINTS,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from omniserve.bench.colocate.comparison import SceneResult, describe_conditions
-from omniserve.bench.colocate.facts import emulation, procedure
+from omniserve.bench.colocate.facts import describe_generator, emulation, procedure
 from omniserve.bench.colocate.goals import goal_results
 from omniserve.bench.colocate.plan import Plan
 from omniserve.bench.colocate.plots import budget_figures, colour_keys
@@ -43,8 +43,12 @@ def _budget_section(group: Sequence[SceneResult]) -> str:
 
 
 def _scene_section(result: SceneResult) -> str:
-    text = paragraphs([describe_conditions(result.conditions)])
-    return section(result.scene.title, text + _table(scene_table(result)))
+    return section(
+        result.scene.title,
+        paragraphs([describe_conditions(result.conditions)])
+        + _table(scene_table(result))
+        + paragraphs([describe_generator(result)]),
+    )
 
 
 def _table(content: TextTable) -> str:

@@ -1,17 +1,18 @@
 """What `omniserve bench colocate` can be told."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omniserve.bench.colocate.frames import EMULATED, WHOLE
-from omniserve.bench.colocate.plan import SceneChoice
+from omniserve.bench.colocate.frames import EMULATED, FRAME_NAMES, WHOLE
+from omniserve.bench.colocate.scene import SHAPES, SceneChoice, Shape
 
 DEFAULT_VLLM_PYTHON = Path(".venv-vllm/bin/python")
 DEFAULT_OUT = Path("out/colocate")
 
 FULL_SCENES = (
     # The first budget is where load and objectives are found: device KV is short there.
-    SceneChoice(EMULATED, "one", (1, 0, 4, 12, 32)),
+    SceneChoice(EMULATED, "one", (1, 0, 6, 32)),
     SceneChoice(WHOLE, "one", (1, 32)),
     SceneChoice(EMULATED, "two", (1,)),
     SceneChoice(WHOLE, "two", (1,)),
@@ -47,8 +48,8 @@ class ColocateOptions:
     max_running_requests: int = 64
     scenes: tuple[SceneChoice, ...] = FULL_SCENES
     rounds: int = 3
-    warm_up_s: float = 10.0
-    duration_s: float = 25.0
+    warm_up_s: float = 8.0
+    duration_s: float = 20.0
     drain_s: float = 3.0
     unloaded_s: float = 12.0
     seed: int = 0
@@ -69,3 +70,18 @@ def quick(options: ColocateOptions) -> ColocateOptions:
         drain_s=2.0,
         unloaded_s=6.0,
     )
+
+
+def choose_scenes(
+    options: ColocateOptions,
+    frames: Sequence[str] | None,
+    shapes: Sequence[Shape] | None,
+    be_requests_in_kv: Sequence[int] | None,
+) -> ColocateOptions:
+    """Only these of the options' scenes; memory budgets in place of theirs."""
+    kept = [
+        replace(each, be_requests_in_kv=tuple(be_requests_in_kv or each.be_requests_in_kv))
+        for each in (FULL_SCENES if frames or shapes else options.scenes)
+        if each.frame in (frames or FRAME_NAMES) and each.shape in (shapes or SHAPES)
+    ]
+    return replace(options, scenes=tuple(kept))

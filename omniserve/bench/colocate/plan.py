@@ -8,22 +8,12 @@ from typing import Any
 import msgspec
 
 from omniserve.bench.colocate.contenders import Contender
-from omniserve.bench.colocate.scene import Shape
+from omniserve.bench.colocate.scene import SceneChoice
 from omniserve.bench.colocate.server_plan import Limits
 from omniserve.bench.colocate.workload import BacklogShape
 from omniserve.errors import ConfigError
 
 PLAN_FILE = "plan.json"
-
-
-@dataclass(frozen=True, slots=True)
-class SceneChoice:
-    """A frame, a shape of models, and the memory budgets to compare in there."""
-
-    frame: str
-    shape: Shape
-    be_requests_in_kv: tuple[int, ...]
-    """One scene each. Load and objectives are found in the first one, and hold for all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from omniserve.atomic_file import write_text
 from omniserve.bench.colocate.comparison import SceneResult, describe_conditions
 from omniserve.bench.colocate.document import markdown
-from omniserve.bench.colocate.facts import emulation, headline
+from omniserve.bench.colocate.facts import describe_generator, emulation, headline
 from omniserve.bench.colocate.goals import goal_results
 from omniserve.bench.colocate.html import render_page
 from omniserve.bench.colocate.plan import Plan
-from omniserve.bench.colocate.rows import goal_table, scene_table
+from omniserve.bench.colocate.rows import scene_table
 from omniserve.bench.report.table import draw
 from omniserve.terminal import make_console
 
@@ -34,8 +34,11 @@ def publish(directory: Path, plan: Plan, results: Sequence[SceneResult], took_s:
         console.print(f"\n{result.scene.title}", style="bold")
         console.print(describe_conditions(result.conditions), soft_wrap=True)
         console.print(draw(scene_table(result)))
+        console.print(describe_generator(result), soft_wrap=True)
     console.print("\nGoals", style="bold")
-    console.print(draw(goal_table(goal_results(results, plan.backlog.num_requests))))
+    for goal in goal_results(results, plan.backlog.num_requests):
+        line = f"{goal.verdict}: {goal.text}: {goal.shown}, wanted {goal.wanted} ({goal.scene})"
+        console.print(line, soft_wrap=True)
     for text in [*emulation(results), f"page: {directory / PAGE_FILE}"]:
         console.print(text, soft_wrap=True)
 

@@ -10,6 +10,7 @@ from omniserve.bench.report.rows import TextTable
 
 HEADINGS = (
     "contender",
+    "LS sent",
     "LS joint %",
     "min..max",
     "TTFT %",
@@ -33,11 +34,8 @@ def scene_table(result: SceneResult) -> TextTable:
 
 def goal_table(goals: Sequence[GoalResult]) -> TextTable:
     """A line a goal and scene."""
-    rows = [
-        [each.scene, each.text, each.wanted, each.shown, "met" if each.is_met else "missed"]
-        for each in goals
-    ]
-    return TextTable("Goals", ("scene", "goal", "wanted", "measured", "verdict"), rows)
+    rows = [[each.verdict, each.text, each.wanted, each.shown, each.scene] for each in goals]
+    return TextTable("Goals", ("verdict", "goal", "wanted", "measured", "scene"), rows)
 
 
 def _row(cell: Cell, peer: Cell | None) -> list[str]:
@@ -47,6 +45,7 @@ def _row(cell: Cell, peer: Cell | None) -> list[str]:
     ratio = cell.ratio(peer, lambda window: window.be_tokens_per_s) if peer and has_be else None
     return [
         TITLES[cell.contender],
+        str(sum(window.num_ls for window in cell.windows)),
         _number(joint),
         _range(joint),
         _number(cell.spread(lambda window: _percent(window.ls_ttft_share))),

@@ -101,6 +101,16 @@ class Scene:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SceneChoice:
+    """A frame, a shape of models, and the memory budgets to compare in there."""
+
+    frame: str
+    shape: Shape
+    be_requests_in_kv: tuple[int, ...]
+    """One scene each. Load and objectives are found in the first one, and hold for all."""
+
+
 def _block_bytes(num_tokens: int, kv_bytes_per_token: int) -> int:
     """Whole blocks."""
     return -(-num_tokens // BLOCK_TOKENS) * BLOCK_TOKENS * kv_bytes_per_token

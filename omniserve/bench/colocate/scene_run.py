@@ -1,6 +1,7 @@
 """One scene being measured: windows come from disk where they are there, else from servers."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Self
 from omniserve.bench.colocate.contenders import server_plans
 from omniserve.bench.colocate.fleet import Fleet, Launch
 from omniserve.bench.colocate.generator_cores import on_host_cores
+from omniserve.bench.colocate.outlook import Outlook
 from omniserve.bench.colocate.plan import WindowKey
 from omniserve.bench.colocate.scene import Scene
 from omniserve.bench.colocate.windows import Windows
@@ -30,12 +32,14 @@ class SceneRun:
         num_be: int,
         launch: Launch,
         windows: Windows,
+        outlook: Outlook,
         say: Callable[[str], None],
     ) -> None:
         self.scene = scene
         self._num_be = num_be
         self._launch = launch
         self._windows = windows
+        self._outlook = outlook
         self._say = say
         self._stack = AsyncExitStack()
         self._fleet: Fleet | None = None
@@ -45,22 +49,30 @@ class SceneRun:
 
     async def window(self, key: WindowKey, streams: Streams, options: LoadOptions) -> RunRecord:
         """Raises ServerFailed where a server ends meanwhile."""
-        saved = self._windows.load(key)
-        if saved is not None:
-            return saved
+        if self._windows.has(key):
+            self._outlook.skipped(1)
+            return self._windows.load(key)
         fleet = await self._started()
-        self._windows.begin(options.title)
+        self._say(f"{options.title} ({self._outlook.text})")
+        started_s = time.monotonic()
         record = await _unless_dead(fleet, self._measure(fleet, streams, options))
+        self._outlook.measured(time.monotonic() - started_s)
         record.facts |= {"scene": self.scene.title}
         self._windows.save(key, record)
         return record
 
+    def skip(self, num_windows: int) -> None:
+        """They were expected, and are not needed."""
+        self._outlook.skipped(num_windows)
+
     async def _started(self) -> Fleet:
         if self._fleet is None:
             self._say(f"{self.scene.title}: servers start, which takes a minute or two")
+            started_s = time.monotonic()
             fleet = await self._stack.enter_async_context(Fleet(self._launch, self._say))
             with_vllm = self._launch.vllm_python is not None
             await fleet.start(server_plans(self.scene, self._num_be, with_vllm))
+            self._outlook.started(time.monotonic() - started_s)
             self._fleet = fleet
         return self._fleet
 
@@ -81,6 +93,7 @@ class SceneRun:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._outlook.left_scene()
         await self._stack.aclose()
 
 

@@ -31,6 +31,10 @@ def add_run_command(subparsers: "Subparsers") -> None:
         "never slowed by the server, beside backlogs of a constant depth. Records the time of "
         "every token, prints a table and writes run, summary and page into a directory. The exit "
         "status is 1 where requests failed; rejected ones are a result like others.",
+        epilog="For example: omniserve bench run --http http://127.0.0.1:8000 --duration-s 120 "
+        "--stream name=chat,trace=my-trace.jsonl,speed=2,ttft_ms=500,tpot_ms=100 "
+        "--backlog name=batch,requests=32,prompt=512,output=128-256. A run that is interrupted "
+        "is written as far as it went.",
     )
     _add_target_arguments(parser)
     add_stream_arguments(parser)

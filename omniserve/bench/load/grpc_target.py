@@ -52,7 +52,13 @@ class GrpcTarget:
         except grpc.aio.AioRpcError as error:
             raise RequestFailed(f"cannot ask the server what it serves: {_said(error)}") from None
         models = tuple(
-            ModelInfo(model.name, model.vocab_size, model.max_model_len, model.default_tier)
+            ModelInfo(
+                model.name,
+                model.vocab_size,
+                model.max_model_len,
+                model.default_tier,
+                model.num_layers or None,
+            )
             for model in listed.models
         )
         tiers = tuple(_tier(tier) for tier in listed.tiers)

@@ -40,7 +40,7 @@ class _Dialect:
 
 
 _DIALECTS = {
-    "omniserve": _Dialect("OmniServe", has_tiers=True),
+    "omniserve": _Dialect("OmniServe", has_tiers=True, counts_tokens=True),
     "omniserve-null": _Dialect("null server", counts_tokens=True),
     "vllm": _Dialect("vLLM", counts_tokens=True),
 }

@@ -11,7 +11,7 @@ from omniserve.bench.load.progress import Progress
 from omniserve.bench.load.quiet_collector import quiet_collector
 from omniserve.bench.load.server_clock import server_clocks
 from omniserve.bench.load.streams import Stream
-from omniserve.bench.load.target import Clock, RequestFailed, StatusReading, Target
+from omniserve.bench.load.target import Clock, RequestFailed, StatusReading, Target, TargetInfo
 from omniserve.bench.run_record import RunRecord, StatusSample
 
 LEAD_S = 0.05
@@ -108,6 +108,7 @@ class LoadRun:
             samples=self._samples,
             server_clock=clocks,
             generator_cores=self._generator_cores,
+            num_layers=_num_layers(prepared.sides[0].info),
             facts=prepared.facts(self._options),
         )
 
@@ -155,6 +156,12 @@ class LoadRun:
         for side in prepared.sides:
             async for reading in side.target.watch_status(self._options.status_interval_ms):
                 self._samples.append(_sample(self._now_s(), reading))
+
+
+def _num_layers(info: TargetInfo) -> int | None:
+    """Where all models have as many: the status sums their lane rows up."""
+    counts = {model.num_layers for model in info.models}
+    return counts.pop() if len(counts) == 1 else None
 
 
 async def _read_clocks(prepared: PreparedRun) -> list[Clock]:

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import platform
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ class Session:
         self._console = make_console()
         self._is_live = is_live and self._console.is_terminal
         _make_directory(directory)
+        _allow_many_connections()
 
     async def run(self) -> bool:
         """Whether no request failed. A run that is interrupted is written too, then
@@ -93,6 +95,12 @@ def _facts() -> dict[str, str]:
         "generator": f"OmniServe {__version__}, Python {platform.python_version()}",
         "machine": f"{platform.machine()}, {this_machine().num_cores} cores for the generator",
     }
+
+
+def _allow_many_connections() -> None:
+    """A server that falls behind has a connection open for every request that it owes."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _make_directory(path: Path) -> None:

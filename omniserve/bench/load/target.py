@@ -39,6 +39,8 @@ class ModelInfo:
     max_model_len: int | None = None
     """None where the server does not say."""
     default_tier: str = ""
+    num_layers: int | None = None
+    """None where the server does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,13 +56,15 @@ def _request(row: Row, arrival_s: float) -> TraceRequest:
         row.whole("Request tokens"),
         row.whole("Response tokens"),
         session=row.text("Session ID"),
-        tenant="/".join(log) if any(log) else "",
+        tenant="/".join(log) if log[1] else log[0],
     )
 
 
 def _log(request: TraceRequest) -> tuple[str, str]:
+    if not request.tenant:
+        return "ChatGPT", _CONVERSATION if request.session else _API
     model, _, log_type = request.tenant.partition("/")
-    return model or "ChatGPT", log_type or (_CONVERSATION if request.session else _API)
+    return model, log_type
 
 
 FORMAT = TraceFormat(
