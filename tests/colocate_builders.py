@@ -29,7 +29,9 @@ def make_scene(
     directory: str = "/models",
 ) -> Scene:
     """On two cores; 1 KiB of KV a token."""
-    memory = Memory(1024, ls_tokens=500, be_request_tokens=160, host_tokens=1600)
+    memory = Memory(
+        1024, ls_tokens=500, be_request_tokens=160, host_tokens=1600, longest_tokens=256
+    )
     paths = ModelPaths(Path(directory, "a"), Path(directory, "b"))
     return Scene(frame(frame_name, (0, 1)), shape, be_in_kv, memory, paths)
 

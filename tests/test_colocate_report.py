@@ -155,7 +155,8 @@ def test_everything_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert "play the device" in text
     page = (tmp_path / "colocate.html").read_text()
     root = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
-    assert len(root.findall(".//{*}svg")) == 3
+    # Three over the budgets, and one of each scene.
+    assert len(root.findall(".//{*}svg")) == 5
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("HTTP", "")
     content = json.loads((tmp_path / "colocate.json").read_text())
     assert len(content["scenes"]) == 2

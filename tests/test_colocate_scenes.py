@@ -144,3 +144,11 @@ def test_vllm_has_our_limits() -> None:
     assert words[words.index("--max-num-batched-tokens") + 1] == "128"
     assert words[words.index("--kv-cache-memory-bytes") + 1] == str(672 * 1024)
     assert words[words.index("--port") + 1] == "1234"
+
+
+@pytest.mark.parametrize("shape", ["one", "two"])
+def test_every_pool_holds_the_longest_request(shape: Shape) -> None:
+    scene = make_scene(shape=shape, be_in_kv=0)
+    # And a block more, which vLLM does not use.
+    longest = (scene.memory.longest_tokens + 32) * scene.memory.kv_bytes_per_token
+    assert all(model.device_kv_bytes >= longest for model in scene.models())

@@ -120,6 +120,7 @@ def test_models_and_tiers_are_listed(stub: Any) -> None:
     assert (model.name, model.default_tier, model.dtype) == ("demo", "interactive", "float32")
     assert model.architecture == "Qwen3ForCausalLM"
     assert model.max_model_len > 100
+    assert model.num_layers >= 1
     assert [tier.name for tier in listed.tiers] == ["interactive", "batch"]
     assert listed.tiers[0].ttft_ms == 2000
     assert not listed.tiers[1].HasField("ttft_ms")

@@ -37,7 +37,7 @@ def test_a_file_is_replayed_as_it_is(trace_path: Path) -> None:
     stream = one(f"trace={trace_path}")
     assert isinstance(stream, TraceStream)
     assert stream.trace.requests == TRACE.requests
-    assert stream.info == StreamInfo("chat", "latency_sensitive", "")
+    assert stream.info == StreamInfo("chat", "latency_sensitive", "", "priority")
 
 
 def test_fields_are_taken_over(trace_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_both_ways_of_one_server_tell_the_same(
     ended_s = [request.ended_s - request.sent_s for request in chats if request.ended_s is not None]
     assert 0 < clock.e2e_mean_ms <= 1000 * sum(ended_s) / 4
     assert {clock.stream for clock in record.server_clock} == {"chat", "batch", ""}
+    assert record.num_layers
     assert record.samples
     assert all(0 <= sample.kv_used_bytes <= sample.kv_total_bytes for sample in record.samples)
 

@@ -119,13 +119,15 @@ def test_rows_of_a_backlog_that_is_given_up_are_nobodys() -> None:
     # The chat is on its way while the measured part ends, so that a best-effort step is under way.
     profile = replace(make_profile(), front=FrontLatency(ttft_s=0.2))
     piggyback = replace(PIGGYBACK, when="always", max_resident_decodes=0)
-    documents = backlog(8, [(10, 200)])
-    record = run_simulation(
-        [chats([(0.95, 10, 5)]), documents], make_settings(64, piggyback), profile, duration_s=1.0
-    )
-    assert [each.outcome for each in of_stream(record, "chat")] == ["done"]
-    assert {each.outcome for each in of_stream(record, "batch")} == {"cut_off"}
-    assert record.samples[-1].num_piggybacked_tokens > 0
+    settings, documents = make_settings(64, piggyback), backlog(8, [(10, 200)])
+    # Rows leave the last layer in one step of nine; one of these ends comes amid it.
+    for number in range(10):
+        record = run_simulation(
+            [chats([(0.3, 10, 5)]), documents], settings, profile, 0.31 + 0.009 * number
+        )
+        assert [each.outcome for each in of_stream(record, "chat")] == ["done"]
+        assert {each.outcome for each in of_stream(record, "batch")} == {"cut_off"}
+        assert record.samples[-1].num_piggybacked_tokens > 0
 
 
 def test_slow_steps_are_drawn_from_the_measured_ratios() -> None:

@@ -128,7 +128,10 @@ def _said(option: str, text: str) -> str:
 
 def _colocate(args: argparse.Namespace) -> int:
     import asyncio
+    import os
 
+    # gRPC's handlers would say at every server's start that they are skipped; it reads this once.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from omniserve.bench.colocate.session import run_colocate
 
     try:

@@ -6,7 +6,7 @@ from omniserve.bench.colocate.comparison import SceneResult, describe_conditions
 from omniserve.bench.colocate.facts import describe_generator, emulation, procedure
 from omniserve.bench.colocate.goals import goal_results
 from omniserve.bench.colocate.plan import Plan
-from omniserve.bench.colocate.plots import budget_figures, colour_keys
+from omniserve.bench.colocate.plots import budget_figures, colour_keys, trade_figure
 from omniserve.bench.colocate.rows import goal_table, scene_table
 from omniserve.bench.report.rows import TextTable
 from omniserve.charts.page import figures, header, legend, page, paragraphs, section, table
@@ -47,6 +47,8 @@ def _scene_section(result: SceneResult) -> str:
         result.scene.title,
         paragraphs([describe_conditions(result.conditions)])
         + _table(scene_table(result))
+        + legend(colour_keys([result]))
+        + figures([trade_figure(result)])
         + paragraphs([describe_generator(result)]),
     )
 

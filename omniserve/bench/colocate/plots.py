@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 from omniserve.bench.colocate.comparison import SceneResult
 from omniserve.bench.colocate.contenders import LS_ALONE, TITLES
-from omniserve.bench.colocate.figures import Figures
+from omniserve.bench.colocate.figures import Cell, Figures
 from omniserve.charts.axes import linear_axis
 from omniserve.charts.page import PALETTE, figure
 from omniserve.charts.svg import Series, line_chart
 
 _COLOURS = {key: PALETTE[index % len(PALETTE)] for index, key in enumerate(TITLES)}
-X_LABEL = "device KV, MiB"
+X_LABEL, JOINT_LABEL = "device KV, MiB", "LS joint attainment, %"
 Value = Callable[[Figures], float | None]
 
 
@@ -27,14 +27,14 @@ def budget_figures(results: Sequence[SceneResult]) -> list[str]:
             results,
             "Best-effort tokens per second",
             "BE tokens/s",
-            lambda window: window.be_tokens_per_s,
+            _be_tokens,
             but=LS_ALONE,
         ),
         _figure(
             results,
             "LS requests within both objectives",
-            "LS joint attainment, %",
-            lambda window: None if window.ls_joint is None else 100 * window.ls_joint,
+            JOINT_LABEL,
+            _joint_percent,
             most=100.0,
         ),
         _figure(
@@ -44,6 +44,38 @@ def budget_figures(results: Sequence[SceneResult]) -> list[str]:
             lambda window: window.ls_tpot_p99_ms,
         ),
     ]
+
+
+def trade_figure(result: SceneResult) -> str:
+    """Both streams of one scene, a dot a contender: up and to the right is better."""
+    dots = [
+        Series(
+            TITLES[cell.contender],
+            _COLOURS[cell.contender],
+            [(tokens.median, share)],
+            "line with dots",
+        )
+        for cell in result.cells
+        if (tokens := cell.spread(_be_tokens)) and (share := _median_percent(cell)) is not None
+    ]
+    most = max((point[0] for each in dots for point in each.points), default=1.0)
+    chart = line_chart(
+        "Both streams", linear_axis("BE tokens/s", most), linear_axis(JOINT_LABEL, 100.0), dots
+    )
+    return figure("Both streams", "Medians; up and to the right is better.", chart)
+
+
+def _be_tokens(window: Figures) -> float:
+    return window.be_tokens_per_s
+
+
+def _joint_percent(window: Figures) -> float | None:
+    return None if window.ls_joint is None else 100 * window.ls_joint
+
+
+def _median_percent(cell: Cell) -> float | None:
+    spread = cell.spread(_joint_percent)
+    return None if spread is None else spread.median
 
 
 def _figure(

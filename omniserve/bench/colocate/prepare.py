@@ -60,7 +60,7 @@ def prepare(options: ColocateOptions) -> Prepared:
     return Prepared(
         plan,
         Workload(trace, backlog, plan.window_s, options.seed),
-        _memory(options, trace, backlog, report),
+        _memory(options, trace, backlog, report, limits.max_model_len),
         Launch(
             limits,
             options.out / "servers",
@@ -131,17 +131,20 @@ def _max_model_len(trace: Trace, backlog: BacklogShape, report: ModelReport) -> 
 
 
 def _memory(
-    options: ColocateOptions, trace: Trace, backlog: BacklogShape, report: ModelReport
+    options: ColocateOptions,
+    trace: Trace,
+    backlog: BacklogShape,
+    report: ModelReport,
+    max_model_len: int,
 ) -> Memory:
     totals = sorted(each.prompt_tokens + each.output_tokens for each in trace)
     long_tokens = totals[int(0.9 * (len(totals) - 1))]
     return Memory(
         kv_bytes_per_token=report.kv_bytes_per_token,
-        ls_tokens=max(
-            options.ls_requests_in_kv * long_tokens, _max_model_len(trace, backlog, report)
-        ),
+        ls_tokens=options.ls_requests_in_kv * long_tokens,
         be_request_tokens=backlog.request_tokens,
         host_tokens=int(HOST_SPARE * backlog.num_requests * backlog.request_tokens),
+        longest_tokens=max_model_len,
     )
 
 

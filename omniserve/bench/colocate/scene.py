@@ -23,13 +23,23 @@ class Memory:
     be_request_tokens: int
     """What one best-effort request holds at its end."""
     host_tokens: int
+    longest_tokens: int
+    """Of any request; a pool that cannot hold them is refused everywhere."""
 
     def ls_bytes(self) -> int:
-        return _block_bytes(self.ls_tokens, self.kv_bytes_per_token)
+        return max(_block_bytes(self.ls_tokens, self.kv_bytes_per_token), self._least_bytes())
 
     def be_bytes(self, num_requests: int) -> int:
         one = _block_bytes(self.be_request_tokens, self.kv_bytes_per_token)
         return num_requests * one
+
+    def own_be_bytes(self, num_requests: int) -> int:
+        """Of a pool that best-effort requests have to themselves."""
+        return max(self.be_bytes(num_requests), self._least_bytes())
+
+    def _least_bytes(self) -> int:
+        # vLLM keeps one block to itself.
+        return _block_bytes(self.longest_tokens + BLOCK_TOKENS, self.kv_bytes_per_token)
 
     def host_bytes(self) -> int:
         return _block_bytes(self.host_tokens, self.kv_bytes_per_token)
@@ -73,7 +83,8 @@ class Scene:
 
     @property
     def device_kv_bytes(self) -> int:
-        return self.memory.ls_bytes() + self.memory.be_bytes(self.be_requests_in_kv)
+        """Of all models together."""
+        return sum(model.device_kv_bytes for model in self.models())
 
     @property
     def ls_model(self) -> str:
@@ -85,19 +96,14 @@ class Scene:
 
     def models(self) -> tuple[ServedModel, ...]:
         """As a server that serves all of them has them; the KV of all together is the scene's."""
-        host_bytes = self.memory.host_bytes()
+        memory, number = self.memory, self.be_requests_in_kv
+        host_bytes = memory.host_bytes()
         if self.shape == "one":
-            return (ServedModel(LS_MODEL, self.paths.ls, self.device_kv_bytes, host_bytes),)
-        ls_bytes = self.memory.ls_bytes()
+            device_bytes = memory.ls_bytes() + memory.be_bytes(number)
+            return (ServedModel(LS_MODEL, self.paths.ls, device_bytes, host_bytes),)
         return (
-            ServedModel(LS_MODEL, self.paths.ls, ls_bytes, host_bytes),
-            # A pool that cannot hold one request is refused everywhere.
-            ServedModel(
-                BE_MODEL,
-                self.paths.be,
-                max(self.device_kv_bytes - ls_bytes, self.memory.be_bytes(1)),
-                host_bytes,
-            ),
+            ServedModel(LS_MODEL, self.paths.ls, memory.ls_bytes(), host_bytes),
+            ServedModel(BE_MODEL, self.paths.be, memory.own_be_bytes(number), host_bytes),
         )
 
 

@@ -13,10 +13,8 @@ from omniserve.bench.load.target import TargetInfo
 from omniserve.bench.run_record import StreamInfo
 from omniserve.bench.trace.trace import Trace, TraceRequest
 
-DEFAULT_STREAM = (
-    "name=chat,trace=sample:azure-conv,tier=priority,rate=1,max_prompt=512,max_output=64"
-)
-DEFAULT_BACKLOG = "name=batch,requests=8,prompt=256,output=128,tier=flex"
+DEFAULT_STREAM = "name=chat,trace=sample:azure-conv,rate=1,max_prompt=512,max_output=64"
+DEFAULT_BACKLOG = "name=batch,requests=8,prompt=256,output=128"
 
 STREAM_HELP = (
     "requests at a trace's own times: key=value,key=value with trace=FILE, sample:NAME or "
@@ -30,6 +28,8 @@ BACKLOG_HELP = (
     "prompt and output (tokens, N or LOW-HIGH) or trace for their lengths, and, where wanted, "
     "name, model, tier, class, ttft_ms, tpot_ms, max_prompt, max_output, body.KEY; may be repeated"
 )
+_ROLES = {"latency_sensitive": "priority", "best_effort": "flex"}
+"""What a stream asks for where no tier is named: the first of its class."""
 _STREAM_KEYS = (
     "name, trace, model, tier, class, ttft_ms, tpot_ms, rate, speed, start_s, end_s, max_prompt, "
     "max_output, body.KEY"
@@ -123,11 +123,12 @@ def _info(
     *,
     is_open_loop: bool,
 ) -> StreamInfo:
+    service_class = fields.service_class(service_class)
     return StreamInfo(
         name=fields.text("name", name),
-        service_class=fields.service_class(service_class),
+        service_class=service_class,
         model=fields.text("model"),
-        tier=fields.text("tier"),
+        tier=fields.text("tier") or _ROLES[service_class],
         ttft_ms=fields.number("ttft_ms"),
         tpot_ms=fields.number("tpot_ms"),
         is_open_loop=is_open_loop,
