@@ -4,8 +4,8 @@ from pathlib import Path
 
 from omniserve.bench.colocate.figures import Cell, Figures
 from omniserve.bench.colocate.frames import frame
-from omniserve.bench.colocate.plan import Plan, SceneChoice
-from omniserve.bench.colocate.scene import Memory, ModelPaths, Scene, Shape
+from omniserve.bench.colocate.plan import Plan
+from omniserve.bench.colocate.scene import Memory, ModelPaths, Scene, SceneChoice, Shape
 from omniserve.bench.colocate.server_plan import Limits
 from omniserve.bench.colocate.workload import BacklogShape, Workload
 from omniserve.bench.trace.trace import Trace, TraceRequest
@@ -58,7 +58,9 @@ def make_plan(rounds: int = 2, vllm: str | None = "0.32.0", ls_rate: float | Non
         duration_s=4.0,
         drain_s=1.0,
         unloaded_s=2.0,
+        max_tries=2,
         seed=0,
+        omniserve="0.1.0",
         vllm=vllm,
         machine="a machine",
     )
@@ -78,6 +80,7 @@ def make_figures(joint: float = 1.0, be_tokens_per_s: float = 100.0) -> Figures:
         num_failed=0,
         generator_cores=0.02,
         lateness_p99_ms=0.5,
+        others_cores=0.01,
     )
 
 

@@ -135,6 +135,14 @@ def test_the_terminal_shows_whole_lines() -> None:
     assert "0.07 cores" in text
 
 
+def test_notes_stand_in_the_terminal_too() -> None:
+    record = busy_run()
+    record.facts["notes"] = ["stream chat: its trace ends at 3 s of the run"]
+    assert "note: stream chat: its trace ends at 3 s of the run" in printed(
+        render(summarise(record))
+    )
+
+
 def test_streams_of_one_class_have_colours_of_their_own() -> None:
     record = make_run()
     record.streams = [StreamInfo(f"s{place}", "latency_sensitive", "m") for place in range(7)]

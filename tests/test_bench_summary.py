@@ -21,7 +21,7 @@ from omniserve.bench.report.distributions import (
 from omniserve.bench.report.run_summary import ClockMeans, RunSummary, StreamSummary
 from omniserve.bench.report.summary import summarise
 from omniserve.bench.run_record import Outcome, RequestRecord, ServerClock, StreamInfo
-from omniserve.errors import ConfigError
+from omniserve.errors import ConfigError, OmniServeError
 
 FREE = StreamInfo("chat", "latency_sensitive", "demo")
 
@@ -191,6 +191,11 @@ def test_a_run_without_requests_amounts_to_nothing() -> None:
     assert (chat.output_tokens_per_s, chat.series.ttft_curve) == (0, [])
     with pytest.raises(KeyError):
         summarise(make_run()).stream("nobody")
+
+
+def test_a_run_without_a_window_has_no_summary() -> None:
+    with pytest.raises(OmniServeError, match="run 'a run': it ended while it warmed up"):
+        summarise(make_run(make_request(at_s=-1.0), duration_s=0.0))
 
 
 def test_a_summary_is_the_same_after_a_way_through_json() -> None:

@@ -237,7 +237,7 @@ class TestFitFront:
         full_s = self.STEP_S + front.stolen_s_per_step + self.NUM * front.stolen_s_per_token
         return FrontFigures(
             ttft_s=self.PROMPT_S + front.ttft_s + front.stolen_s_per_request,
-            tpot_s=lone_s,
+            lone_token_s=lone_s,
             token_s=full_s / self.NUM,
             request_s=self.PROMPT_S + full_s / self.NUM + front.stolen_s_per_request,
         )
@@ -271,12 +271,13 @@ class TestFitFront:
         found = figures_of(
             {
                 Load.ALONE: record(Load.ALONE, [1.0, 1.1, 1.2]),
+                Load.ONE: record(Load.ONE, [1.0, 2.0]),
                 Load.LONG: record(Load.LONG, [9.0, 9.5, 10.5]),
                 Load.SHORT: record(Load.SHORT, [1.0, 2.0, 3.0, 4.0]),
             }
         )
         assert found.ttft_s == pytest.approx(0.5)
-        assert found.tpot_s == pytest.approx(0.1)
+        assert found.lone_token_s == pytest.approx(5.0)
         assert found.token_s == pytest.approx(5.0)
         assert found.request_s == pytest.approx(5.0)
 
@@ -310,6 +311,7 @@ class TestMeasuring:
             budget_s=1.0,
             seed=0,
             max_scenes=1,
+            patience_s=0.0,
         )
         with measuring(command) as answers, pytest.raises(CheckpointError, match="config.json"):
             list(answers)

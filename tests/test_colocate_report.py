@@ -121,7 +121,21 @@ def test_attainment_is_compared_at_the_load_of_the_goal_only() -> None:
         make_cell(PIGGYBACKING, (1.0, 100.0)),
         make_cell(VLLM_PRIORITY, (0.05, 100.0)),
     )
-    assert len(goal_results([result], NUM_BE)) == 2
+    _, attainment, _ = goal_results([result], NUM_BE)
+    assert (attainment.is_met, attainment.verdict) == (None, "not judged")
+    assert attainment.shown == "20.00 x (vLLM holds 5%)"
+
+
+@pytest.mark.parametrize(("own_joint", "is_met"), [(0.89, True), (0.88, False)])
+def test_tokens_that_ls_paid_for_do_not_count(own_joint: float, is_met: bool) -> None:
+    result = make_result(
+        make_cell(LS_ALONE, (1.0, 0.0)),
+        make_cell(PIGGYBACKING, (own_joint, 900.0)),
+        make_cell(VLLM_PRIORITY, (0.899, 100.0)),
+    )
+    goal = goal_results([result], NUM_BE)[-1]
+    assert goal.is_met is is_met
+    assert ("points below vLLM's" in goal.shown) is not is_met
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +12,24 @@ from pathlib import Path
 import psutil
 import pytest
 from colocate_builders import LIMITS, NUM_BE, make_plan, make_scene, make_workload
+from load_builders import raw_server, response
 from run_builders import make_request, make_run
 
 from omniserve.bench.colocate.comparison import Comparison
 from omniserve.bench.colocate.contenders import PEER, PLAIN, WITH_LANES, contenders
 from omniserve.bench.colocate.fleet import Launch
+from omniserve.bench.colocate.options import QUICK_LS_RATE, ColocateOptions
 from omniserve.bench.colocate.pinning import pin, pin_server, used_seconds
 from omniserve.bench.colocate.plan import Plan, WindowKey, settle_plan
+from omniserve.bench.colocate.prepare import prepare
 from omniserve.bench.colocate.processes import ServerFailed, ServerProcess
+from omniserve.bench.colocate.session import run_colocate
+from omniserve.bench.colocate.vllm_server import answers
 from omniserve.bench.colocate.waiting import poll, rest
 from omniserve.bench.run_files import save_run
 from omniserve.bench.run_record import RunRecord, StreamInfo
-from omniserve.errors import ConfigError
+from omniserve.errors import ConfigError, OmniServeError
+from omniserve.synthetic.create import write_checkpoint
 
 PARENT = """
 import subprocess, sys
@@ -161,18 +169,59 @@ def test_pinned_threads_of_others_stay(cores: list[int]) -> None:
     assert os.sched_getaffinity(0) == {cores[0]}
 
 
-@pytest.mark.parametrize(("computing", "place"), [("pytest", 0), ("nobody like this", 1)])
-def test_who_computes_goes_to_the_device(cores: list[int], computing: str, place: int) -> None:
+def test_who_computes_goes_to_the_device_and_the_others_to_the_host(cores: list[int]) -> None:
     if len(cores) < 2:
         pytest.skip("needs two cores")
     frame = replace(make_scene().frame, device_cores=(cores[0],), host_cores=(cores[1],))
-    pin_server(frame, [psutil.Process()], computing, frame.device_cores)
-    assert os.sched_getaffinity(0) == {cores[place]}
+    with subprocess.Popen(["sleep", "60"]) as front:
+        own = psutil.Process()
+        pin_server(frame, [own, psutil.Process(front.pid)], "pytest", frame.device_cores)
+        assert os.sched_getaffinity(0) == {cores[0]}
+        assert os.sched_getaffinity(front.pid) == {cores[1]}
+        front.kill()
 
 
-def test_used_seconds_grow_with_work() -> None:
+def test_a_server_of_which_nobody_computes_is_refused(cores: list[int]) -> None:
+    frame = replace(make_scene().frame, device_cores=tuple(cores[:1]), host_cores=tuple(cores[-1:]))
+    with pytest.raises(OmniServeError, match="no process of the server is called 'nobody here'"):
+        pin_server(frame, [psutil.Process()], "nobody here", frame.device_cores)
+
+
+def test_used_seconds_are_those_of_all_that_live() -> None:
     own = psutil.Process()
-    before_s = used_seconds([own])
-    while used_seconds([own]) < before_s + 0.02:
-        sum(range(10_000))
-    assert used_seconds([own]) > before_s
+    with subprocess.Popen(["sleep", "60"]) as ended:
+        gone = psutil.Process(ended.pid)
+        ended.kill()
+    used_s = used_seconds([own, own, gone])
+    # The kernel counts in hundredths.
+    assert used_s == pytest.approx(2 * time.process_time(), abs=0.2)
+
+
+def test_a_proxy_is_not_asked_whether_a_server_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ok(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(response("200 OK", b""))
+        await writer.drain()
+
+    async def is_ready() -> bool:
+        async with raw_server(ok) as url:
+            return await asyncio.to_thread(answers, url.removeprefix("http://"))
+
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert asyncio.run(is_ready())
+
+
+def test_without_vllm_nothing_has_to_be_given(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model"
+    write_checkpoint(checkpoint, arch="qwen3", preset="tiny", dtype="bfloat16")
+    prepared = prepare(ColocateOptions(out=tmp_path, vllm_python=None, model=checkpoint))
+    assert prepared.plan.ls_rate == QUICK_LS_RATE
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--out .*file/out: cannot be made"):
+        run_colocate(ColocateOptions(out=tmp_path / "file" / "out"))

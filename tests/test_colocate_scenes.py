@@ -1,6 +1,8 @@
 """What contenders and their servers are told: frames, memory, routes, configurations."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -106,9 +108,20 @@ def test_without_vllm_there_is_none() -> None:
 def test_rounds_begin_with_different_contenders() -> None:
     everyone = contenders(make_scene(), NUM_BE, with_vllm=True)
     orders = [rotated(everyone, index) for index in range(len(everyone))]
-    assert {order[0].key for order in orders} == {each.key for each in everyone}
-    assert all(sorted(each.key for each in order) for order in orders)
-    assert all(len({each.key for each in order}) == len(everyone) for order in orders)
+    keys = {each.key for each in everyone}
+    assert {order[0].key for order in orders} == keys
+    assert all(len(order) == len(keys) for order in orders)
+    assert all({each.key for each in order} == keys for order in orders)
+
+
+@pytest.mark.parametrize("with_vllm", [False, True])
+def test_nobody_follows_the_same_in_every_round(with_vllm: bool) -> None:
+    everyone = contenders(make_scene(), NUM_BE, with_vllm)
+    before: dict[str, set[str]] = {each.key: set() for each in everyone}
+    for index in range(4):
+        for earlier, later in pairwise(rotated(everyone, index)):
+            before[later.key].add(earlier.key)
+    assert all(len(those) > 1 for those in before.values())
 
 
 @pytest.mark.parametrize("scene", [make_scene(), make_scene("whole", "two", 8)])
@@ -141,9 +154,21 @@ def test_vllm_computes_where_the_frame_says() -> None:
 def test_vllm_has_our_limits() -> None:
     (plan,) = (each for each in server_plans(make_scene(), NUM_BE, True) if each.key == PEER)
     words = vllm_arguments(plan, LIMITS, "127.0.0.1:1234")
-    assert words[words.index("--max-num-batched-tokens") + 1] == "128"
-    assert words[words.index("--kv-cache-memory-bytes") + 1] == str(672 * 1024)
-    assert words[words.index("--port") + 1] == "1234"
+    said = {word: words[place + 1] for place, word in enumerate(words[:-1]) if word[:2] == "--"}
+    told = daemon_config(replace(plan, system="omniserve"), LIMITS)["models"][0]
+    for name, own in {
+        "--max-num-batched-tokens": "max_step_tokens",
+        "--max-num-seqs": "max_running_requests",
+        "--max-model-len": "max_model_len",
+        "--kv-cache-memory-bytes": "device_kv_bytes",
+        "--block-size": "block_size",
+        "--dtype": "dtype",
+        "--model": "path",
+    }.items():
+        assert said[name] == str(told[own])
+    assert (said["--scheduling-policy"], said["--port"]) == ("priority", "1234")
+    assert "--no-enable-prefix-caching" in words
+    assert told["prefix_caching"] is False
 
 
 @pytest.mark.parametrize("shape", ["one", "two"])

@@ -74,6 +74,10 @@ def test_best_effort_lengths_are_around_their_means_and_fit_the_model() -> None:
     settled = lengths.requests[NUM_BE:]
     mean = sum(each.output_tokens for each in settled) / len(settled)
     assert mean == pytest.approx(BACKLOG.output_tokens, rel=0.1)
+    begun = lengths.requests[:NUM_BE]
+    # A part of the output of those that had begun is in the prompt.
+    assert max(each.prompt_tokens for each in begun) > 1.5 * BACKLOG.prompt_tokens
+    assert min(each.output_tokens for each in begun) < 0.5 * BACKLOG.output_tokens
     longest = max(each.prompt_tokens + each.output_tokens for each in lengths)
     assert longest <= BACKLOG.longest_tokens
 

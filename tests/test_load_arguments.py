@@ -11,6 +11,7 @@ from omniserve.bench.load.target import ModelInfo, TargetInfo, TierInfo
 from omniserve.bench.run_record import StreamInfo
 from omniserve.bench.trace.formats import write_trace
 from omniserve.bench.trace.trace import Trace, TraceRequest
+from omniserve.bench.trace.transform import with_tier
 from omniserve.errors import ConfigError
 
 TRACE = Trace(
@@ -68,6 +69,16 @@ def test_a_part_is_cut_before_time_is_scaled_and_lengths_are_clipped(trace_path:
         TraceRequest(1, 112, 21),
         TraceRequest(2, 112, 21),
     )
+
+
+def test_the_rate_is_that_of_the_part(tmp_path: Path) -> None:
+    path = tmp_path / "two.jsonl"
+    times = [*range(0, 100, 10), *range(100, 110)]
+    write_trace(Trace("two", tuple(TraceRequest(at_s, 10, 10) for at_s in times)), path)
+    stream = one(f"trace={path},start_s=100,rate=5")
+    assert isinstance(stream, TraceStream)
+    # Ten requests in 9 s.
+    assert stream.trace.duration_s == pytest.approx(2.0)
 
 
 def test_a_recipe_is_as_long_as_the_run_and_has_the_rate_it_is_told() -> None:
@@ -141,6 +152,15 @@ def test_a_stream_that_is_wrong_is_told_so(stream: str, message: str) -> None:
 def test_a_backlog_that_is_wrong_is_told_so(backlog: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         one(backlog=backlog)
+
+
+def test_a_trace_keeps_its_tiers_unless_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.jsonl"
+    write_trace(with_tier(TRACE, "gold"), path, "omniserve")
+    kept, named = one(f"trace={path}"), one(f"trace={path},tier=slow")
+    assert isinstance(kept, TraceStream) and isinstance(named, TraceStream)
+    assert {request.tier for request in kept.trace} == {"gold"}
+    assert {request.tier for request in named.trace} == {"slow"}
 
 
 def test_objectives_are_the_tiers_where_a_stream_has_none(trace_path: Path) -> None:

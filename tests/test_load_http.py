@@ -71,6 +71,13 @@ async def test_every_token_of_the_null_server_is_told(pace: Pace) -> None:
 
 
 @pytest.mark.asyncio
+async def test_the_null_server_refuses_no_tokens() -> None:
+    async with null_target(Pace(tpot_ms=1)) as target:
+        with pytest.raises(RequestFailed, match="HTTP 400"):
+            await target.send(target.encode(TokenRequest("null", (1,), 0)), nobody)
+
+
+@pytest.mark.asyncio
 async def test_many_requests_at_a_time_do_not_mix() -> None:
     async with null_target(Pace(ttft_ms=1, tpot_ms=1)) as target:
         await target.describe()

@@ -54,6 +54,24 @@ async def test_a_run_that_is_terminated_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_run_that_is_terminated_while_it_warms_up_has_no_report(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("of an earlier run")
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    server = asyncio.create_task(serve_null("127.0.0.1", 0, NEVER, ready.set_result))
+    url = (await ready).rpartition(" ")[2]
+    options = LoadOptions(duration_s=600, warm_up_s=600)
+    session = Session(Addresses(http=url), [untiered(3)], options, tmp_path, is_live=False)
+    running = asyncio.create_task(session.run())
+    await asyncio.sleep(0.3)
+    await terminate(running)
+    assert running.cancelled()
+    assert len(load_run(tmp_path).requests) == 3
+    assert not (tmp_path / "report.html").exists()
+    server.cancel()
+    await asyncio.wait([server])
+
+
+@pytest.mark.asyncio
 async def test_the_null_server_stops_when_it_is_told_to() -> None:
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     server = asyncio.create_task(serve_null("127.0.0.1", 0, Pace(), ready.set_result))

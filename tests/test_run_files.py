@@ -75,6 +75,12 @@ def test_a_request_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
+def test_a_request_of_no_stream_is_named(tmp_path: Path) -> None:
+    save_run(replace(RECORD, streams=RECORD.streams[:1]), tmp_path)
+    with pytest.raises(RunFileError, match=r"line 3: stream: 'batch' is not .*; allowed: chat"):
+        load_run(tmp_path)
+
+
 def test_requests_that_are_missing_are_noticed(tmp_path: Path) -> None:
     save_run(RECORD, tmp_path)
     path = tmp_path / REQUESTS_FILE

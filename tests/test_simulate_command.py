@@ -65,6 +65,25 @@ def test_run_writes_what_a_real_run_would(files: Path, capsys: pytest.CaptureFix
     assert "simulated" in capsys.readouterr().out
 
 
+def test_equal_arguments_give_equal_files_and_what_is_left_out_is_said(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_profile(make_profile(host=None), files / "profile.json")
+    inputs = ("--config", f"{files / 'config.yaml'}", "--profile", f"{files / 'profile.json'}")
+    for name in ("one", "two"):
+        out = ("--out", f"{files / name}", "--title", "t")
+        simulate("run", *inputs, *out, "--backlog", "requests=1", "--duration-s", "1")
+        assert "knows no host attention" in " ".join(capsys.readouterr().out.split())
+    for path in (files / "one").iterdir():
+        assert path.read_bytes() == (files / "two" / path.name).read_bytes()
+
+
+def test_a_directory_that_cannot_be_made_is_named(files: Path) -> None:
+    inputs = ("--config", f"{files / 'config.yaml'}", "--profile", f"{files / 'profile.json'}")
+    with pytest.raises(ConfigError, match="--out .*config.yaml/out: cannot be made"):
+        simulate("run", *inputs, "--backlog", "requests=1", "--out", f"{files}/config.yaml/out")
+
+
 def test_summary_only_leaves_the_run_out(files: Path) -> None:
     common = ("run", "--config", f"{files / 'config.yaml'}", "--out", f"{files / 'out'}")
     profile = ("--profile", f"{files / 'profile.json'}")

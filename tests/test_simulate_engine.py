@@ -19,6 +19,7 @@ from simulate_builders import (
     run_simulation,
 )
 
+from omniserve.bench.load.options import LoadOptions
 from omniserve.engine.core import Engine
 from omniserve.requests import SamplingParams, ServiceClassName
 from omniserve.settings import EngineSettings
@@ -26,6 +27,7 @@ from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.fleet import Fleet
 from omniserve.simulate.profile import FrontLatency
+from omniserve.simulate.run import simulate
 from omniserve.simulate.step_time import StepCosts
 from omniserve.synthetic.info import model_report
 from scheduler import Request, Scheduler, ServiceClass, StepPlan
@@ -80,6 +82,29 @@ def test_best_effort_step_stops_at_a_layer_for_an_arrival(
     (chat,), batch = of_stream(record, "chat"), of_stream(record, "batch")[0]
     assert chat.token_times_s == pytest.approx([boundary_s + 0.8])
     assert batch.token_times_s[0] == pytest.approx(1.6)
+
+
+def test_an_arrival_while_a_step_with_lanes_is_laid_out_stops_it_behind_its_first_layer() -> None:
+    costs = StepCosts(overhead_s=0.5, dense_ladder=((1, 0.8),))
+    settings = make_settings(64, replace(PIGGYBACK, when="always"))
+    record = run_simulation(
+        [backlog(1, [(10, 3)]), chats([(0.25, 10, 1)])], settings, make_profile(costs), 2.0
+    )
+    (chat,) = of_stream(record, "chat")
+    # Laid out until 0.5, one layer of 0.1 s, and a whole step of its own.
+    assert chat.token_times_s == pytest.approx([0.5 + 0.1 + 0.5 + 0.8])
+
+
+def test_each_model_has_its_own_front() -> None:
+    one, two = make_settings().models[0], replace(make_settings().models[0], name="two")
+    settings = EngineSettings(make_settings().device, (one, two))
+    stream = chats([(0.0, 10, 1)])
+    stream = replace(stream, info=replace(stream.info, model="two"))
+    quick = make_profile(FLAT)
+    slow = replace(quick, front=FrontLatency(stolen_s_per_request=0.3))
+    options = LoadOptions(duration_s=2.0, warm_up_s=0.0)
+    record = simulate([stream], settings, {"m": quick, "two": slow}, options)
+    assert record.requests[0].token_times_s == pytest.approx([0.3 + 0.8])
 
 
 def test_latency_sensitive_step_does_not_stop_for_an_arrival() -> None:

@@ -40,6 +40,9 @@ def test_profile_comes_back_as_it_was(tmp_path: Path) -> None:
     [
         ('"num_layers": 8', '"num_layers": "many"', "num_layers"),
         ('"num_layers": 8,', "", "num_layers"),
+        ('"num_layers": 8', '"num_layers": 0', "num_layers: 0 is not allowed"),
+        ('"kv_bytes_per_s": 200000000.0', '"kv_bytes_per_s": 0.0', "host.kv_bytes_per_s: 0"),
+        ('"task_overhead_s": 2e-6', '"task_overhead_s": -2e-6', "host.task_overhead_s: -2e-06"),
         ("[\n          101,", "[\n          1,", "dense_ladder"),
         ("{", "(", "not a profile"),
     ],

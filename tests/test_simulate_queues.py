@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from omniserve.simulate.copy_queue import CopyQueue
 from omniserve.simulate.host_queue import HostQueue
+from omniserve.simulate.prompts import prompt_tokens
 
 SECONDS = st.floats(min_value=0, max_value=10)
 SERVICE = st.floats(min_value=0.001, max_value=5)
@@ -47,6 +48,14 @@ def test_results_of_several_batches_come_together_and_keep_their_models() -> Non
     results = queue.collect(3.0)
     assert [(rows.model, rows.lanes.tolist()) for rows in results] == [(0, [3, 4]), (1, [3])]
     assert queue.num_waiting == 1
+
+
+def test_prompts_begin_alike_where_their_hashes_are_equal() -> None:
+    hashes = [(5,), (-5,), (2**64 - 1,), (2**64 - 2,), ()]
+    prompts = [prompt_tokens(520, each, number) for number, each in enumerate(hashes)]
+    assert len({prompt[0] for prompt in prompts}) == len(hashes)
+    assert prompt_tokens(520, (5, 6), 9)[:512] == prompts[0][:512]
+    assert prompts[0][512] not in prompts[1]
 
 
 def test_copies_follow_each_other_at_their_rate() -> None:

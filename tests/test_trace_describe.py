@@ -111,6 +111,12 @@ def test_reused_blocks_by_hand() -> None:
     assert (about.reused_share, about.once_used_share) == (0, 1)
 
 
+def test_hashes_may_have_any_length() -> None:
+    about = describe(trace_of([0.0], prefix_hashes=(2**64 - 1, -(2**70)))).prefixes
+    assert about is not None
+    assert (about.reused_share, about.once_used_share) == (0, 1)
+
+
 def test_lengths_are_of_what_succeeded() -> None:
     trace = Trace(
         "some",

@@ -184,6 +184,12 @@ def test_what_a_format_cannot_hold_is_told() -> None:
     assert lost_fields(trace, "mooncake") == ["session", "tenant", "tier"]
 
 
+def test_a_failure_amid_the_answer_is_lost_elsewhere() -> None:
+    trace = Trace("broken", (TraceRequest(0, 1, 5, failed=True),))
+    assert lost_fields(trace, "omniserve") == []
+    assert lost_fields(trace, "azure") == ["failed"]
+
+
 def test_marks_and_empty_lines_and_compression_are_passed_over(tmp_path: Path) -> None:
     text = "\ufeff" + AZURE_ROWS.replace("\r\n", "\r\n\r\n")
     path = tmp_path / "trace.csv.gz"

@@ -185,6 +185,13 @@ def test_more_of_a_trace_is_like_it() -> None:
     assert {(each.prompt_tokens, each.output_tokens) for each in more} <= pairs
 
 
+def test_a_part_in_which_nothing_was_recorded_has_requests_too() -> None:
+    late = Trace("late", tuple(TraceRequest(300 + place / 2, 10, 10) for place in range(300)))
+    made = times(synthesise(recipe_like(late), duration_s=30.0))
+    assert made == sorted(made)
+    assert 0.0 <= made[0] and made[-1] < 30.0
+
+
 def test_failures_of_a_trace_are_imitated_apart_from_its_lengths() -> None:
     made = synthesise(steady(failed_share=0.25), 1)
     recipe = recipe_like(made)

@@ -1,6 +1,6 @@
 """Runs on disk: run.json holds what is known of the whole, requests.jsonl a request a line."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def load_run(directory: Path) -> RunRecord:
     if run.format != FORMAT:
         raise RunFileError(f"{path}: format: {run.format!r} is not known; allowed: {FORMAT!r}")
     requests_path = directory / REQUESTS_FILE
-    requests = list(_requests(requests_path))
+    requests = list(_requests(requests_path, {stream.name for stream in run.streams}))
     if len(requests) != run.num_requests:
         raise RunFileError(
             f"{requests_path}: holds {len(requests)} requests; {path} tells of {run.num_requests}"
@@ -99,13 +99,20 @@ def _line(request: RequestRecord) -> str:
     return _encoder.encode(request).decode() + "\n"
 
 
-def _requests(path: Path) -> Iterator[RequestRecord]:
+def _requests(path: Path, streams: Collection[str]) -> Iterator[RequestRecord]:
     decoder = msgspec.json.Decoder(RequestRecord)
     for number, line in enumerate(_read(path).splitlines(), start=1):
         try:
-            yield decoder.decode(line)
+            request = decoder.decode(line)
         except msgspec.DecodeError as error:
             raise RunFileError(f"{path}, line {number}: {error}") from None
+        if request.stream not in streams:
+            allowed = ", ".join(sorted(streams)) or "none"
+            raise RunFileError(
+                f"{path}, line {number}: stream: {request.stream!r} is not of the run; "
+                f"allowed: {allowed}"
+            )
+        yield request
 
 
 def _decode(data: bytes, kind: type[_Run], name: str) -> _Run:

@@ -33,8 +33,7 @@ def build_engine(
         model.name: _build_model(index, model, profiles, queue, clock, random)
         for index, model in enumerate(settings.models)
     }
-    front = profiles[settings.models[0].name].front
-    return SimulatedEngine(models, clock, queue, front, on_tokens, on_refused)
+    return SimulatedEngine(models, clock, queue, on_tokens, on_refused)
 
 
 def max_model_lens(settings: EngineSettings, profiles: Mapping[str, Profile]) -> dict[str, int]:

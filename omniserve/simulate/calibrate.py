@@ -55,13 +55,26 @@ class Calibration:
 class Calibrator:
     """Measures one model; blocks for minutes."""
 
-    def __init__(self, config: Config, model: str, effort: Effort, seed: int, say: Say) -> None:
-        """Raises ConfigError where there is no such model."""
+    def __init__(
+        self,
+        config: Config,
+        model: str,
+        effort: Effort,
+        say: Say,
+        *,
+        seed: int = 0,
+        patience_s: float = 0.5,
+    ) -> None:
+        """patience_s: longest wait, now and then, for others to leave the cores alone.
+
+        Raises ConfigError where there is no such model.
+        """
         self._config = config
         self._settings = config.engine_settings()
         self._model = _only_model_of(self._settings, model)
         self._effort = effort
         self._seed = seed
+        self._patience_s = patience_s
         self._say = say
 
     def run(self, *, with_front: bool = True) -> Calibration:
@@ -73,7 +86,8 @@ class Calibrator:
         profile = _profile(opened, alone, step_time, host)
         front = None
         if with_front:
-            front = measure_front(self._config, self._model, profile, self._effort.front, self._say)
+            front_effort = replace(self._effort.front, patience_s=self._patience_s)
+            front = measure_front(self._config, self._model, profile, front_effort, self._say)
             profile = replace(profile, front=front.latency)
         return Calibration(profile, alone, beside, front)
 
@@ -85,7 +99,13 @@ class Calibrator:
     ) -> tuple[Opened, StepFit]:
         effort = self._effort
         command = MeasureSteps(
-            settings, self._model.name, effort.steps_s, self._seed, effort.max_scenes, cores
+            settings,
+            self._model.name,
+            effort.steps_s,
+            self._seed,
+            effort.max_scenes,
+            self._patience_s,
+            cores,
         )
         opened, samples = None, list[StepSample]()
         where = "all cores" if cores is None else "the cores that the host leaves"
@@ -129,6 +149,7 @@ class Calibrator:
             self._model.name,
             self._effort.host_s,
             self._seed,
+            self._patience_s,
         )
         opened, measured = None, None
         with measuring(command) as answers:

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-_DECODE_STEPS = 12
+_DECODE_STEPS, _FEW_STEPS = 12, 4
+"""The first step behind a prompt finds caches full of other things; most must be others."""
 _SHORT_CONTEXT = 32
 _DECODE_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
 _CONTEXTS = (128, 512, 2048, 4096, 8192, 16384)
 _ROWS_OF_CONTEXTS = (1, 4, 16, 64)
-_CHUNKS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
+_CHUNKS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 65, 96, 128, 192, 256, 384, 512, 1024, 2048)
 _MIXED = ((4, 16), (4, 64), (4, 256), (4, 512), (16, 32), (16, 128))
 """Decode rows, and tokens of a prompt that joins them."""
 
@@ -23,6 +24,8 @@ class Limits:
     max_model_len: int
     max_running_requests: int
     max_step_tokens: int
+    may_offload: bool = False
+    """Whether best-effort decodes may have to leave a device that has room for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,10 @@ def _candidates(limits: Limits) -> Iterator[Scene]:
             yield Scene(num_rows, context, _DECODE_STEPS)
     chunks = list(_up_to([*_CHUNKS, limits.max_step_tokens], limits.max_step_tokens))
     for chunk in chunks:
-        yield Scene(1, chunk, 1)
+        yield Scene(1, chunk, 0)
     for num_rows, chunk in _MIXED:
         if chunk <= limits.max_step_tokens:
-            yield Scene(num_rows, _SHORT_CONTEXT, 2, joining_prompt=chunk)
+            yield Scene(num_rows, _SHORT_CONTEXT, _FEW_STEPS, joining_prompt=chunk)
 
 
 def _up_to(numbers: Iterable[int], most: int) -> Iterator[int]:

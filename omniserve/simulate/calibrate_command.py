@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omniserve.argument_types import whole_number
+from omniserve.argument_types import number, whole_number
 
 if TYPE_CHECKING:
     from omniserve.simulate.calibrate import Calibration
@@ -49,6 +49,14 @@ def add_calibrate_command(subparsers: "Subparsers") -> None:
         help="steps only: simulated clients then sit inside the engine",
     )
     parser.add_argument(
+        "--patience-s",
+        type=number("seconds", 0, 3600),
+        metavar="S",
+        default=0.5,
+        help="longest wait, before each measurement, for other processes to leave the cores alone "
+        "(default: %(default)g)",
+    )
+    parser.add_argument(
         "--seed",
         type=whole_number(0, 1 << 31),
         metavar="N",
@@ -77,9 +85,8 @@ def _calibrate(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {args.out}: cannot be written: {error.strerror}") from None
     model = args.model or config.models[0].name
     effort = QUICK if args.quick else THOROUGH
-    calibration = Calibrator(config, model, effort, args.seed, say).run(
-        with_front=not args.no_front
-    )
+    calibrator = Calibrator(config, model, effort, say, seed=args.seed, patience_s=args.patience_s)
+    calibration = calibrator.run(with_front=not args.no_front)
     save_profile(calibration.profile, args.out)
     for line in _lines(calibration):
         say(line)
@@ -88,7 +95,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _lines(calibration: "Calibration") -> list[str]:
-    from omniserve.simulate.others_meter import QUIET_CORES
+    from omniserve.others_meter import QUIET_CORES
 
     lines = _fit_lines("steps", calibration.alone)
     if calibration.beside_host is not None:

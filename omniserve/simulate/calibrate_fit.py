@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniserve.errors import OmniServeError
+from omniserve.others_meter import QUIET_CORES
 from omniserve.simulate.calibrate_messages import StepSample
 from omniserve.simulate.nonnegative import nonnegative_least_squares
-from omniserve.simulate.others_meter import QUIET_CORES
 from omniserve.simulate.step_time import StepCosts, StepShape
 
-_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_KNOTS = (1, 2, 4, 8, 16, 32, 64, 65, 128, 256, 512, 1024, 2048, 4096)
+"""Two in a row: up to 64 rows are multiplied by kernels of their own on a CPU."""
 _FEWEST_STEPS = 8
 _HELD_OUT = 4
 """One step of so many judges the fit of the others."""
@@ -106,6 +107,7 @@ def _observation(samples: Sequence[StepSample]) -> Observation:
         decode_context_tokens=round(fmean(each.decode_context_tokens for each in shapes)),
         num_prefill_tokens=shapes[0].num_prefill_tokens,
         prefill_pairs=shapes[0].prefill_pairs,
+        prefill_context_tokens=shapes[0].prefill_context_tokens,
         num_sampled_rows=shapes[0].num_sampled_rows,
     )
     around_s = median(sample.around_layers_s for sample in best)
@@ -125,6 +127,8 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
                 shape.num_decode_rows,
                 shape.decode_context_tokens,
                 shape.prefill_pairs,
+                shape.prefill_context_tokens,
+                shape.num_prefill_tokens > 0,
                 shape.num_sampled_rows,
             ]
             for shape in shapes
@@ -135,7 +139,7 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
     weights = np.sqrt([1.0 if each.is_quiet else 0.1 for each in observations])
     solution = nonnegative_least_squares(matrix * weights[:, None], weights)
     rungs = np.cumsum(solution[: len(knots)])
-    decode_row_s, context_token_s, pair_s, sampled_row_s = solution[len(knots) :].tolist()
+    row_s, token_s, pair_s, chunk_token_s, chunk_step_s, sampled_s = solution[len(knots) :].tolist()
     overhead_s = min(_overhead_s(observations), 0.9 * float(rungs[0]))
     in_ladder_s = overhead_s if pipeline_depth == 1 else 0.0
     return StepCosts(
@@ -143,10 +147,12 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
         dense_ladder=tuple(
             (knot, float(rung) - in_ladder_s) for knot, rung in zip(knots, rungs, strict=True)
         ),
-        decode_row_s=decode_row_s,
-        decode_context_token_s=context_token_s,
+        decode_row_s=row_s,
+        decode_context_token_s=token_s,
         prefill_pair_s=pair_s,
-        sampled_row_s=sampled_row_s,
+        prefill_context_token_s=chunk_token_s,
+        prefill_step_s=chunk_step_s,
+        sampled_row_s=sampled_s,
     )
 
 

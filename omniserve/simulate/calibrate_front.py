@@ -26,7 +26,8 @@ _IDLE_SHARE = 3.0
 class Load(Enum):
     """What the front is measured under."""
 
-    ALONE = "single requests"
+    ALONE = "requests one by one"
+    ONE = "one long answer at a time"
     LONG = "long answers"
     SHORT = "short answers"
 
@@ -36,10 +37,11 @@ class FrontFigures:
     """What clients see under those loads."""
 
     ttft_s: float
-    """Median, of single requests."""
-    tpot_s: float
+    """Median, of requests that come to an idle daemon."""
+    lone_token_s: float
+    """Per token of long answers, one at a time: the inverse of their rate."""
     token_s: float
-    """Per token of long answers, all requests together: the inverse of their rate."""
+    """The same of several at a time, all together."""
     request_s: float
     """Per short request, all requests together."""
 
@@ -57,11 +59,12 @@ def front_streams(load: Load, model: str, options: LoadOptions) -> list[Stream]:
         return [TraceStream(info, Trace(load.value, tuple(requests)))]
     info = StreamInfo(load.value, "best_effort", model, is_open_loop=False)
     lengths = (
-        (_PROMPT_TOKENS, _LONG_OUTPUT_TOKENS)
-        if load is Load.LONG
-        else (_SHORT_PROMPT_TOKENS, _SHORT_OUTPUT_TOKENS)
+        (_SHORT_PROMPT_TOKENS, _SHORT_OUTPUT_TOKENS)
+        if load is Load.SHORT
+        else (_PROMPT_TOKENS, _LONG_OUTPUT_TOKENS)
     )
-    return [BacklogStream(info, Trace(load.value, (TraceRequest(0.0, *lengths),)), _CONCURRENCY)]
+    concurrency = 1 if load is Load.ONE else _CONCURRENCY
+    return [BacklogStream(info, Trace(load.value, (TraceRequest(0.0, *lengths),)), concurrency)]
 
 
 def front_options(duration_s: float) -> LoadOptions:
@@ -70,12 +73,11 @@ def front_options(duration_s: float) -> LoadOptions:
 
 def figures_of(records: Mapping[Load, RunRecord]) -> FrontFigures:
     """Of one run under each load."""
-    alone, long, short = (records[load] for load in Load)
+    alone, one, long, short = (records[load] for load in Load)
     ttfts = [each.ttft_s for each in _due(alone) if each.ttft_s is not None]
-    tpots = [each.tpot_s for each in _due(alone) if each.tpot_s is not None]
     return FrontFigures(
         ttft_s=median(ttfts or [0.0]),
-        tpot_s=median(tpots or [0.0]),
+        lone_token_s=one.duration_s / max(1, _tokens(one)),
         token_s=long.duration_s / max(1, _tokens(long)),
         request_s=short.duration_s * _SHORT_OUTPUT_TOKENS / max(1, _tokens(short)),
     )
@@ -89,11 +91,9 @@ def fit_front(real: FrontFigures, simulate: Callable[[FrontLatency], FrontFigure
     left of a short request is its own, and what is left of a lone one's TTFT is its way.
     """
     bare = simulate(FrontLatency())
-    front = FrontLatency(
-        **_stolen(
-            real.tpot_s - bare.tpot_s, (real.token_s - bare.token_s) * _CONCURRENCY, _CONCURRENCY
-        )
-    )
+    one_row_s = real.lone_token_s - bare.lone_token_s
+    many_rows_s = (real.token_s - bare.token_s) * _CONCURRENCY
+    front = FrontLatency(**_stolen(one_row_s, many_rows_s, _CONCURRENCY))
     request_s = max(0.0, real.request_s - simulate(front).request_s)
     front = replace(front, stolen_s_per_request=request_s)
     ttft_s = max(0.0, real.ttft_s - simulate(front).ttft_s)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from omniserve.bench.run_record import RunRecord
 from omniserve.config import Config
+from omniserve.others_meter import QUIET_CORES, await_quiet
 from omniserve.settings import ModelSettings
 from omniserve.simulate.calibrate_front import (
     FrontFigures,
@@ -15,7 +16,6 @@ from omniserve.simulate.calibrate_front import (
     front_options,
     front_streams,
 )
-from omniserve.simulate.others_meter import QUIET_CORES
 from omniserve.simulate.profile import FrontLatency, Profile
 from omniserve.simulate.real_daemon import RealRun, real_daemon
 from omniserve.simulate.resolve import resolve_streams
@@ -32,6 +32,8 @@ class FrontEffort:
     """Of each run."""
     max_rounds: int
     """Rounds of all loads; those that nobody disturbed are not repeated."""
+    patience_s: float = 0.0
+    """Longest wait for others to leave the cores alone, before each run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ async def _run_all(
             for load in Load:
                 if load in runs and runs[load].others_cores <= QUIET_CORES:
                     continue
+                await asyncio.to_thread(await_quiet, effort.patience_s)
                 run = await daemon.run(front_streams(load, model, options), options)
                 say(f"  {load.value}: others used {run.others_cores:.2f} cores meanwhile")
                 if load not in runs or run.others_cores < runs[load].others_cores:

@@ -10,6 +10,7 @@ import torch
 
 from omniserve.devices.device import Device, open_device
 from omniserve.models.loading import DTYPES, load_config, load_model
+from omniserve.others_meter import await_quiet
 from omniserve.piggyback.calibration import measure_host_speed
 from omniserve.piggyback.core_split import CoreSplit
 from omniserve.settings import EngineSettings, ModelSettings
@@ -57,7 +58,11 @@ def measure(command: MeasureHost) -> Iterator[Answer]:
     engine = TimedEngine(_always_offloading(settings, model), model.name, command.seed)
     yield engine.opened()
     window_s = command.budget_s / len(_WORK)
-    samples = [_run(engine, work, window_s) for work in _WORK if _fits(engine, work)]
+    samples = []
+    for work in _WORK:
+        if _fits(engine, work):
+            await_quiet(command.patience_s)
+            samples.append(_run(engine, work, window_s))
     engine.close()
     yield HostMeasured(tuple(samples), copy_bytes_per_s, speed)
 

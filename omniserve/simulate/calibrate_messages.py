@@ -10,14 +10,17 @@ from scheduler.offload_rule import HostSpeed
 
 
 class MeasureSteps(msgspec.Struct, tag=True, frozen=True):
-    """Run the scenes of a model, each until it ran undisturbed for a number of times, or until the
-    time is over."""
+    """Run the scenes of a model, each until it ran undisturbed for a number of times, or until
+    they took `budget_s`; waiting for others does not count."""
 
     settings: EngineSettings
     model: str
     budget_s: float
     seed: int
     max_scenes: int
+    patience_s: float
+    """Longest wait, before every third of a second of measuring, for others to leave the cores
+    alone."""
     cores: tuple[int, ...] | None = None
     """None: all that the process may use."""
 
@@ -29,6 +32,8 @@ class MeasureHost(msgspec.Struct, tag=True, frozen=True):
     model: str
     budget_s: float
     seed: int
+    patience_s: float
+    """As for steps, before each kind of work."""
 
 
 Command = MeasureSteps | MeasureHost

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from typing import IO
 
@@ -21,45 +20,34 @@ from omniserve.simulate.calibrate_messages import (
     MeasureHost,
     MeasureSteps,
     Pass,
-    StepSample,
     decode_command,
     encode,
 )
-from omniserve.simulate.others_meter import QUIET_CORES, await_quiet
 from omniserve.vector_path import require_vector_path
 
 _PR_SET_PDEATHSIG = 1
-_QUIET_RUNS = 4
-"""Of each scene: their median is what a step takes."""
-_PATIENCE_S = 0.5
-"""Before each scene, where others use the cores."""
 
 
 def measure_steps(command: MeasureSteps) -> Iterator[Answer]:
     """Round after round of the scenes that others disturbed too often so far."""
-    from omniserve.simulate.calibrate_cases import scenes, thin
+    from omniserve.simulate.calibrate_cases import Scene, scenes, thin
     from omniserve.simulate.calibrate_engine import TimedEngine
-    from omniserve.simulate.calibrate_scenes import limits_of, run_scene
+    from omniserve.simulate.calibrate_medley import Medley, medleys
+    from omniserve.simulate.calibrate_scenes import SceneRunner, limits_of
 
     if command.cores is not None:
         os.sched_setaffinity(0, command.cores)
     engine = TimedEngine(command.settings, command.model, command.seed)
     yield engine.opened()
-    lacking = dict(enumerate(thin(scenes(limits_of(engine)), command.max_scenes)))
-    num_scenes, num_quiet = len(lacking), Counter[int]()
+    limits = limits_of(engine)
+    chosen: list[Scene | Medley] = [*medleys(limits), *thin(scenes(limits), command.max_scenes)]
+    runner = SceneRunner(engine, chosen, command.patience_s)
     gc.collect()
     gc.freeze()
     start_s = time.perf_counter()
-    elapsed_s = 0.0
-    while lacking and elapsed_s < command.budget_s:
-        samples: list[StepSample] = []
-        for index, scene in lacking.items():
-            await_quiet(_PATIENCE_S)
-            samples += run_scene(engine, index, scene)
-            num_quiet[index] += samples[-1].others_cores <= QUIET_CORES
-        lacking = {at: scene for at, scene in lacking.items() if num_quiet[at] < _QUIET_RUNS}
-        elapsed_s = time.perf_counter() - start_s
-        yield Pass(elapsed_s, num_scenes, len(lacking), tuple(samples))
+    while runner.lacking and runner.measured_s < command.budget_s:
+        samples = tuple(runner.run_round())
+        yield Pass(time.perf_counter() - start_s, len(chosen), len(runner.lacking), samples)
     engine.close()
 
 

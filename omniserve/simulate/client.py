@@ -89,7 +89,7 @@ class Clients:
             sent_s=now_s - self._start_s,
         )
         number = len(self.records)
-        tier = info.tier or wanted.tier
+        tier = wanted.tier or info.tier
         self.records.append(record)
         request = Request(
             request_id=f"{info.name}-{index}",

@@ -8,7 +8,6 @@ from omniserve.simulate.clock import Clock
 from omniserve.simulate.host_cores import HostCores
 from omniserve.simulate.host_queue import HostQueue
 from omniserve.simulate.model import SimulatedModel
-from omniserve.simulate.profile import FrontLatency
 from omniserve.simulate.step import SimulatedStep
 from omniserve.simulate.stretch import Stretch
 from scheduler import ModelTurns, Request, ServiceClass
@@ -40,7 +39,6 @@ class SimulatedEngine:
         models: dict[str, SimulatedModel],
         clock: Clock,
         queue: HostQueue,
-        front: FrontLatency,
         on_tokens: OnTokens,
         on_refused: OnRefused,
     ) -> None:
@@ -50,7 +48,6 @@ class SimulatedEngine:
         """When it wants to go on, unless something arrives before."""
         self._clock = clock
         self._queue = queue
-        self._front = front
         self._on_tokens = on_tokens
         self._on_refused = on_refused
         self._inbox: list[Arrival | str] = []
@@ -117,9 +114,10 @@ class SimulatedEngine:
                 for model in self.models.values():
                     model.abort(message)
                 continue
-            self._stolen_s += self._front.stolen_s_per_request
+            model = self.models[message.model]
+            self._stolen_s += model.profile.front.stolen_s_per_request
             try:
-                self.models[message.model].add(message.request)
+                model.add(message.request)
             except ValueError as error:
                 self._on_refused(message.model, message.request, str(error))
         self._inbox.clear()
@@ -235,6 +233,9 @@ class SimulatedEngine:
 
     def _next_look_s(self, stretch: Stretch) -> float:
         """When latency-sensitive work that is here already may become urgent."""
+        if self._inbox:
+            # Came while the step was laid out: whoever runs layers looks behind the first one.
+            return stretch.boundary_s(stretch.started_s)
         look_s = inf
         for model in self.models.values():
             if model.scheduler.has_latency_sensitive_work:
@@ -258,7 +259,7 @@ class SimulatedEngine:
         yield from self._until(done_s)
         sampled, finished = model.collect()
         if sampled:
-            front = self._front
+            front = model.profile.front
             self._stolen_s += front.stolen_s_per_step + front.stolen_s_per_token * len(sampled)
         self._on_tokens(model.name, sampled, finished)
         return True

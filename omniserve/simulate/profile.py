@@ -1,6 +1,8 @@
 """What the simulator knows of one model on one machine, and its file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -28,6 +30,11 @@ class HostModel:
     """What the engine's governor measured; None: the governor is not asked, as on an accelerator
     whose cores are its own."""
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        _require(self, "host.", above_0=("kv_bytes_per_s", "copy_bytes_per_s"))
+        _require(self, "host.", from_0=("task_overhead_s", "result_delay_s"))
+
 
 @dataclass(frozen=True, slots=True)
 class FrontLatency:
@@ -36,7 +43,8 @@ class FrontLatency:
     ttft_s: float = 0.0
     """To the time of the first token."""
     token_s: float = 0.0
-    """To the time of each later token; the difference to the first is what TPOT sees."""
+    """The part of it on the way out, which every token takes; the rest is on the way in. TPOT sees
+    neither."""
     stolen_s_per_request: float = 0.0
     """Engine time lost to front and client on cores that they share, for each request."""
     stolen_s_per_step: float = 0.0
@@ -70,6 +78,21 @@ class Profile:
     vocab_size: int = 1 << 15
     machine: Machine | None = None
     """For which a configuration's unset values are filled in; None: this one."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError."""
+        counts = ("num_layers", "kv_bytes_per_token", "max_positions", "pipeline_depth")
+        _require(self, above_0=counts, from_0=("launch_s",))
+
+
+def _require(
+    part: object, prefix: str = "", above_0: Sequence[str] = (), from_0: Sequence[str] = ()
+) -> None:
+    for names, allowed in ((above_0, "a number above 0"), (from_0, "a number, at least 0")):
+        for name in names:
+            value = getattr(part, name)
+            if not (0 < value < inf or (value == 0 and name in from_0)):
+                raise ConfigError(f"{prefix}{name}: {value!r} is not allowed; allowed: {allowed}")
 
 
 def load_profile(path: Path) -> Profile:

@@ -13,7 +13,7 @@ from omniserve.bench.load.streams import Stream
 from omniserve.bench.run_record import RunRecord
 from omniserve.config import Config
 from omniserve.demo.daemon_child import DaemonChild
-from omniserve.simulate.others_meter import OthersMeter
+from omniserve.others_meter import OthersMeter
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from omniserve.bench.trace.transform import scale
 from omniserve.config import Config
 from omniserve.errors import ConfigError
 from omniserve.requests import ServiceClassName
+from omniserve.settings import EngineSettings
 from omniserve.simulate.profile import Profile
 
 
@@ -81,3 +82,15 @@ def profile_by_model(profiles: Iterable[Profile], config: Config) -> Mapping[str
             raise ConfigError(f"--profile: two profiles are of model {profile.model!r}")
         by_name[profile.model] = profile
     return by_name
+
+
+def models_without_host(settings: EngineSettings, profiles: Mapping[str, Profile]) -> list[str]:
+    """Models that are to piggyback, but of whose host their profile knows nothing: they are
+    simulated without."""
+    return [
+        model.name
+        for model in settings.models
+        if model.piggyback is not None
+        and model.name in profiles
+        and profiles[model.name].host is None
+    ]

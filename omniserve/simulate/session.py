@@ -17,8 +17,15 @@ from omniserve.bench.report.table import render
 from omniserve.bench.run_files import save_run
 from omniserve.bench.run_record import RunRecord
 from omniserve.config import load_config
+from omniserve.errors import ConfigError
 from omniserve.simulate.profile import load_profile
-from omniserve.simulate.resolve import class_by_tier, profile_by_model, resolve_streams, scaled
+from omniserve.simulate.resolve import (
+    class_by_tier,
+    models_without_host,
+    profile_by_model,
+    resolve_streams,
+    scaled,
+)
 from omniserve.simulate.run import OnProgress, simulate
 from omniserve.terminal import make_console
 
@@ -56,7 +63,16 @@ def run_session(request: SimulationRequest) -> RunRecord:
     console = make_console()
     profiles = [load_profile(path) for path in request.profiles]
     config = load_config(request.config, profiles[0].machine)
+    settings = config.engine_settings(profiles[0].machine)
+    by_model = profile_by_model(profiles, config)
     streams = resolve_streams(_streams(request), config)
+    _make_directory(request.out)
+    for name in models_without_host(settings, by_model):
+        console.print(
+            f"warning: the profile of {name} knows no host attention: simulated without "
+            "piggybacking",
+            soft_wrap=True,
+        )
     options = LoadOptions(
         duration_s=request.duration_s or max(1.0, _longest_s(streams) - request.warm_up_s),
         warm_up_s=request.warm_up_s,
@@ -68,15 +84,15 @@ def run_session(request: SimulationRequest) -> RunRecord:
     with _progress(console, options.duration_s) as on_progress:
         record = simulate(
             streams,
-            config.engine_settings(profiles[0].machine),
-            profile_by_model(profiles, config),
+            settings,
+            by_model,
             options,
             request.num_engines,
             class_by_tier(config),
             on_progress,
         )
     elapsed_s = time.monotonic() - started_s
-    record.facts |= {"rate": request.rate, "simulated in": f"{elapsed_s:.1f} s"}
+    record.facts |= {"rate": request.rate}
     _write(request, record, console)
     console.print(
         f"simulated {len(record.requests):,} requests, {options.duration_s:,.0f} s of load, in "
@@ -102,8 +118,15 @@ def _longest_s(streams: Sequence[Stream]) -> float:
     return max(lengths, default=_RECIPE_S)
 
 
+def _make_directory(path: Path) -> None:
+    """Before the simulation: its minutes must not be lost."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be made: {error.strerror}") from None
+
+
 def _write(request: SimulationRequest, record: RunRecord, console: Console) -> None:
-    request.out.mkdir(parents=True, exist_ok=True)
     if not request.is_summary_only:
         save_run(record, request.out)
     console.print(render(write_report(record, request.out)))

@@ -19,6 +19,7 @@ class SimulatedStep:
     decode_context_tokens: int
     num_prefill_tokens: int
     prefill_pairs: int
+    prefill_context_tokens: int
     sampled_ids: list[str]
     """Requests of the plan's rows that yield a token."""
     time_ratio: float
@@ -49,6 +50,7 @@ class SimulatedStep:
             self.decode_context_tokens,
             self.num_prefill_tokens,
             self.prefill_pairs,
+            self.prefill_context_tokens,
             num_lane_rows,
             len(self.sampled_ids) + num_exits,
             host_active,
@@ -70,6 +72,7 @@ class SimulatedStep:
 def lay_out(plan: StepPlan, lanes: LaneTable | None, time_ratio: float) -> SimulatedStep:
     """Counts a plan's rows; a prefill chunk of one token runs as a decode row does."""
     num_decodes = context_tokens = num_prefill_tokens = prefill_pairs = 0
+    prefill_context_tokens = 0
     sampled_ids = []
     for rows in plan.rows:
         num_tokens, start = rows.num_tokens, rows.start
@@ -79,6 +82,7 @@ def lay_out(plan: StepPlan, lanes: LaneTable | None, time_ratio: float) -> Simul
         else:
             num_prefill_tokens += num_tokens
             prefill_pairs += num_tokens * start + num_tokens * (num_tokens + 1) // 2
+            prefill_context_tokens += start + num_tokens
         if rows.samples:
             sampled_ids.append(rows.request_id)
     return SimulatedStep(
@@ -88,6 +92,7 @@ def lay_out(plan: StepPlan, lanes: LaneTable | None, time_ratio: float) -> Simul
         context_tokens,
         num_prefill_tokens,
         prefill_pairs,
+        prefill_context_tokens,
         sampled_ids,
         time_ratio,
     )

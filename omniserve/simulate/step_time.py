@@ -16,6 +16,8 @@ class StepShape:
     num_prefill_tokens: int = 0
     prefill_pairs: int = 0
     """Tokens that each prefill row attends to, its own among them, summed over the rows."""
+    prefill_context_tokens: int = 0
+    """Tokens that the last row of each chunk attends to, summed over the chunks."""
     num_lane_rows: float = 0.0
     """Rows from the host that join, the mean over the layers."""
     num_sampled_rows: int = 0
@@ -39,6 +41,10 @@ class StepCosts:
     prefill_token_s: float = 0.0
     """Bookkeeping of a prefill row, besides its share in the ladder."""
     prefill_pair_s: float = 0.0
+    prefill_context_token_s: float = 0.0
+    """Of laying out the keys and values of a chunk's context, however few its rows are."""
+    prefill_step_s: float = 0.0
+    """Of a step with a prefill chunk, besides what its rows take."""
     lane_row_s: float = 0.0
     """Moving a lane row in and out at every layer, besides its share in the ladder."""
     sampled_row_s: float = 0.0
@@ -69,6 +75,8 @@ class StepCosts:
             + self.decode_context_token_s * shape.decode_context_tokens
             + self.prefill_token_s * shape.num_prefill_tokens
             + self.prefill_pair_s * shape.prefill_pairs
+            + self.prefill_context_token_s * shape.prefill_context_tokens
+            + (self.prefill_step_s if shape.num_prefill_tokens else 0.0)
             + self.lane_row_s * shape.num_lane_rows
             + self.sampled_row_s * shape.num_sampled_rows
         )

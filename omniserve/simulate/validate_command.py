@@ -61,6 +61,14 @@ def add_validate_command(subparsers: "Subparsers") -> None:
         help="real runs, whose medians count (default: %(default)s)",
     )
     parser.add_argument(
+        "--patience-s",
+        type=number("seconds", 0, 3600),
+        metavar="S",
+        default=0.5,
+        help="longest wait, before each of them, for other processes to leave the cores alone "
+        "(default: %(default)g)",
+    )
+    parser.add_argument(
         "--seed",
         type=whole_number(0, 1 << 31),
         metavar="N",
@@ -99,6 +107,7 @@ def _validate(args: argparse.Namespace) -> int:
             streams=streams_of(args.stream, args.backlog, total_s=total_s, seed=options.seed),
             options=options,
             num_rounds=args.rounds,
+            patience_s=args.patience_s,
             out=args.out,
         )
     )

@@ -17,7 +17,7 @@ from omniserve.bench.report.files import write_report
 from omniserve.bench.report.summary import summarise
 from omniserve.bench.run_files import save_run
 from omniserve.config import Config
-from omniserve.simulate.others_meter import QUIET_CORES
+from omniserve.others_meter import QUIET_CORES, await_quiet
 from omniserve.simulate.profile import Profile
 from omniserve.simulate.real_daemon import RealRun, real_daemon
 from omniserve.simulate.resolve import class_by_tier, profile_by_model, resolve_streams
@@ -38,6 +38,8 @@ class Validation:
     options: LoadOptions
     num_rounds: int
     """Of the real run."""
+    patience_s: float
+    """Longest wait for others to leave the cores alone, before each of them."""
     out: Path
 
 
@@ -75,6 +77,7 @@ async def _run_real(
     async with real_daemon(validation.config) as daemon:
         for place in range(1, validation.num_rounds + 1):
             console.print(f"real run {place} of {validation.num_rounds}")
+            await asyncio.to_thread(await_quiet, validation.patience_s)
             with Display(console, validation.options, is_live=console.is_terminal) as display:
                 reals.append(await daemon.run(streams, validation.options, display.show))
     return reals

@@ -52,7 +52,9 @@ class Comparison:
         for choice in self._plan.scenes:
             conditions = None
             for scene in self._scenes(choice):
-                run = SceneRun(scene, self._num_be, self._launch, windows, outlook, say)
+                run = SceneRun(
+                    scene, self._num_be, self._launch, windows, outlook, self._plan.max_tries, say
+                )
                 async with run:
                     if conditions is None:
                         conditions = await find_conditions(run, self._plan, self._workload)

@@ -115,6 +115,8 @@ def _overflow(be_server: str, num_on_device: int, num_be: int) -> tuple[Route, .
 
 
 def rotated(items: Sequence[Contender], by: int) -> list[Contender]:
-    """Another order for each round, so that nobody always follows the same."""
+    """Another order for each round: somebody else begins, and every other round goes backwards, so
+    that nobody always follows the same."""
     start = by % len(items)
-    return [*items[start:], *items[:start]]
+    first, *others = [*items[start:], *items[:start]]
+    return [first, *(others if by % 2 == 0 else reversed(others))]

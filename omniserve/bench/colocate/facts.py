@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from omniserve import __version__
 from omniserve.bench.colocate.comparison import SceneResult
@@ -33,11 +34,11 @@ def procedure(plan: Plan) -> list[str]:
         "sent at their times whatever the server does.",
         f"BE: {backlog.num_requests} requests always unfinished, prompts of about "
         f"{backlog.prompt_tokens} and outputs of about {backlog.output_tokens} tokens.",
-        f"Model {plan.ls_model}, {limits.dtype}; {limits.max_step_tokens} tokens a step, "
-        f"{limits.max_running_requests} requests, prefix caching off, blocks of equal size, the "
-        "same prompts for all; OpenAI's HTTP API for all. OmniServe lets "
-        f"{limits.be_tokens_beside_ls} best-effort tokens into a step with LS work; vLLM has no "
-        "such limit.",
+        f"Model {Path(plan.ls_model).name}, {limits.dtype}; {limits.max_step_tokens} tokens a "
+        f"step, {limits.max_running_requests} requests, prefix caching off, blocks of equal size, "
+        "the same prompts for all; OpenAI's HTTP API for all. OmniServe lets "
+        f"{limits.be_tokens_beside_ls} best-effort tokens into a step with LS work, which "
+        "was chosen for this comparison; vLLM has no such limit, and nothing of it was tuned.",
         f"Objectives: {FACTOR:g} times the p50 of unloaded requests, of the slowest system, so "
         "that every system could meet them; failed, rejected and unfinished requests missed them.",
         f"{plan.rounds} rounds of windows of {plan.duration_s:g} s after {plan.warm_up_s:g} s of "
@@ -52,10 +53,12 @@ def describe_generator(result: SceneResult) -> str:
     windows = [window for cell in result.cells for window in cell.windows]
     cores = max(window.generator_cores for window in windows)
     late_ms = max(window.lateness_p99_ms or 0.0 for window in windows)
+    others = max(window.others_cores for window in windows)
     failed = sum(window.num_failed for window in windows)
     return (
         f"The load generator used {cores:.2f} cores and was {late_ms:.1f} ms late (p99) in its "
-        f"worst window; {failed} requests failed or were rejected."
+        f"worst window, other processes used {others:.2f} cores in theirs; {failed} requests "
+        "failed or were rejected."
     )
 
 

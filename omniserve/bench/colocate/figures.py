@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from omniserve.bench.colocate.undisturbed import OTHERS_CORES
 from omniserve.bench.colocate.workload import LS_STREAM
 from omniserve.bench.report.summary import summarise
 from omniserve.bench.run_record import RunRecord
@@ -26,6 +27,8 @@ class Figures:
     """Failed and rejected requests of both streams."""
     generator_cores: float
     lateness_p99_ms: float | None
+    others_cores: float
+    """Used by processes that have no part in it, on average."""
 
 
 def figures_of(record: RunRecord) -> Figures:
@@ -49,6 +52,7 @@ def figures_of(record: RunRecord) -> Figures:
         num_failed=sum(stream.num_failed + stream.num_rejected for stream in summary.streams),
         generator_cores=summary.generator_cores,
         lateness_p99_ms=ls.lateness.p99_ms,
+        others_cores=float(record.facts.get(OTHERS_CORES, 0.0)),
     )
 
 

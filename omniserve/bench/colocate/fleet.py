@@ -14,6 +14,7 @@ from omniserve.bench.colocate.server_plan import Limits, ServerPlan
 from omniserve.bench.colocate.vllm_server import start_vllm
 from omniserve.bench.colocate.waiting import rest
 from omniserve.bench.load.http_target import HttpTarget
+from omniserve.errors import OmniServeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Fleet:
         return self
 
     async def start(self, plans: Sequence[ServerPlan]) -> None:
-        """Returns once all are ready. Raises ServerFailed."""
+        """Returns once all are ready. Raises OmniServeError, of which ServerFailed is one."""
         self._launch.directory.mkdir(parents=True, exist_ok=True)
         # Ours measure the machine while they start, so nothing else may run then.
         for plan in plans:
@@ -52,7 +53,7 @@ class Fleet:
                 for plan in plans:
                     if plan.system == "vllm":
                         group.create_task(self._start(plan))
-        except* ServerFailed as failures:
+        except* OmniServeError as failures:
             raise failures.exceptions[0] from None
         await self.rest()
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from omniserve.atomic_file import write_text
 from omniserve.bench.colocate.pinning import pin_server
 from omniserve.bench.colocate.processes import ServerProcess
 from omniserve.bench.colocate.running_server import RunningServer
@@ -29,9 +30,9 @@ _ENGINE_MODULE = "omniserve.engine.process"
 
 
 async def start_omniserve(plan: ServerPlan, limits: Limits, directory: Path) -> RunningServer:
-    """Once it is ready and pinned. Raises ServerFailed."""
+    """Once it is ready and pinned. Raises ServerFailed, or as `pin_server` does."""
     config_path = directory / f"{plan.key}.json"
-    config_path.write_text(json.dumps(daemon_config(plan, limits), indent=2), encoding="utf-8")
+    write_text(config_path, json.dumps(daemon_config(plan, limits), indent=2))
     process = await ServerProcess.start(
         plan.key,
         (sys.executable, "-m", "omniserve", "serve", config_path.name),

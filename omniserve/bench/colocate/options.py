@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omniserve.bench.colocate.frames import EMULATED, FRAME_NAMES, WHOLE
+from omniserve.bench.colocate.frames import EMULATED, WHOLE
 from omniserve.bench.colocate.scene import SHAPES, SceneChoice, Shape
 
 DEFAULT_VLLM_PYTHON = Path(".venv-vllm/bin/python")
@@ -48,10 +48,11 @@ class ColocateOptions:
     max_running_requests: int = 64
     scenes: tuple[SceneChoice, ...] = FULL_SCENES
     rounds: int = 3
-    warm_up_s: float = 8.0
+    warm_up_s: float = 20.0
     duration_s: float = 20.0
     drain_s: float = 3.0
     unloaded_s: float = 12.0
+    max_tries: int = 3
     seed: int = 0
 
 
@@ -65,10 +66,11 @@ def quick(options: ColocateOptions) -> ColocateOptions:
         ls_rate=options.ls_rate or QUICK_LS_RATE,
         scenes=QUICK_SCENES,
         rounds=2,
-        warm_up_s=8.0,
+        warm_up_s=14.0,
         duration_s=12.0,
         drain_s=2.0,
         unloaded_s=6.0,
+        max_tries=1,
     )
 
 
@@ -79,9 +81,14 @@ def choose_scenes(
     be_requests_in_kv: Sequence[int] | None,
 ) -> ColocateOptions:
     """Only these of the options' scenes; memory budgets in place of theirs."""
-    kept = [
-        replace(each, be_requests_in_kv=tuple(be_requests_in_kv or each.be_requests_in_kv))
-        for each in (FULL_SCENES if frames or shapes else options.scenes)
-        if each.frame in (frames or FRAME_NAMES) and each.shape in (shapes or SHAPES)
-    ]
+    is_quick = options.scenes == QUICK_SCENES
+    shapes = shapes or (("one",) if is_quick else SHAPES)
+    kept = []
+    for each in FULL_SCENES:
+        if each.frame not in (frames or {scene.frame for scene in options.scenes}):
+            continue
+        budgets = each.be_requests_in_kv[:1] if is_quick else each.be_requests_in_kv
+        if each.shape in shapes:
+            chosen = tuple(dict.fromkeys(be_requests_in_kv or budgets))
+            kept.append(replace(each, be_requests_in_kv=chosen))
     return replace(options, scenes=tuple(kept))

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from omniserve.bench.colocate.frames import Frame
+from omniserve.errors import OmniServeError
 
 
 def pin(process_id: int, cores: Collection[int], but: Collection[int] = ()) -> None:
@@ -31,15 +32,20 @@ def pin_server(
 ) -> None:
     """On an emulated accelerator: who computes to its cores, all others to the host's.
 
-    Who computes is told by a part of its name or command line.
+    Who computes is told by a part of its name or command line. Raises OmniServeError where nobody
+    is it: the server would compute on the wrong cores, unnoticed.
     """
     if not frame.is_emulated:
         return
+    has_computing = False
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             words = " ".join([process.name(), *process.cmdline()])
-            cores = compute_cores if computing in words else frame.host_cores
-            pin(process.pid, cores, but=frame.host_cores)
+            is_computing = computing in words
+            pin(process.pid, compute_cores if is_computing else frame.host_cores, frame.host_cores)
+            has_computing |= is_computing
+    if not has_computing:
+        raise OmniServeError(f"no process of the server is called {computing!r}: nothing to pin")
 
 
 def used_seconds(processes: Collection[psutil.Process]) -> float:

@@ -1,12 +1,12 @@
 """What a comparison measures: everything that a figure depends on, kept beside the figures."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from omniserve.atomic_file import write_text
 from omniserve.bench.colocate.contenders import Contender
 from omniserve.bench.colocate.scene import SceneChoice
 from omniserve.bench.colocate.server_plan import Limits
@@ -39,7 +39,11 @@ class Plan:
     duration_s: float
     drain_s: float
     unloaded_s: float
+    max_tries: int
+    """Windows measured for one that other processes leave alone."""
     seed: int
+    omniserve: str
+    """Its version."""
     vllm: str | None
     """Its version; None: without vLLM."""
     machine: str
@@ -82,9 +86,7 @@ def settle_plan(plan: Plan, directory: Path) -> bool:
             )
         return True
     directory.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(wanted), indent=2) + b"\n")
-    os.replace(unfinished, path)
+    write_text(path, msgspec.json.format(msgspec.json.encode(wanted), indent=2).decode() + "\n")
     return False
 
 

@@ -5,8 +5,9 @@ import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from omniserve import __version__
 from omniserve.bench.colocate.fleet import Launch
-from omniserve.bench.colocate.options import ColocateOptions
+from omniserve.bench.colocate.options import QUICK_LS_RATE, ColocateOptions
 from omniserve.bench.colocate.plan import Plan
 from omniserve.bench.colocate.scene import Memory
 from omniserve.bench.colocate.server_plan import BLOCK_TOKENS, Limits
@@ -41,12 +42,12 @@ def prepare(options: ColocateOptions) -> Prepared:
     """Raises ConfigError, TraceError or CheckpointError."""
     version = vllm_version(options.vllm_python) if options.vllm_python else None
     if version is None and options.ls_rate is None:
-        raise ConfigError(
-            "--ls-rate: without vLLM there is nothing to search a rate by; give one, such as 2"
-        )
+        # There is nobody to search a rate by.
+        options = replace(options, ls_rate=QUICK_LS_RATE)
     path = options.model.resolve() if options.model else _own_model()
     be_path = options.be_model.resolve() if options.be_model else path
     report = model_report(path)
+    _check_be_model(be_path, report)
     trace = _ls_trace(options)
     backlog = BacklogShape(options.be_requests, options.be_prompt_tokens, options.be_output_tokens)
     limits = Limits(
@@ -109,7 +110,7 @@ def _ls_trace(options: ColocateOptions) -> Trace:
     )
     outputs = scale(without_failed(trace), lengths=options.ls_output_scale)
     kept = tuple(
-        replace(prompt, output_tokens=output.output_tokens)
+        replace(prompt, output_tokens=output.output_tokens, tier="")
         for prompt, output in zip(prompts, outputs, strict=True)
         # One token alone has no time between tokens.
         if output.output_tokens >= MIN_LS_OUTPUT
@@ -117,6 +118,15 @@ def _ls_trace(options: ColocateOptions) -> Trace:
     if len(kept) < 2:
         raise ConfigError(f"--trace {options.trace}: fewer than 2 requests are left to send")
     return Trace(trace.name, kept)
+
+
+def _check_be_model(path: Path, ls_report: ModelReport) -> None:
+    """Memory and prompts are counted once for both models."""
+    report = model_report(path)
+    for field in ("dtype", "vocab_size", "kv_bytes_per_token", "max_positions"):
+        found, needed = getattr(report, field), getattr(ls_report, field)
+        if found != needed:
+            raise ConfigError(f"--be-model {path}: {field} is {found}; must be --model's, {needed}")
 
 
 def _max_model_len(trace: Trace, backlog: BacklogShape, report: ModelReport) -> int:
@@ -173,7 +183,9 @@ def _plan(
         duration_s=options.duration_s,
         drain_s=options.drain_s,
         unloaded_s=options.unloaded_s,
+        max_tries=options.max_tries,
         seed=options.seed,
+        omniserve=__version__,
         vllm=version,
         machine=machine_text(),
     )

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -13,12 +14,16 @@ from omniserve.bench.colocate.generator_cores import on_host_cores
 from omniserve.bench.colocate.outlook import Outlook
 from omniserve.bench.colocate.plan import WindowKey
 from omniserve.bench.colocate.scene import Scene
+from omniserve.bench.colocate.undisturbed import OTHERS_CORES, measure_undisturbed
 from omniserve.bench.colocate.windows import Windows
 from omniserve.bench.load.options import LoadOptions
 from omniserve.bench.load.run import run_load
 from omniserve.bench.load.streams import Stream
 from omniserve.bench.run_record import RunRecord
+from omniserve.others_meter import OthersMeter, await_quiet
 
+PATIENCE_S = 5.0
+"""How long a window waits for other processes to leave the cores alone."""
 Streams = Mapping[str, tuple[str, Stream]]
 """By name, each with the key of the server that it goes to."""
 
@@ -33,13 +38,16 @@ class SceneRun:
         launch: Launch,
         windows: Windows,
         outlook: Outlook,
+        max_tries: int,
         say: Callable[[str], None],
     ) -> None:
+        """Other processes may disturb a window; it is measured up to `max_tries` times."""
         self.scene = scene
         self._num_be = num_be
-        self._launch = launch
+        self._launch = replace(launch, directory=launch.directory / scene.key)
         self._windows = windows
         self._outlook = outlook
+        self._max_tries = max_tries
         self._say = say
         self._stack = AsyncExitStack()
         self._fleet: Fleet | None = None
@@ -55,7 +63,10 @@ class SceneRun:
         fleet = await self._started()
         self._say(f"{options.title} ({self._outlook.text})")
         started_s = time.monotonic()
-        record = await _unless_dead(fleet, self._measure(fleet, streams, options))
+        tries = measure_undisturbed(
+            lambda: self._measure(fleet, streams, options), self._max_tries, self._say
+        )
+        record = await _unless_dead(fleet, tries)
         self._outlook.measured(time.monotonic() - started_s)
         record.facts |= {"scene": self.scene.title}
         self._windows.save(key, record)
@@ -78,11 +89,16 @@ class SceneRun:
 
     async def _measure(self, fleet: Fleet, streams: Streams, options: LoadOptions) -> RunRecord:
         await fleet.rest()
-        by_server = {server: fleet.target(server) for server, _ in streams.values()}
+        await asyncio.to_thread(await_quiet, PATIENCE_S)
+        others = OthersMeter()
+        servers = {server for server, _ in streams.values()}
+        by_server = {server: fleet.target(server) for server in servers}
         try:
             targets = {name: by_server[server] for name, (server, _) in streams.items()}
             with on_host_cores(self.scene.frame):
-                return await run_load(targets, [each for _, each in streams.values()], options)
+                record = await run_load(targets, [each for _, each in streams.values()], options)
+            record.facts[OTHERS_CORES] = round(others.cores(), 3)
+            return record
         finally:
             for target in by_server.values():
                 await target.close()

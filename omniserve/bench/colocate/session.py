@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from omniserve.bench.colocate.options import ColocateOptions
 from omniserve.bench.colocate.plan import settle_plan
 from omniserve.bench.colocate.prepare import Prepared, prepare
 from omniserve.bench.colocate.publish import publish
+from omniserve.errors import ConfigError
 
 _PROGRESS = Console(stderr=True, highlight=False)
 NO_VLLM = (
@@ -24,6 +26,7 @@ NO_VLLM = (
 def run_colocate(options: ColocateOptions) -> None:
     """Raises OmniServeError; leaves no process behind, however it ends."""
     started_s = time.monotonic()
+    _make_directory(options.out)
     prepared = prepare(options)
     if options.vllm_python is not None and prepared.plan.vllm is None:
         say(NO_VLLM.format(python=options.vllm_python))
@@ -36,6 +39,13 @@ def run_colocate(options: ColocateOptions) -> None:
 def say(text: str) -> None:
     """Progress, on stderr."""
     _PROGRESS.print(f"{time.strftime('%H:%M:%S')} {text}", soft_wrap=True, markup=False)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be made: {error.strerror}") from None
 
 
 async def _measure(options: ColocateOptions, prepared: Prepared) -> list[SceneResult]:

@@ -36,7 +36,7 @@ def vllm_version(python: Path) -> str | None:
 async def start_vllm(
     plan: ServerPlan, limits: Limits, directory: Path, python: Path, cache: Path
 ) -> RunningServer:
-    """Once it is ready and pinned. Raises ServerFailed."""
+    """Once it is ready and pinned. Raises ServerFailed, or as `pin_server` does."""
     address = f"127.0.0.1:{free_port()}"
     process = await ServerProcess.start(
         plan.key,
@@ -46,7 +46,7 @@ async def start_vllm(
         directory,
     )
     try:
-        await poll(process, lambda: _answers(address), READY_S)
+        await poll(process, lambda: answers(address), READY_S)
         pin_server(plan.frame, process.tree(), _COMPUTING, plan.compute_cores)
     except BaseException:
         await process.stop()
@@ -91,8 +91,11 @@ def vllm_environment(plan: ServerPlan, python: Path, cache: Path) -> dict[str, s
     return environment
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether a server at host:port says that it is well."""
     try:
-        return httpx.get(f"http://{address}/health", timeout=2.0).status_code == 200
+        # A proxy of the environment has no business with a server of this machine.
+        answer = httpx.get(f"http://{address}/health", timeout=2.0, trust_env=False)
+        return answer.status_code == 200
     except httpx.HTTPError:
         return False

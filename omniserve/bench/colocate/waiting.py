@@ -11,7 +11,7 @@ from omniserve.bench.colocate.processes import ServerProcess
 POLL_S = 0.25
 QUIET_S = 0.75
 QUIET_CORES = 0.1
-"""All servers together use less than this when none of them has work."""
+"""Every server uses less than this when it has no work."""
 REST_S = 60.0
 
 T = TypeVar("T")

@@ -90,7 +90,8 @@ class Workload:
         return TraceStream(info, trace)
 
     def be_lengths(self, round_index: int, route_index: int, num_running: int) -> Trace:
-        """The same for all contenders; the first ones end early, as if work had been going on."""
+        """The same for all contenders. The first ones look as if work had been going on: a part of
+        their output is in the prompt already."""
         rng = random.Random(f"{self.seed} {round_index} {route_index}")
         shape = self.backlog
 
@@ -101,7 +102,8 @@ class Workload:
         for index in range(max(256, 4 * num_running)):
             prompt, output = around(shape.prompt_tokens), around(shape.output_tokens)
             if index < num_running:
-                output = max(1, round(output * rng.random()))
+                done = min(output - 1, round(output * rng.random()))
+                prompt, output = prompt + done, output - done
             requests.append(TraceRequest(0.0, prompt, output))
         return Trace("backlog", tuple(requests))
 

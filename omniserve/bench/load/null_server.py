@@ -8,6 +8,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import httptools
 import msgspec
@@ -34,7 +35,7 @@ class Pace:
 
 
 class _Body(msgspec.Struct):
-    max_tokens: int = 16
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 16
 
 
 _read_body = msgspec.json.Decoder(_Body).decode

@@ -47,7 +47,7 @@ class RequestMaker:
                 model=info.model,
                 token_ids=token_ids,
                 max_tokens=lengths.max_tokens,
-                tier=info.tier or request.tier,
+                tier=request.tier or info.tier,
                 extra_body=self._stream.extra_body,
             )
         )

@@ -18,7 +18,7 @@ from omniserve.bench.load.run import LoadRun
 from omniserve.bench.load.stream_arguments import with_objectives
 from omniserve.bench.load.streams import Stream
 from omniserve.bench.load.target import Target
-from omniserve.bench.report.files import PAGE_FILE, write_report
+from omniserve.bench.report.files import PAGE_FILE, remove_report, write_report
 from omniserve.bench.report.table import render
 from omniserve.bench.run_files import save_run
 from omniserve.bench.run_record import RunRecord
@@ -80,8 +80,13 @@ class Session:
 
     def _write(self, record: RunRecord) -> bool:
         record.facts |= _facts()
+        # What stands there is of an earlier run, even where this one gets no report.
+        remove_report(self._directory)
         save_run(record, self._directory)
         self._console.print()
+        if record.duration_s <= 0:
+            self._console.print("the run ended while it warmed up: nothing to report")
+            return False
         self._console.print(render(write_report(record, self._directory)))
         page = self._directory / PAGE_FILE
         self._console.print(f"\nreport: {page}", soft_wrap=True)

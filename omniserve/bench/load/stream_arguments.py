@@ -12,13 +12,15 @@ from omniserve.bench.load.streams import BacklogStream, Stream, TraceStream
 from omniserve.bench.load.target import TargetInfo
 from omniserve.bench.run_record import StreamInfo
 from omniserve.bench.trace.trace import Trace, TraceRequest
+from omniserve.bench.trace.transform import with_tier
 
 DEFAULT_STREAM = "name=chat,trace=sample:azure-conv,rate=1,max_prompt=512,max_output=64"
 DEFAULT_BACKLOG = "name=batch,requests=8,prompt=256,output=128"
 
 STREAM_HELP = (
     "requests at a trace's own times: key=value,key=value with trace=FILE, sample:NAME or "
-    "synth:RECIPE, and, where wanted, name, model, tier, class (ls or be), ttft_ms and tpot_ms "
+    "synth:RECIPE, and, where wanted, name, model, tier (else the trace's, else the first of the "
+    "class), class (ls or be), ttft_ms and tpot_ms "
     "(objectives; else the tier's), rate (mean requests per second, by scaling time) or speed "
     "(factor on time), start_s, end_s (part of the trace), max_prompt, max_output (tokens), "
     "body.KEY (for the body of OpenAI requests); may be repeated"
@@ -94,10 +96,13 @@ def _name(default: str, place: int) -> str:
 
 def _trace_stream(text: str, name: str, total_s: float, seed: int) -> TraceStream:
     fields = Fields("--stream", text)
+    is_tier_given = fields.has("tier")
     info = _info(fields, name, "latency_sensitive", is_open_loop=True)
     trace = timed_trace(fields, total_s, seed)
     extra_body = fields.extra_body()
     fields.done(_STREAM_KEYS)
+    if is_tier_given:
+        trace = with_tier(trace, info.tier)
     return TraceStream(info, trace, extra_body)
 
 

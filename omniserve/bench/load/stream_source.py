@@ -27,10 +27,10 @@ def timed_trace(fields: Fields, total_s: float, seed: int) -> Trace:
         trace = synthesise(recipe, seed, rate_per_s=rate, duration_s=duration_s)
     else:
         trace = spread_ticks(_recorded(source), seed)
-        if rate is not None:
-            speed *= rate / _mean_rate(trace)
     if start_s > 0 or end_s < math.inf:
         trace = slice_trace(trace, start_s, end_s)
+    if rate is not None and not source.startswith(SYNTH):
+        speed *= rate / _mean_rate(trace)
     return _clipped(fields, scale(trace, rate=speed))
 
 

@@ -15,16 +15,23 @@ PAGE_FILE = "report.html"
 
 
 def write_report(record: RunRecord, directory: Path) -> RunSummary:
-    """Writes the summary and the page of a run into a directory that exists; raises OSError."""
+    """Writes the summary and the page of a run into a directory that exists; raises as `summarise`
+    does, and OSError."""
     summary = summarise(record)
     write_text(directory / SUMMARY_FILE, summary.to_json())
     write_page(summary, directory / PAGE_FILE)
     return summary
 
 
+def remove_report(directory: Path) -> None:
+    """Of an earlier run, which a directory no longer holds; raises OSError."""
+    for name in (SUMMARY_FILE, PAGE_FILE):
+        (directory / name).unlink(missing_ok=True)
+
+
 def load_summary(path: Path) -> RunSummary:
-    """Of a summary's file or of a run's directory; raises ConfigError, which names the file, or
-    RunFileError."""
+    """Of a summary's file or of a run's directory; raises ConfigError, which names the file, or as
+    `load_run` and `summarise` do."""
     if path.is_dir() and (path / RUN_FILE).exists():
         return summarise(load_run(path))
     file = path / SUMMARY_FILE if path.is_dir() else path

@@ -32,8 +32,9 @@ _METHOD = (
     "Counts and latencies are of the requests that were to be sent in the window; requests that "
     "failed, were rejected or cut off met no objective. TTFT and e2e begin when the trace wanted "
     "the request sent, so a late generator does not flatter the server. TPOT is the mean time "
-    "between the tokens of a finished request, ITL the time between one token and the next. "
-    "Tokens per second count what came in the window."
+    "between the tokens of a finished request, ITL the time between one token and the next. A "
+    "request without a token has no TTFT, an unfinished one no TPOT and e2e: percentiles leave "
+    "them out, objectives do not. Tokens per second count what came in the window."
 )
 
 

@@ -97,6 +97,12 @@ def generator_lines(summary: RunSummary) -> list[str]:
     return lines
 
 
+def notes(summary: RunSummary) -> list[str]:
+    """What a reader must know before the figures: traces that ended early, requests cut short."""
+    noted = summary.facts.get("notes")
+    return [str(note) for note in noted] if isinstance(noted, list) else []
+
+
 def _outcome(stream: StreamSummary) -> list[str]:
     counts = (
         *(stream.num_requests, stream.num_done, stream.num_failed),

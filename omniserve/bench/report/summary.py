@@ -23,10 +23,16 @@ from omniserve.bench.report.run_summary import (
 )
 from omniserve.bench.report.server_summary import summarise_server
 from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
+from omniserve.errors import OmniServeError
 
 
 def summarise(record: RunRecord) -> RunSummary:
-    """The numbers of a run; the window is [0, duration_s)."""
+    """The numbers of a run; the window is [0, duration_s). Raises OmniServeError where it is empty:
+    a run that ended while it warmed up."""
+    if record.duration_s <= 0:
+        raise OmniServeError(
+            f"run {record.title!r}: it ended while it warmed up; nothing to report"
+        )
     bin_s = bin_width_s(record.duration_s)
     by_stream: dict[str, list[RequestRecord]] = {info.name: [] for info in record.streams}
     for request in record.requests:

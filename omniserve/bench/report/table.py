@@ -10,6 +10,7 @@ from omniserve.bench.report.rows import (
     clock_table,
     generator_lines,
     latency_table,
+    notes,
     objectives_table,
     outcome_table,
     server_lines,
@@ -27,6 +28,7 @@ def render(summary: RunSummary) -> RenderableType:
     ]
     for table in (outcome_table(summary), objectives_table(summary), latency_table(summary)):
         parts += [draw(table), Text()] if table.rows else []
+    parts += [Text(f"note: {note}", style="yellow") for note in notes(summary)]
     parts += [Text(line) for line in generator_lines(summary)]
     if summary.server is not None:
         parts += [Text(f"server: {line}") for line in server_lines(summary.server)]

@@ -28,7 +28,9 @@ class Recorded:
     window_s: float = 60.0
 
     def rates(self, num_windows: int, rng: np.random.Generator) -> Rates:
-        return np.resize(np.array(self.counts, dtype=np.float64), num_windows)
+        rates = np.resize(np.array(self.counts, dtype=np.float64), num_windows)
+        # A trace needs a window in which something arrives; so short a one may have recorded none.
+        return rates if rates.any() else np.ones(num_windows)
 
 
 @dataclass(frozen=True, slots=True)

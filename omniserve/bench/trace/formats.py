@@ -42,7 +42,11 @@ def write_trace(trace: Trace, path: Path, format: str = NATIVE) -> None:
 def lost_fields(trace: Trace, format: str) -> list[str]:
     """Fields with a value in the trace that a file of this format cannot hold."""
     beyond = native.FORMAT.fields - _named(format).fields
-    return sorted(name for name in beyond if any(getattr(request, name) for request in trace))
+    lost = {name for name in beyond if any(getattr(request, name) for request in trace)}
+    # Others than ours tell failures by the lack of tokens.
+    if format != NATIVE and any(request.failed and request.output_tokens for request in trace):
+        lost.add("failed")
+    return sorted(lost)
 
 
 def _recognised(path: Path) -> TraceFormat:

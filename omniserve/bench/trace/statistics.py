@@ -1,5 +1,6 @@
 """Figures of arrivals, lengths and prefixes that tell traces apart."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,11 +77,9 @@ def reused_block_share(prefix_hashes: Sequence[Sequence[int]]) -> float | None:
 
 def once_used_block_share(prefix_hashes: Sequence[Sequence[int]]) -> float | None:
     """Share of the distinct blocks that one request has alone."""
-    every = np.fromiter((each for hashes in prefix_hashes for each in hashes), dtype=np.int64)
-    if not len(every):
-        return None
-    _, uses = np.unique(every, return_counts=True)
-    return float((uses == 1).mean())
+    # Counted in Python: hashes may have more than 63 bits.
+    uses = Counter(each for hashes in prefix_hashes for each in hashes)
+    return sum(count == 1 for count in uses.values()) / len(uses) if uses else None
 
 
 def _mean_ranks(values: npt.NDArray[np.int64]) -> Numbers:
