@@ -17,7 +17,7 @@ from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
 from omniserve.simulate.calibrate_cases import Limits, Scene, scenes, thin
 from omniserve.simulate.calibrate_engine import TimedEngine
 from omniserve.simulate.calibrate_fit import TooFewSteps, fit_steps, observe
-from omniserve.simulate.calibrate_front import FrontFigures, Load, figures_of, fit_front
+from omniserve.simulate.calibrate_front import FrontFigures, Load, figures_of, fit_front, median_of
 from omniserve.simulate.calibrate_host_fit import fit_host
 from omniserve.simulate.calibrate_messages import (
     HostMeasured,
@@ -260,6 +260,10 @@ class TestFitFront:
         """Noise may make a daemon look faster than its engine."""
         found = fit_front(FrontFigures(1e-3, 1e-3, 1e-4, 1e-3), self.figures)
         assert found == FrontLatency()
+
+    def test_medians_are_of_each_figure(self) -> None:
+        rounds = [FrontFigures(1, 20, 5, 7), FrontFigures(3, 10, 5, 8), FrontFigures(2, 30, 5, 9)]
+        assert median_of(rounds) == FrontFigures(2, 20, 5, 8)
 
     def test_figures_are_of_the_measured_part(self) -> None:
         def record(load: Load, times_s: list[float]) -> RunRecord:

@@ -37,8 +37,8 @@ class Effort:
     front: FrontEffort
 
 
-THOROUGH = Effort(60.0, 18.0, 44, FrontEffort(duration_s=5.0, max_rounds=3))
-QUICK = Effort(20.0, 9.0, 24, FrontEffort(duration_s=3.0, max_rounds=1))
+THOROUGH = Effort(60.0, 18.0, 44, FrontEffort(duration_s=3.0, num_rounds=4))
+QUICK = Effort(20.0, 9.0, 24, FrontEffort(duration_s=3.0, num_rounds=1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What clients and front add to the engine's own times: measured through a daemon, and explained
 by simulating the same load without it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from enum import Enum
 from statistics import median
 
@@ -81,6 +81,11 @@ def figures_of(records: Mapping[Load, RunRecord]) -> FrontFigures:
         token_s=long.duration_s / max(1, _tokens(long)),
         request_s=short.duration_s * _SHORT_OUTPUT_TOKENS / max(1, _tokens(short)),
     )
+
+
+def median_of(rounds: Sequence[FrontFigures]) -> FrontFigures:
+    """Of each figure by itself."""
+    return FrontFigures(*(median(values) for values in zip(*map(astuple, rounds), strict=True)))
 
 
 def fit_front(real: FrontFigures, simulate: Callable[[FrontLatency], FrontFigures]) -> FrontLatency:

@@ -15,6 +15,7 @@ from omniserve.simulate.calibrate_front import (
     fit_front,
     front_options,
     front_streams,
+    median_of,
 )
 from omniserve.simulate.profile import FrontLatency, Profile
 from omniserve.simulate.real_daemon import RealRun, real_daemon
@@ -30,8 +31,8 @@ class FrontEffort:
 
     duration_s: float
     """Of each run."""
-    max_rounds: int
-    """Rounds of all loads; those that nobody disturbed are not repeated."""
+    num_rounds: int
+    """Of all loads, each on a daemon of its own: the medians count."""
     patience_s: float = 0.0
     """Longest wait for others to leave the cores alone, before each run."""
 
@@ -51,10 +52,12 @@ class FrontMeasured:
 def measure_front(
     config: Config, model: ModelSettings, profile: Profile, effort: FrontEffort, say: Say
 ) -> FrontMeasured:
-    """Starts a daemon of this configuration, with all its models. Raises DaemonFailed."""
+    """Starts daemons of this configuration, with all its models. Raises DaemonFailed."""
     say("the way between clients and engine, through a daemon")
-    runs = asyncio.run(_run_all(config, model.name, effort, say))
-    real = figures_of({load: run.record for load, run in runs.items()})
+    rounds = asyncio.run(_run_all(config, model.name, effort, say))
+    quiet = [each for each in rounds if each.others_cores <= QUIET_CORES]
+    used = quiet or [min(rounds, key=lambda each: each.others_cores)]
+    real = median_of([each.figures for each in used])
 
     def simulated(front: FrontLatency) -> FrontFigures:
         engine = replace(config.engine_settings(), models=(model,))
@@ -67,24 +70,28 @@ def measure_front(
         return figures_of(records)
 
     latency = fit_front(real, simulated)
-    others_cores = max(run.others_cores for run in runs.values())
+    others_cores = max(each.others_cores for each in used)
     return FrontMeasured(latency, real, simulated(latency), others_cores)
 
 
-async def _run_all(
-    config: Config, model: str, effort: FrontEffort, say: Say
-) -> dict[Load, RealRun]:
-    """For each load the run that others disturbed least."""
-    runs: dict[Load, RealRun] = {}
+@dataclass(frozen=True, slots=True)
+class _Round:
+    figures: FrontFigures
+    others_cores: float
+    """In the worst of its runs."""
+
+
+async def _run_all(config: Config, model: str, effort: FrontEffort, say: Say) -> list[_Round]:
+    rounds = []
     options = front_options(effort.duration_s)
-    async with real_daemon(config) as daemon:
-        for _ in range(effort.max_rounds):
+    for place in range(1, effort.num_rounds + 1):
+        runs: dict[Load, RealRun] = {}
+        async with real_daemon(config) as daemon:
             for load in Load:
-                if load in runs and runs[load].others_cores <= QUIET_CORES:
-                    continue
                 await asyncio.to_thread(await_quiet, effort.patience_s)
-                run = await daemon.run(front_streams(load, model, options), options)
-                say(f"  {load.value}: others used {run.others_cores:.2f} cores meanwhile")
-                if load not in runs or run.others_cores < runs[load].others_cores:
-                    runs[load] = run
-    return runs
+                runs[load] = await daemon.run(front_streams(load, model, options), options)
+        others_cores = max(run.others_cores for run in runs.values())
+        say(f"  round {place} of {effort.num_rounds}: others used {others_cores:.2f} cores at most")
+        figures = figures_of({load: run.record for load, run in runs.items()})
+        rounds.append(_Round(figures, others_cores))
+    return rounds

@@ -12,7 +12,7 @@ from omniserve.simulate.calibrate_engine import TimedEngine
 from omniserve.simulate.calibrate_medley import Medley, run_medley
 from omniserve.simulate.calibrate_messages import StepSample
 
-QUIET_RUNS = 4
+QUIET_RUNS = 3
 """Of each scene: their median is what a step takes."""
 _MEASURABLE_S = 0.3
 _SPARE_TOKENS = 8

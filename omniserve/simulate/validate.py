@@ -21,8 +21,14 @@ class Comparison:
     stream: str
     figure: str
     kind: Kind
-    real: float | None
+    reals: tuple[float, ...]
+    """One of each real run that has it."""
     simulated: float | None
+
+    @property
+    def real(self) -> float | None:
+        """The median of the real runs."""
+        return median(self.reals) if self.reals else None
 
     @property
     def error(self) -> float | None:
@@ -67,6 +73,5 @@ def _compare_streams(
         ("tokens/s", "rate", lambda stream: stream.output_tokens_per_s),
     )
     for figure, kind, read in figures:
-        values = [value for real in reals if (value := read(real)) is not None]
-        real = median(values) if values else None
-        yield Comparison(name, figure, kind, real, read(simulated))
+        values = tuple(value for real in reals if (value := read(real)) is not None)
+        yield Comparison(name, figure, kind, values, read(simulated))

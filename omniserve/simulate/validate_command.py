@@ -58,7 +58,7 @@ def add_validate_command(subparsers: "Subparsers") -> None:
         type=whole_number(1, 100),
         metavar="N",
         default=1,
-        help="real runs, whose medians count (default: %(default)s)",
+        help="real runs, each of a daemon of its own, whose medians count (default: %(default)s)",
     )
     parser.add_argument(
         "--patience-s",

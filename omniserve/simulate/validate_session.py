@@ -73,10 +73,11 @@ def run_validation(validation: Validation) -> list[Comparison]:
 async def _run_real(
     validation: Validation, streams: Sequence[Stream], console: Console
 ) -> list[RealRun]:
+    """Each on a daemon of its own: what differs from start to start belongs to what is real."""
     reals = []
-    async with real_daemon(validation.config) as daemon:
-        for place in range(1, validation.num_rounds + 1):
-            console.print(f"real run {place} of {validation.num_rounds}")
+    for place in range(1, validation.num_rounds + 1):
+        console.print(f"real run {place} of {validation.num_rounds}")
+        async with real_daemon(validation.config) as daemon:
             await asyncio.to_thread(await_quiet, validation.patience_s)
             with Display(console, validation.options, is_live=console.is_terminal) as display:
                 reals.append(await daemon.run(streams, validation.options, display.show))
@@ -86,7 +87,8 @@ async def _run_real(
 def _write(path: Path, comparisons: Sequence[Comparison], reals: Sequence[RealRun]) -> None:
     document = {
         "comparisons": [
-            asdict(each) | {"error": each.error, "bar": each.bar, "is_met": each.is_met}
+            asdict(each)
+            | {"real": each.real, "error": each.error, "bar": each.bar, "is_met": each.is_met}
             for each in comparisons
         ],
         "others_cores": [real.others_cores for real in reals],
@@ -97,13 +99,15 @@ def _write(path: Path, comparisons: Sequence[Comparison], reals: Sequence[RealRu
 
 def _table(comparisons: Sequence[Comparison]) -> Table:
     table = Table("stream", "figure", title="Simulated against real", title_justify="left")
-    for column in ("real", "simulated", "error", "bar", "met"):
+    for column in ("real", "from", "to", "simulated", "error", "bar", "met"):
         table.add_column(column, justify="right")
     for each in comparisons:
         table.add_row(
             each.stream,
             each.figure,
             _number(each.real),
+            _number(min(each.reals, default=None)),
+            _number(max(each.reals, default=None)),
             _number(each.simulated),
             "-" if each.error is None else f"{each.error:+.0%}",
             f"{each.bar:.0%}",
