@@ -1,6 +1,7 @@
 """Calibration: what is measured, and what is made of it."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ from omniserve.simulate.calibrate_engine import TimedEngine
 from omniserve.simulate.calibrate_fit import TooFewSteps, fit_steps, observe
 from omniserve.simulate.calibrate_front import FrontFigures, Load, figures_of, fit_front, median_of
 from omniserve.simulate.calibrate_host_fit import fit_host
+from omniserve.simulate.calibrate_medley import Medley, medleys
 from omniserve.simulate.calibrate_messages import (
     HostMeasured,
     HostSample,
@@ -26,7 +28,7 @@ from omniserve.simulate.calibrate_messages import (
     StepSample,
 )
 from omniserve.simulate.calibrate_process import measuring
-from omniserve.simulate.calibrate_scenes import limits_of, run_scene
+from omniserve.simulate.calibrate_scenes import SceneRunner, limits_of, run_scene
 from omniserve.simulate.nonnegative import nonnegative_least_squares
 from omniserve.simulate.profile import FrontLatency
 from omniserve.simulate.step_time import StepCosts, StepShape
@@ -286,18 +288,19 @@ class TestFitFront:
         assert found.request_s == pytest.approx(5.0)
 
 
+@pytest.fixture(scope="module")
+def timed_engine(tiny_checkpoint: Path) -> Iterator[TimedEngine]:
+    model = ModelSettings("tiny", str(tiny_checkpoint), "float32", device_kv_bytes=4 << 20)
+    settings = EngineSettings(DeviceSettings("cpu", threads=1), (model,))
+    engine = TimedEngine(settings, "tiny", seed=1)
+    yield engine
+    engine.close()
+
+
 class TestMeasuring:
-    def test_scenes_are_run_as_planned(self, tiny_checkpoint: Path) -> None:
-        model = ModelSettings("tiny", str(tiny_checkpoint), "float32", device_kv_bytes=4 << 20)
-        engine = TimedEngine(
-            EngineSettings(DeviceSettings("cpu", threads=1), (model,)), "tiny", seed=1
-        )
-        try:
-            assert limits_of(engine).max_step_tokens == model.max_step_tokens
-            taken = run_scene(engine, 7, Scene(3, 20, 4, joining_prompt=10))
-            assert not engine.engine.has_unfinished
-        finally:
-            engine.close()
+    def test_scenes_are_run_as_planned(self, timed_engine: TimedEngine) -> None:
+        taken = run_scene(timed_engine, 7, Scene(3, 20, 4, joining_prompt=10))
+        assert not timed_engine.engine.has_unfinished
         assert {sample.scene for sample in taken} == {7}
         kinds = Counter(
             (sample.shape.num_decode_rows, sample.shape.num_prefill_tokens) for sample in taken
@@ -305,8 +308,28 @@ class TestMeasuring:
         assert kinds == {(0, 60): 1, (3, 0): 4, (3, 10): 1}
         first, *decodes = [sample.shape for sample in taken[:5]]
         assert first.prefill_pairs == 3 * 20 * 21 // 2
+        assert first.prefill_context_tokens == 3 * 20
         assert [shape.decode_context_tokens for shape in decodes] == [63, 66, 69, 72]
         assert all(sample.seconds > sample.layers_s > 0 for sample in taken)
+
+    def test_every_round_of_a_medley_has_the_same_steps(self, timed_engine: TimedEngine) -> None:
+        medley = Medley(2, 0.2, num_steps=30, longest_prompt=40, longest_output=6)
+        rounds = [[sample.shape for sample in run_scene(timed_engine, 0, medley)] for _ in range(2)]
+        assert rounds[0] == rounds[1]
+        assert len(rounds[0]) == medley.num_steps
+        assert {bool(shape.num_prefill_tokens) for shape in rounds[0]} == {True, False}
+        assert any(shape.num_decode_rows > 2 for shape in rounds[0])
+
+    def test_scenes_are_run_until_they_are_undisturbed(self, timed_engine: TimedEngine) -> None:
+        limits = limits_of(timed_engine)
+        assert limits.max_step_tokens == timed_engine.runtime.scheduler.settings.max_step_tokens
+        assert all(isinstance(each, Medley) for each in medleys(limits))
+        runner = SceneRunner(timed_engine, [Scene(1, 4, 2), Scene(2, 4, 2)])
+        samples = runner.run_round()
+        assert {sample.scene for sample in samples} == {0, 1}
+        assert runner.measured_s > 0.0
+        # Whoever else is on this machine: nobody is undisturbed often enough after one round.
+        assert runner.lacking == [0, 1]
 
     def test_what_the_engine_cannot_do_is_said(self, tmp_path: Path) -> None:
         command = MeasureSteps(

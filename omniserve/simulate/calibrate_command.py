@@ -1,6 +1,7 @@
 """The subcommand `omniserve simulate calibrate`."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ def add_calibrate_command(subparsers: "Subparsers") -> None:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
+    # Daemons are forked beside open channels; gRPC would say so each time.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from omniserve.config import load_config
     from omniserve.errors import ConfigError
     from omniserve.simulate.calibrate import QUICK, THOROUGH, Calibrator

@@ -1,6 +1,7 @@
 """The subcommand `omniserve simulate validate`."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,8 @@ def add_validate_command(subparsers: "Subparsers") -> None:
 
 
 def _validate(args: argparse.Namespace) -> int:
+    # Daemons are forked beside open channels; gRPC would say so each time.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from omniserve.bench.load.options import LoadOptions
     from omniserve.bench.load.stream_arguments import streams_of
     from omniserve.config import load_config
