@@ -48,10 +48,10 @@ class ColocateOptions:
     max_running_requests: int = 64
     scenes: tuple[SceneChoice, ...] = FULL_SCENES
     rounds: int = 3
-    warm_up_s: float = 20.0
-    duration_s: float = 20.0
+    warm_up_s: float = 14.0
+    duration_s: float = 15.0
     drain_s: float = 3.0
-    unloaded_s: float = 12.0
+    unloaded_s: float = 8.0
     max_tries: int = 3
     seed: int = 0
 
@@ -66,7 +66,6 @@ def quick(options: ColocateOptions) -> ColocateOptions:
         ls_rate=options.ls_rate or QUICK_LS_RATE,
         scenes=QUICK_SCENES,
         rounds=2,
-        warm_up_s=14.0,
         duration_s=12.0,
         drain_s=2.0,
         unloaded_s=6.0,
