@@ -9,7 +9,7 @@ from omniserve.bench.load.stream_arguments import streams_of, with_objectives
 from omniserve.bench.load.streams import BacklogStream, Stream, TraceStream
 from omniserve.bench.load.target import ModelInfo, TargetInfo, TierInfo
 from omniserve.bench.run_record import StreamInfo
-from omniserve.bench.trace.formats import write_trace
+from omniserve.bench.trace.formats.read_write import write_trace
 from omniserve.bench.trace.trace import Trace, TraceRequest
 from omniserve.bench.trace.transform import with_tier
 from omniserve.errors import ConfigError

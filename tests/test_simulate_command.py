@@ -13,7 +13,7 @@ from omniserve.bench.run_files import load_run
 from omniserve.config import Config, load_config
 from omniserve.errors import ConfigError
 from omniserve.simulate.command import add_simulate_commands
-from omniserve.simulate.profile import load_profile, save_profile
+from omniserve.simulate.profile.profile import load_profile, save_profile
 from omniserve.simulate.resolve import profile_by_model, resolve_streams, scaled
 
 CONFIG = """
@@ -102,6 +102,7 @@ def test_roofline_of_five_numbers(tmp_path: Path) -> None:
     assert (profile.model, profile.num_layers) == ("big", 32)
     # Keys and values of 8 heads of 128 elements of 2 bytes in 32 layers.
     assert profile.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
+    assert profile.launch_s == 2e-3
     # The weights are read once a step: 14 GB at four fifths of 3.35 TB/s.
     assert profile.step_time.alone.dense_s(1) == pytest.approx(14e9 / (0.8 * 3.35e12), rel=0.01)
 
@@ -145,3 +146,5 @@ def test_one_profile_serves_all_models_and_several_go_by_name(files: Path) -> No
     assert set(profile_by_model([profile], config)) == {"m", "other"}
     with pytest.raises(ConfigError, match="two profiles are of model 'm'"):
         profile_by_model([profile, profile], config)
+    with pytest.raises(ConfigError, match="'nobody' is not configured; allowed: m, other"):
+        profile_by_model([profile, replace(profile, model="nobody")], config)

@@ -26,9 +26,9 @@ from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.fleet import Fleet
-from omniserve.simulate.profile import FrontLatency
+from omniserve.simulate.profile.profile import FrontLatency
+from omniserve.simulate.profile.step_time import StepCosts
 from omniserve.simulate.run import simulate
-from omniserve.simulate.step_time import StepCosts
 from omniserve.synthetic.info import model_report
 from scheduler import Request, Scheduler, ServiceClass, StepPlan
 
@@ -56,7 +56,7 @@ def test_one_request_takes_what_its_steps_cost() -> None:
 def test_front_adds_to_the_first_token_on_the_way_in_and_to_all_on_the_way_out() -> None:
     streams = [chats([(1.0, 10, 3)])]
     plain = run_simulation(streams).requests[0]
-    profile = replace(make_profile(), front=FrontLatency(ttft_s=0.5, token_s=0.2))
+    profile = replace(make_profile(), front=FrontLatency(way_in_s=0.3, way_out_s=0.2))
     seen = run_simulation(streams, profile=profile).requests[0]
     assert seen.token_times_s == pytest.approx([time + 0.5 for time in plain.token_times_s])
 
@@ -142,7 +142,7 @@ def test_row_in_the_lanes_meets_the_host_at_every_layer() -> None:
 
 def test_rows_of_a_backlog_that_is_given_up_are_nobodys() -> None:
     # The chat is on its way while the measured part ends, so that a best-effort step is under way.
-    profile = replace(make_profile(), front=FrontLatency(ttft_s=0.2))
+    profile = replace(make_profile(), front=FrontLatency(way_in_s=0.2))
     piggyback = replace(PIGGYBACK, when="always", max_resident_decodes=0)
     settings, documents = make_settings(64, piggyback), backlog(8, [(10, 200)])
     # Rows leave the last layer in one step of nine; one of these ends comes amid it.

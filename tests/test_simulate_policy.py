@@ -22,8 +22,8 @@ from simulate_builders import (
 
 from omniserve.bench.run_record import RequestRecord, RunRecord
 from omniserve.settings import PiggybackSettings
-from omniserve.simulate.profile import HostModel
-from omniserve.simulate.step_time import LinearStepTime, StepCosts
+from omniserve.simulate.profile.profile import HostModel
+from omniserve.simulate.profile.step_time import LinearStepTime, StepCosts
 from scheduler.offload_rule import DeviceSpeed, HostSpeed
 
 CHATS = chats(poisson(rate=4, num_requests=30))

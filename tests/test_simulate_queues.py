@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniserve.simulate.copy_queue import CopyQueue
-from omniserve.simulate.host_queue import HostQueue
+from omniserve.simulate.engine.copy_queue import CopyQueue
+from omniserve.simulate.engine.host_queue import HostQueue
 from omniserve.simulate.prompts import prompt_tokens
 
 SECONDS = st.floats(min_value=0, max_value=10)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniserve.errors import ConfigError
-from omniserve.simulate.roofline import DevicePeaks, ModelSize, roofline_step_time
-from omniserve.simulate.step_time import LinearStepTime, StepCosts, StepShape
+from omniserve.simulate.profile.roofline import DevicePeaks, ModelSize, roofline_step_time
+from omniserve.simulate.profile.step_time import LinearStepTime, StepCosts, StepShape
 
 LADDER = ((1, 1.0), (4, 2.5), (8, 3.5))
 
@@ -37,6 +37,16 @@ def test_ladder_must_ascend(ladder: tuple[tuple[int, float], ...]) -> None:
         StepCosts(0.0, ladder)
 
 
+@pytest.mark.parametrize("seconds", [-1e-9, float("nan"), float("inf")])
+def test_nothing_takes_less_than_no_time(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="overhead_s"):
+        StepCosts(seconds, LADDER)
+    with pytest.raises(ConfigError, match="prefill_pair_s"):
+        StepCosts(0.0, LADDER, prefill_pair_s=seconds)
+    with pytest.raises(ConfigError, match="dense_ladder"):
+        StepCosts(0.0, ((1, seconds), (2, 1.0)))
+
+
 def test_step_is_the_sum_of_its_terms() -> None:
     costs = StepCosts(
         overhead_s=1000.0,
@@ -63,9 +73,9 @@ def test_step_is_the_sum_of_its_terms() -> None:
 def test_costs_beside_the_host_count_while_it_is_active() -> None:
     alone, beside = StepCosts(1.0, ((1, 0.0),)), StepCosts(2.0, ((1, 0.0),))
     shared, own = LinearStepTime(alone, beside), LinearStepTime(alone)
-    assert shared.step_s(StepShape(1)) == 1.0
-    assert shared.step_s(StepShape(1, host_active=True)) == 2.0
-    assert own.step_s(StepShape(1, host_active=True)) == 1.0
+    assert shared.costs(host_active=False) is alone
+    assert shared.costs(host_active=True) is beside
+    assert own.costs(host_active=True) is alone
 
 
 def test_roofline_reads_weights_for_few_rows_and_computes_for_many() -> None:
@@ -74,9 +84,9 @@ def test_roofline_reads_weights_for_few_rows_and_computes_for_many() -> None:
     device = DevicePeaks(2e14, 2e12, flops_share=0.5, bytes_share=0.5, step_overhead_s=0.0)
     step_time = roofline_step_time(size, device)
     # Few rows: 2e9 bytes of weights, and 20 kB for each of 5,000 tokens of context.
-    assert step_time.step_s(StepShape(5, 5000)) == pytest.approx(2e-3 + 1e-4)
+    assert step_time.alone.step_s(StepShape(5, 5000)) == pytest.approx(2e-3 + 1e-4)
     # Many: 2 operations for each parameter and row; 4 x 10 layers x 1000 for each pair.
     pairs = 1000 * 1001 // 2
-    assert step_time.step_s(StepShape(0, 0, 1000, pairs)) == pytest.approx(
+    assert step_time.alone.step_s(StepShape(0, 0, 1000, pairs)) == pytest.approx(
         2e9 * 1000 / 1e14 + pairs * 40_000 / 1e14
     )

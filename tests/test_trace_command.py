@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from omniserve.bench.trace.command import add_trace_commands
-from omniserve.bench.trace.formats import FORMATS, read_trace, write_trace
-from omniserve.bench.trace.recipes import RECIPES
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.read_write import FORMATS, read_trace, write_trace
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.samples import SAMPLES, sample_trace
+from omniserve.bench.trace.synth.recipes import RECIPES
 from omniserve.bench.trace.trace import Trace, TraceRequest
 
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from omniserve.bench.trace.describe import describe
 from omniserve.bench.trace.facts import as_text
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.page import render_page, write_page
-from omniserve.bench.trace.recipes import named_recipe
-from omniserve.bench.trace.rows import TraceError
 from omniserve.bench.trace.samples import sample_trace
 from omniserve.bench.trace.statistics import (
     autocorrelation,
@@ -25,7 +24,8 @@ from omniserve.bench.trace.statistics import (
     spearman,
     window_gap_cvs,
 )
-from omniserve.bench.trace.synth import synthesise
+from omniserve.bench.trace.synth.recipes import named_recipe
+from omniserve.bench.trace.synth.synthesise import synthesise
 from omniserve.bench.trace.trace import Trace, TraceRequest
 
 # 12 requests in the first minute, none in the second, 4 in the third, which is the last whole one.

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from trace_files import APEX_ROWS, AZURE_ROWS, BURSTGPT_ROWS, MOONCAKE_ROWS, written
 
-from omniserve.bench.trace.formats import read_trace, write_trace
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.read_write import read_trace, write_trace
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.samples import sample_trace
 from omniserve.errors import ConfigError
 

@@ -18,8 +18,8 @@ from trace_files import (
     written,
 )
 
-from omniserve.bench.trace.formats import FORMATS, lost_fields, read_trace, write_trace
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.read_write import FORMATS, lost_fields, read_trace, write_trace
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.samples import SAMPLES, sample_lengths, sample_trace
 from omniserve.bench.trace.trace import Trace, TraceRequest
 

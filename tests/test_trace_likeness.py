@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pytest
 from trace_measures import cv, times
 
-from omniserve.bench.trace.lengths import LEVELS
-from omniserve.bench.trace.recipes import RECIPES
-from omniserve.bench.trace.synth import synthesise
+from omniserve.bench.trace.synth.lengths import LEVELS
+from omniserve.bench.trace.synth.recipes import RECIPES
+from omniserve.bench.trace.synth.synthesise import synthesise
 from omniserve.bench.trace.trace import Trace
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from trace_measures import cv, times
 
-from omniserve.bench.trace.envelopes import AllAtOnce, OnOff, Wandering
-from omniserve.bench.trace.fitted import recipe_like
-from omniserve.bench.trace.formats import write_trace
-from omniserve.bench.trace.lengths import PairLengths, ZipfLengths
-from omniserve.bench.trace.recipes import RECIPES, Recipe, Stragglers, Tenants, named_recipe
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.read_write import write_trace
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.samples import sample_trace
-from omniserve.bench.trace.sessions import SessionModel, Sessions
-from omniserve.bench.trace.synth import synthesise
+from omniserve.bench.trace.synth.envelopes import AllAtOnce, OnOff, Wandering
+from omniserve.bench.trace.synth.fitted import recipe_like
+from omniserve.bench.trace.synth.lengths import PairLengths, ZipfLengths
+from omniserve.bench.trace.synth.recipes import RECIPES, Recipe, Stragglers, Tenants, named_recipe
+from omniserve.bench.trace.synth.sessions import SessionModel, Sessions
+from omniserve.bench.trace.synth.synthesise import synthesise
 from omniserve.bench.trace.trace import PREFIX_BLOCK_TOKENS, Trace, TraceRequest
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.samples import sample_trace
 from omniserve.bench.trace.trace import PREFIX_BLOCK_TOKENS, Trace, TraceRequest
 from omniserve.bench.trace.transform import (

@@ -15,7 +15,7 @@ from omniserve.bench.load.streams import (
 from omniserve.bench.run_record import RequestRecord
 from omniserve.bench.trace.trace import TraceRequest
 from omniserve.requests import ServiceClassName
-from omniserve.simulate.profile import Profile
+from omniserve.simulate.profile.profile import Profile
 from omniserve.simulate.prompts import prompt_tokens
 from scheduler import Request, ServiceClass
 
@@ -105,11 +105,11 @@ class Clients:
     def way_in_s(self, model: str) -> float:
         """From the client to the engine."""
         front = self._fronts[model]
-        return max(0.0, front.ttft_s - front.token_s)
+        return front.way_in_s
 
     def way_out_s(self, model: str) -> float:
         """From the engine to the client."""
-        return self._fronts[model].token_s
+        return self._fronts[model].way_out_s
 
     def note_tokens(self, model: str, request_ids: Sequence[str], now_s: float) -> None:
         """One token more for each of those that are still wanted."""

@@ -9,15 +9,14 @@ from omniserve.argument_types import number, whole_number
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_MAX_S = 864_000
 _DEFAULT_OUT = Path("out/simulation")
 
 
 def add_simulate_commands(subparsers: "Subparsers") -> None:
     """Register `simulate`; the handlers of its commands return exit codes."""
-    from omniserve.simulate.calibrate_command import add_calibrate_command
-    from omniserve.simulate.roofline_command import add_roofline_command
-    from omniserve.simulate.validate_command import add_validate_command
+    from omniserve.simulate.calibration.command import add_calibrate_command
+    from omniserve.simulate.profile.roofline_command import add_roofline_command
+    from omniserve.simulate.validation.command import add_validate_command
 
     parser = subparsers.add_parser(
         "simulate",
@@ -36,8 +35,8 @@ def add_simulate_commands(subparsers: "Subparsers") -> None:
 def _add_run_command(subparsers: "Subparsers") -> None:
     from omniserve.bench.load.options import LoadOptions
     from omniserve.bench.load.stream_arguments import add_stream_arguments
+    from omniserve.bench.load.window_arguments import add_window_arguments
 
-    defaults = LoadOptions()
     parser = subparsers.add_parser(
         "run",
         help="simulate a run and report",
@@ -77,29 +76,8 @@ def _add_run_command(subparsers: "Subparsers") -> None:
         help="engines, each with all models; requests go to the one with the fewest "
         "(default: %(default)s)",
     )
-    parser.add_argument(
-        "--duration-s",
-        type=number("seconds", 1, _MAX_S),
-        metavar="S",
-        help="length of the measured part (default: to the end of the longest trace)",
-    )
-    for option, default, text in (
-        ("--warm-up-s", defaults.warm_up_s, "load before the measured part"),
-        ("--drain-s", defaults.drain_s, "how long requests of traces may go on after it"),
-    ):
-        parser.add_argument(
-            option,
-            type=number("seconds", 0, _MAX_S),
-            metavar="S",
-            default=default,
-            help=f"{text} (default: %(default)g)",
-        )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, 1 << 31),
-        metavar="N",
-        default=defaults.seed,
-        help="same seed, same run (default: %(default)s)",
+    add_window_arguments(
+        parser, LoadOptions(), duration_s=None, duration_default="to the end of the longest trace"
     )
     parser.add_argument(
         "--out",

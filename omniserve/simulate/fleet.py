@@ -7,10 +7,10 @@ from random import Random
 
 from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
-from omniserve.simulate.build import build_engine
 from omniserve.simulate.clock import Clock
-from omniserve.simulate.engine import Arrival, OnRefused, OnTokens
-from omniserve.simulate.profile import Profile
+from omniserve.simulate.engine.build import build_engine
+from omniserve.simulate.engine.engine import Arrival, OnRefused, OnTokens
+from omniserve.simulate.profile.profile import Profile
 from scheduler import Request
 
 

@@ -11,7 +11,7 @@ from omniserve.config import Config
 from omniserve.errors import ConfigError
 from omniserve.requests import ServiceClassName
 from omniserve.settings import EngineSettings
-from omniserve.simulate.profile import Profile
+from omniserve.simulate.profile.profile import Profile
 
 
 def resolve_streams(streams: Sequence[Stream], config: Config) -> list[Stream]:
@@ -71,13 +71,18 @@ def scaled(streams: Sequence[Stream], rate: float) -> list[Stream]:
 def profile_by_model(profiles: Iterable[Profile], config: Config) -> Mapping[str, Profile]:
     """A single profile stands for every model of the configuration; several go by their names.
 
-    Raises ConfigError where two have the same name.
+    Raises ConfigError where two have the same name, or one of several that of no model.
     """
     profiles = list(profiles)
     if len(profiles) == 1:
         return {model.name: profiles[0] for model in config.models}
+    names = [model.name for model in config.models]
     by_name: dict[str, Profile] = {}
     for profile in profiles:
+        if profile.model not in names:
+            raise ConfigError(
+                f"--profile: model {profile.model!r} is not configured; allowed: {', '.join(names)}"
+            )
         if profile.model in by_name:
             raise ConfigError(f"--profile: two profiles are of model {profile.model!r}")
         by_name[profile.model] = profile

@@ -13,12 +13,12 @@ from omniserve.errors import ConfigError
 from omniserve.requests import ServiceClassName
 from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
-from omniserve.simulate.build import max_model_lens
 from omniserve.simulate.client import Clients, Sent
 from omniserve.simulate.clock import Clock
+from omniserve.simulate.engine.build import max_model_lens
+from omniserve.simulate.engine.status import sample_status
 from omniserve.simulate.fleet import Fleet
-from omniserve.simulate.profile import Profile
-from omniserve.simulate.status import sample_status
+from omniserve.simulate.profile.profile import Profile
 from scheduler import Request
 
 _MAX_SAMPLES = 2000

@@ -1,5 +1,6 @@
 """From files and texts to a simulated run, its report, and what is printed of it."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from omniserve import __version__
 from omniserve.bench.load.options import LoadOptions
 from omniserve.bench.load.stream_arguments import streams_of
 from omniserve.bench.load.streams import Stream, TraceStream
@@ -18,7 +20,7 @@ from omniserve.bench.run_files import save_run
 from omniserve.bench.run_record import RunRecord
 from omniserve.config import load_config
 from omniserve.errors import ConfigError
-from omniserve.simulate.profile import load_profile
+from omniserve.simulate.profile.profile import load_profile
 from omniserve.simulate.resolve import (
     class_by_tier,
     models_without_host,
@@ -92,13 +94,21 @@ def run_session(request: SimulationRequest) -> RunRecord:
             on_progress,
         )
     elapsed_s = time.monotonic() - started_s
-    record.facts |= {"rate": request.rate}
+    record.facts |= {"rate": request.rate} | _facts()
     _write(request, record, console)
     console.print(
         f"simulated {len(record.requests):,} requests, {options.duration_s:,.0f} s of load, in "
         f"{elapsed_s:.1f} s"
     )
     return record
+
+
+def _facts() -> dict[str, str]:
+    """No date: equal arguments give equal runs."""
+    return {
+        "command": " ".join(["omniserve", *sys.argv[1:]]),
+        "simulator": f"OmniServe {__version__}",
+    }
 
 
 def _streams(request: SimulationRequest) -> list[Stream]:

@@ -13,7 +13,7 @@ from omniserve.bench.colocate.scene import Memory
 from omniserve.bench.colocate.server_plan import BLOCK_TOKENS, Limits
 from omniserve.bench.colocate.vllm_server import vllm_version
 from omniserve.bench.colocate.workload import BacklogShape, Workload
-from omniserve.bench.trace.formats import read_trace
+from omniserve.bench.trace.formats.read_write import read_trace
 from omniserve.bench.trace.samples import SAMPLES, sample_trace
 from omniserve.bench.trace.trace import Trace
 from omniserve.bench.trace.transform import scale, without_failed

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omniserve.argument_types import number, whole_number
+from omniserve.argument_types import whole_number
 from omniserve.bench.load.addresses import Addresses
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ DEFAULT_OUT = Path("out/run")
 _DEFAULT_ADDRESSES = Addresses("127.0.0.1:50051", "http://127.0.0.1:8000")
 _EXIT_FAILED = 1
 _EXIT_TERMINATED = 143
-_MAX_S = 86_400
 
 
 def add_run_command(subparsers: "Subparsers") -> None:
     """Register `run`; its handler returns an exit code."""
     from omniserve.bench.load.options import LoadOptions
     from omniserve.bench.load.stream_arguments import add_stream_arguments
+    from omniserve.bench.load.window_arguments import add_window_arguments
 
     defaults = LoadOptions()
     parser = subparsers.add_parser(
@@ -38,25 +38,7 @@ def add_run_command(subparsers: "Subparsers") -> None:
     )
     _add_target_arguments(parser)
     add_stream_arguments(parser)
-    for option, default, text in (
-        ("--duration-s", defaults.duration_s, "length of the measured part"),
-        ("--warm-up-s", defaults.warm_up_s, "load before it"),
-        ("--drain-s", defaults.drain_s, "how long requests of traces may go on after it"),
-    ):
-        parser.add_argument(
-            option,
-            type=number("seconds", 1 if option == "--duration-s" else 0, _MAX_S),
-            metavar="S",
-            default=default,
-            help=f"{text} (default: %(default)g)",
-        )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, 1 << 31),
-        metavar="N",
-        default=defaults.seed,
-        help="same seed, same requests (default: %(default)s)",
-    )
+    add_window_arguments(parser, defaults, duration_s=defaults.duration_s)
     parser.add_argument(
         "--out",
         type=Path,
@@ -100,17 +82,11 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     import asyncio
 
-    from omniserve.bench.load.options import LoadOptions
     from omniserve.bench.load.session import Session
     from omniserve.bench.load.stream_arguments import streams_of
+    from omniserve.bench.load.window_arguments import window_of
 
-    options = LoadOptions(
-        duration_s=args.duration_s,
-        warm_up_s=args.warm_up_s,
-        drain_s=args.drain_s,
-        seed=args.seed,
-        title=args.title or args.out.resolve().name,
-    )
+    options = window_of(args, args.duration_s, args.title or args.out.resolve().name)
     total_s = options.warm_up_s + options.duration_s
     streams = streams_of(args.stream, args.backlog, total_s=total_s, seed=options.seed)
     session = Session(_addresses(args), streams, options, args.out, is_live=not args.no_live)

@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 
 from omniserve.bench.load.stream_fields import Fields
-from omniserve.bench.trace.formats import read_trace
-from omniserve.bench.trace.recipes import named_recipe
+from omniserve.bench.trace.formats.read_write import read_trace
 from omniserve.bench.trace.samples import sample_trace
-from omniserve.bench.trace.synth import synthesise
+from omniserve.bench.trace.synth.recipes import named_recipe
+from omniserve.bench.trace.synth.synthesise import synthesise
 from omniserve.bench.trace.trace import Trace
 from omniserve.bench.trace.transform import scale, slice_trace, spread_ticks
 

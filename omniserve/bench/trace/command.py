@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omniserve.argument_types import number, whole_number
-from omniserve.bench.trace.formats import FORMATS, NATIVE, lost_fields, write_trace
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.read_write import FORMATS, NATIVE, lost_fields, write_trace
+from omniserve.bench.trace.formats.rows import TraceError
 
 if TYPE_CHECKING:
     from omniserve.bench.trace.trace import Trace
@@ -226,9 +226,9 @@ def _scale(args: argparse.Namespace) -> int:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    from omniserve.bench.trace.recipes import Tenants
     from omniserve.bench.trace.sources import open_recipe
-    from omniserve.bench.trace.synth import synthesise
+    from omniserve.bench.trace.synth.recipes import Tenants
+    from omniserve.bench.trace.synth.synthesise import synthesise
 
     recipe = open_recipe(args.recipe)
     recipe = replace(recipe, tier=args.tier)

@@ -8,7 +8,7 @@ import numpy as np
 from omniserve.atomic_file import write_text
 from omniserve.bench.trace.describe import TraceDescription, describe
 from omniserve.bench.trace.facts import facts
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.statistics import Numbers, counts, fano
 from omniserve.bench.trace.trace import Trace
 from omniserve.bench.trace.transform import spread_ticks

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from omniserve.bench.trace.fitted import recipe_like
-from omniserve.bench.trace.formats import FORMATS, read_trace
-from omniserve.bench.trace.recipes import RECIPES, Recipe, named_recipe
+from omniserve.bench.trace.formats.read_write import FORMATS, read_trace
 from omniserve.bench.trace.samples import SAMPLES, sample_trace
-from omniserve.bench.trace.synth import synthesise
+from omniserve.bench.trace.synth.fitted import recipe_like
+from omniserve.bench.trace.synth.recipes import RECIPES, Recipe, named_recipe
+from omniserve.bench.trace.synth.synthesise import synthesise
 from omniserve.bench.trace.trace import Trace
 
 _SAMPLE, _SYNTH, _LIKE = "sample:", "synth:", "like:"

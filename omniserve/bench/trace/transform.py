@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import groupby, pairwise
 from statistics import median
 
-from omniserve.bench.trace.rows import TraceError
+from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.trace import PREFIX_BLOCK_TOKENS, Trace, TraceRequest
 
 

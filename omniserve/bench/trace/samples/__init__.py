@@ -2,8 +2,8 @@
 
 from importlib.resources import as_file, files
 
-from omniserve.bench.trace.formats import read_trace
-from omniserve.bench.trace.rows import TraceError, csv_rows
+from omniserve.bench.trace.formats.read_write import read_trace
+from omniserve.bench.trace.formats.rows import TraceError, csv_rows
 from omniserve.bench.trace.trace import Trace
 
 SAMPLES = ("azure-conv", "azure-code")

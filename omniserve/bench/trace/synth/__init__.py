@@ -1,0 +1,1 @@
+"""Makes synthetic traces."""

@@ -1,0 +1,1 @@
+"""Measures a model on this machine and fits what the simulator knows of it."""

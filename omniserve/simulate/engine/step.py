@@ -1,0 +1,97 @@
+"""One simulated step: what it computes, and how far it has come."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from omniserve.piggyback.lane_table import LaneTable
+from omniserve.simulate.profile.step_time import StepShape
+from scheduler import StepPlan
+
+
+@dataclass(slots=True)
+class SimulatedStep:
+    """Layers run in stretches, each of which ends where lane rows are bound anew, or at the end."""
+
+    plan: StepPlan
+    lanes: LaneTable | None
+    num_decode_rows: int
+    decode_context_tokens: int
+    num_prefill_tokens: int
+    prefill_pairs: int
+    prefill_context_tokens: int
+    sampled_ids: list[str]
+    """Requests of the plan's rows that yield a token."""
+    time_ratio: float
+    """What the step takes, over what the model of step times says."""
+    lane_ids: list[str] = field(default_factory=list)
+    """Offloaded requests that yield a token; known when all layers are done."""
+    ready_s: float = 0.0
+    """When its first layer may begin."""
+    next_layer: int = 0
+    stop_layer: int = 0
+    """End of the stretch that is under way."""
+    layer_s: float = 0.0
+    """Of each layer of the stretch, on the device."""
+    done_s: float = 0.0
+    """When the device is done with the layers that it was given."""
+
+    def shape(self, from_layer: int, to_layer: int) -> StepShape:
+        """With the lane rows of some of its layers: the mean, of those where there are any if no
+        other rows are computed between."""
+        num_lane_rows, num_exits = 0.0, 0
+        if self.lanes is not None:
+            counts = self.lanes.counts[from_layer : to_layer + 1]
+            num_segments = len(counts) if self._has_resident_rows else np.count_nonzero(counts)
+            num_lane_rows = float(counts.sum()) / max(1, num_segments)
+            num_exits = int(self.lanes.counts[-1])
+        return StepShape(
+            self.num_decode_rows,
+            self.decode_context_tokens,
+            self.num_prefill_tokens,
+            self.prefill_pairs,
+            self.prefill_context_tokens,
+            num_lane_rows,
+            len(self.sampled_ids) + num_exits,
+        )
+
+    def busy_share(self, from_layer: int, to_layer: int) -> float:
+        """Part of these layers at which there are rows at all."""
+        if self.lanes is None or self._has_resident_rows:
+            return 1.0
+        return float(np.count_nonzero(self.lanes.counts[from_layer : to_layer + 1])) / (
+            to_layer - from_layer + 1
+        )
+
+    @property
+    def _has_resident_rows(self) -> bool:
+        return self.num_decode_rows + self.num_prefill_tokens > 0
+
+
+def lay_out(plan: StepPlan, lanes: LaneTable | None, time_ratio: float) -> SimulatedStep:
+    """Counts a plan's rows; a prefill chunk of one token runs as a decode row does."""
+    num_decodes = context_tokens = num_prefill_tokens = prefill_pairs = 0
+    prefill_context_tokens = 0
+    sampled_ids = []
+    for rows in plan.rows:
+        num_tokens, start = rows.num_tokens, rows.start
+        if num_tokens == 1:
+            num_decodes += 1
+            context_tokens += start + 1
+        else:
+            num_prefill_tokens += num_tokens
+            prefill_pairs += num_tokens * start + num_tokens * (num_tokens + 1) // 2
+            prefill_context_tokens += start + num_tokens
+        if rows.samples:
+            sampled_ids.append(rows.request_id)
+    return SimulatedStep(
+        plan,
+        lanes,
+        num_decodes,
+        context_tokens,
+        num_prefill_tokens,
+        prefill_pairs,
+        prefill_context_tokens,
+        sampled_ids,
+        time_ratio,
+    )

@@ -1,0 +1,103 @@
+"""How long a step takes: a sum of terms that are each linear in what the step computes."""
+
+from bisect import bisect_right
+from dataclasses import dataclass, fields
+from math import inf
+
+from omniserve.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What the time of a step depends on."""
+
+    num_decode_rows: int = 0
+    decode_context_tokens: int = 0
+    """Tokens that the decode rows attend to, summed over the rows."""
+    num_prefill_tokens: int = 0
+    prefill_pairs: int = 0
+    """Tokens that each prefill row attends to, its own among them, summed over the rows."""
+    prefill_context_tokens: int = 0
+    """Tokens that the last row of each chunk attends to, summed over the chunks."""
+    num_lane_rows: float = 0.0
+    """Rows from the host that join, the mean over the layers."""
+    num_sampled_rows: int = 0
+    """Rows whose residual goes through the output head."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Coefficients, all in seconds."""
+
+    overhead_s: float
+    """Of every step, whatever it computes: planning, laying out, sampling, completing."""
+    dense_ladder: tuple[tuple[int, float], ...]
+    """(rows, seconds) of all that does not attend, ascending; between two entries, and behind the
+    last two, the line through them; below the first, its seconds."""
+    decode_row_s: float = 0.0
+    """Attention and bookkeeping of a decode row, besides the tokens it attends to."""
+    decode_context_token_s: float = 0.0
+    prefill_token_s: float = 0.0
+    """Bookkeeping of a prefill row, besides its share in the ladder."""
+    prefill_pair_s: float = 0.0
+    prefill_context_token_s: float = 0.0
+    """Of laying out the keys and values of a chunk's context, however few its rows are."""
+    prefill_step_s: float = 0.0
+    """Of a step with a prefill chunk, besides what its rows take."""
+    lane_row_s: float = 0.0
+    """Moving a lane row in and out at every layer, besides its share in the ladder."""
+    sampled_row_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the ladder does not ascend, or seconds are negative."""
+        rows = [entry[0] for entry in self.dense_ladder]
+        if not rows or rows != sorted(set(rows)):
+            raise ConfigError(f"dense_ladder: {self.dense_ladder!r}, its rows must ascend")
+        costs = {field.name: getattr(self, field.name) for field in fields(self)}
+        del costs["dense_ladder"]
+        named = [*costs.items(), *(("dense_ladder", seconds) for _, seconds in self.dense_ladder)]
+        for name, seconds in named:
+            if not 0.0 <= seconds < inf:
+                raise ConfigError(f"{name}: {seconds!r} is not allowed; allowed: 0 or more seconds")
+
+    def dense_s(self, num_rows: float) -> float:
+        """Of all that does not attend."""
+        ladder = self.dense_ladder
+        index = bisect_right(ladder, num_rows, key=_rows_of_entry)
+        if index == 0 or len(ladder) == 1:
+            return ladder[0][1]
+        index = min(index, len(ladder) - 1)
+        (left_rows, left_s), (right_rows, right_s) = ladder[index - 1], ladder[index]
+        return left_s + (right_s - left_s) * (num_rows - left_rows) / (right_rows - left_rows)
+
+    def step_s(self, shape: StepShape) -> float:
+        """Seconds of a step."""
+        num_rows = shape.num_decode_rows + shape.num_prefill_tokens + shape.num_lane_rows
+        return (
+            self.overhead_s
+            + (self.dense_s(num_rows) if num_rows else 0.0)
+            + self.decode_row_s * shape.num_decode_rows
+            + self.decode_context_token_s * shape.decode_context_tokens
+            + self.prefill_token_s * shape.num_prefill_tokens
+            + self.prefill_pair_s * shape.prefill_pairs
+            + self.prefill_context_token_s * shape.prefill_context_tokens
+            + (self.prefill_step_s if shape.num_prefill_tokens else 0.0)
+            + self.lane_row_s * shape.num_lane_rows
+            + self.sampled_row_s * shape.num_sampled_rows
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LinearStepTime:
+    """A device's step times, with and without the cores that host attention takes."""
+
+    alone: StepCosts
+    beside_host: StepCosts | None = None
+    """While requests are on the host; None: as alone, for a device whose cores are its own."""
+
+    def costs(self, host_active: bool) -> StepCosts:
+        return self.beside_host if host_active and self.beside_host is not None else self.alone
+
+
+def _rows_of_entry(entry: tuple[int, float]) -> int:
+    return entry[0]

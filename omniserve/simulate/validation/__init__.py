@@ -1,0 +1,1 @@
+"""Holds simulated runs to real ones."""
