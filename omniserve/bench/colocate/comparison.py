@@ -118,7 +118,9 @@ def describe_conditions(conditions: Conditions) -> str:
         for server, each in conditions.unloaded.items()
     )
     objectives = conditions.objectives
+    probes = "; ".join(f"{each.share:.0%} at {each.rate:g}" for each in conditions.probes)
+    found = f" (vLLM held {probes}, one window each)" if probes else ""
     return (
         f"unloaded p50 TTFT/TPOT ms: {medians}; objectives: TTFT {objectives.ttft_ms:.0f} ms, "
-        f"TPOT {objectives.tpot_ms:.1f} ms; {conditions.rate:g} LS requests/s"
+        f"TPOT {objectives.tpot_ms:.1f} ms; {conditions.rate:g} LS requests/s{found}"
     )

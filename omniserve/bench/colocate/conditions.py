@@ -16,6 +16,7 @@ from omniserve.bench.colocate.plan import Plan, WindowKey
 from omniserve.bench.colocate.scene_run import SceneRun
 from omniserve.bench.colocate.workload import Workload
 from omniserve.bench.load.options import LoadOptions
+from omniserve.errors import OmniServeError
 
 PEER_SHARE = (0.60, 0.70)
 """Joint attainment of vLLM with priorities, under the backlog, at the rate that is searched for."""
@@ -113,7 +114,9 @@ async def _probe(
     key = WindowKey(run.scene.key, f"probe-{rate:g}")
     streams = workload.streams(run.scene, peer, rate, 0, objectives)
     figures = figures_of(await run.window(key, streams, options))
-    return Probe(rate, figures.ls_joint or 0.0)
+    if figures.ls_joint is None:
+        raise OmniServeError(f"no LS request came at {rate:g}/s: give a longer --duration-s")
+    return Probe(rate, figures.ls_joint)
 
 
 def _peer(run: SceneRun, plan: Plan) -> Contender:

@@ -36,13 +36,16 @@ def procedure(plan: Plan) -> list[str]:
         f"{backlog.prompt_tokens} and outputs of about {backlog.output_tokens} tokens.",
         f"Model {Path(plan.ls_model).name}, {limits.dtype}; {limits.max_step_tokens} tokens a "
         f"step, {limits.max_running_requests} requests, prefix caching off, blocks of equal size, "
-        "the same prompts for all; OpenAI's HTTP API for all. OmniServe lets "
+        "the same requests for all (of the overflow, each server has a backlog of its own, of the "
+        "same kind); OpenAI's HTTP API for all. OmniServe lets "
         f"{limits.be_tokens_beside_ls} best-effort tokens into a step with LS work, which "
         "was chosen for this comparison; vLLM has no such limit, and nothing of it was tuned.",
         f"Objectives: {FACTOR:g} times the p50 of unloaded requests, of the slowest system, so "
         "that every system could meet them; failed, rejected and unfinished requests missed them.",
         f"{plan.rounds} rounds of windows of {plan.duration_s:g} s after {plan.warm_up_s:g} s of "
-        "warm-up; contenders in turn, all servers resident, each window after all of them rest. "
+        "warm-up; contenders in turn, all servers resident, each window after all of them rest; "
+        "LS requests that are left have "
+        f"{plan.drain_s:g} s more, in which BE is cancelled. "
         "Medians over rounds, ratios within a round.",
         "vLLM's FCFS is its priority scheduling with equal priorities, on the same server.",
     ]
