@@ -153,6 +153,9 @@ def test_rows_of_a_backlog_that_is_given_up_are_nobodys() -> None:
         assert [each.outcome for each in of_stream(record, "chat")] == ["done"]
         assert {each.outcome for each in of_stream(record, "batch")} == {"cut_off"}
         assert record.samples[-1].num_piggybacked_tokens > 0
+        # Plain numbers, as those of a real run: what reads them need not know numpy's.
+        times_s = [at_s for each in record.requests for at_s in each.token_times_s]
+        assert {type(at_s) for at_s in times_s} == {float}
 
 
 def test_slow_steps_are_drawn_from_the_measured_ratios() -> None:

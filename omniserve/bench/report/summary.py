@@ -107,7 +107,7 @@ def _meets_ttft(info: StreamInfo, request: RequestRecord) -> bool | None:
     if info.ttft_ms is None:
         return None
     is_done = request.outcome == "done" and request.ttft_s is not None
-    return is_done and 1000 * (request.ttft_s or 0.0) <= info.ttft_ms
+    return bool(is_done and 1000 * (request.ttft_s or 0.0) <= info.ttft_ms)
 
 
 def _meets_tpot(info: StreamInfo, request: RequestRecord) -> bool | None:
@@ -115,7 +115,7 @@ def _meets_tpot(info: StreamInfo, request: RequestRecord) -> bool | None:
     if info.tpot_ms is None:
         return None
     # A single token has no time between tokens.
-    return request.outcome == "done" and 1000 * (request.tpot_s or 0.0) <= info.tpot_ms
+    return bool(request.outcome == "done" and 1000 * (request.tpot_s or 0.0) <= info.tpot_ms)
 
 
 def _series(

@@ -42,7 +42,7 @@ class SimulatedStep:
         num_lane_rows, num_exits = 0.0, 0
         if self.lanes is not None:
             counts = self.lanes.counts[from_layer : to_layer + 1]
-            num_segments = len(counts) if self._has_resident_rows else np.count_nonzero(counts)
+            num_segments = len(counts) if self._has_resident_rows else int((counts > 0).sum())
             num_lane_rows = float(counts.sum()) / max(1, num_segments)
             num_exits = int(self.lanes.counts[-1])
         return StepShape(
