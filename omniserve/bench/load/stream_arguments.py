@@ -15,7 +15,7 @@ from omniserve.bench.trace.trace import Trace, TraceRequest
 from omniserve.bench.trace.transform import with_tier
 
 DEFAULT_STREAM = "name=chat,trace=sample:azure-conv,rate=1,max_prompt=512,max_output=64"
-DEFAULT_BACKLOG = "name=batch,requests=8,prompt=256,output=128"
+DEFAULT_BACKLOG = "name=batch,requests=8,prompt=192-320,output=64-192"
 
 STREAM_HELP = (
     "requests at a trace's own times: key=value,key=value with trace=FILE, sample:NAME or "
