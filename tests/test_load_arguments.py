@@ -191,3 +191,20 @@ def test_objectives_are_the_tiers_where_a_stream_has_none(trace_path: Path) -> N
 def test_addresses_that_are_wrong_are_told_so(addresses: Addresses, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         addresses.checked()
+
+
+@pytest.mark.parametrize(
+    ("backlog", "said"),
+    [
+        ("requests=1000000000", "requests: '1000000000' is not allowed; allowed: .* 1 to 10000"),
+        ("requests=2,prompt=1-99999999999", "prompt: .* allowed: N or LOW-HIGH"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused(backlog: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        one(backlog=backlog)
+
+
+def test_two_streams_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two streams are called 'a'"):
+        streams_of([], ["name=a,requests=1", "name=a,requests=2"], total_s=60, seed=0)

@@ -210,7 +210,7 @@ async def test_requests_are_cut_to_the_model_and_that_is_noted() -> None:
     assert record.facts["seed"] == 3
     assert record.facts["traces"] == {"chat": "by hand"}
     assert record.facts["notes"] == [
-        "stream chat: its trace ends at 0 s of the run",
+        "stream chat: its trace ends at 0.1 s of the run",
         "stream chat: 2 requests were cut to the model's context",
     ]
 

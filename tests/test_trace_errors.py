@@ -50,7 +50,7 @@ def native(**values: object) -> str:
         (native(teir="chat"), "2: teir: no such field"),
         (native(arrival_s=-0.1), "2: arrival_s: -0.1"),
         (native(arrival_s=None), "2: arrival_s is missing"),
-        ("", "not a trace of a known format (omniserve, azure, burstgpt, mooncake, apex)"),
+        ("", "no requests in it"),
         ("TIMESTAMP,ContextTokens\n", "not a trace of a known format"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "no requests in it"),
         ("\x00\x01", "not a trace of a known format"),

@@ -31,6 +31,8 @@ from omniserve.simulate.resolve import (
 from omniserve.simulate.run import OnProgress, simulate
 from omniserve.terminal import make_console
 
+_LAST_REQUEST_S = 1e-3
+"""What arrives at the very end of the measured part is not of it any more."""
 _RECIPE_S = 600.0
 """Length of what a recipe makes, and of a run without a trace."""
 
@@ -75,8 +77,12 @@ def run_session(request: SimulationRequest) -> RunRecord:
             "piggybacking",
             soft_wrap=True,
         )
+    _check_warm_up(streams, request.warm_up_s)
+    warnings = [f"profile of {each.model}: {text}" for each in profiles for text in each.warnings]
+    for text in warnings:
+        console.print(f"warning: {text}", soft_wrap=True)
     options = LoadOptions(
-        duration_s=request.duration_s or max(1.0, _longest_s(streams) - request.warm_up_s),
+        duration_s=request.duration_s or _measured_s(streams, request.warm_up_s),
         warm_up_s=request.warm_up_s,
         drain_s=request.drain_s,
         seed=request.seed,
@@ -95,6 +101,8 @@ def run_session(request: SimulationRequest) -> RunRecord:
         )
     elapsed_s = time.monotonic() - started_s
     record.facts |= {"rate": request.rate} | _facts()
+    if warnings:
+        record.facts["warnings"] = "; ".join(warnings)
     _write(request, record, console)
     console.print(
         f"simulated {len(record.requests):,} requests, {options.duration_s:,.0f} s of load, in "
@@ -126,6 +134,21 @@ def _longest_s(streams: Sequence[Stream]) -> float:
     """A backlog has no end of its own."""
     lengths = [stream.trace.duration_s for stream in streams if isinstance(stream, TraceStream)]
     return max(lengths, default=_RECIPE_S)
+
+
+def _measured_s(streams: Sequence[Stream], warm_up_s: float) -> float:
+    """To the end of the longest trace, its last request included."""
+    return max(1.0, _longest_s(streams) - warm_up_s + _LAST_REQUEST_S)
+
+
+def _check_warm_up(streams: Sequence[Stream], warm_up_s: float) -> None:
+    """Raises ConfigError where nothing of a trace would be measured."""
+    for stream in streams:
+        if isinstance(stream, TraceStream) and stream.trace.duration_s < warm_up_s:
+            raise ConfigError(
+                f"stream {stream.info.name}: all {len(stream.trace)} requests of its trace come "
+                f"within the warm-up of {warm_up_s:g} s: give a shorter --warm-up-s"
+            )
 
 
 def _make_directory(path: Path) -> None:

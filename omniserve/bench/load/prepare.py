@@ -135,7 +135,12 @@ def _notes(stream: Stream, options: LoadOptions) -> list[str]:
     if isinstance(stream, BacklogStream):
         return []
     end_s = stream.trace.duration_s - options.warm_up_s
+    if end_s < 0.0:
+        raise ConfigError(
+            f"stream {stream.info.name}: all {len(stream.trace)} requests of its trace come within "
+            f"the warm-up of {options.warm_up_s:g} s: give a shorter --warm-up-s"
+        )
     # A trace that is made for the run has its last arrival a little before the end.
     if end_s < 0.9 * options.duration_s:
-        return [f"stream {stream.info.name}: its trace ends at {max(0.0, end_s):.0f} s of the run"]
+        return [f"stream {stream.info.name}: its trace ends at {end_s:.1f} s of the run"]
     return []

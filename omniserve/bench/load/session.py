@@ -68,6 +68,12 @@ class Session:
             f"streams {', '.join(stream.info.name for stream in streams)}",
             soft_wrap=not self._console.is_terminal,
         )
+        for name in _without_objectives(streams):
+            self._console.print(
+                f"note: stream {name} has no objectives: give --grpc as well, or ttft_ms and "
+                "tpot_ms, to see what share of its requests is in time",
+                soft_wrap=True,
+            )
         with Display(self._console, options, is_live=self._is_live) as display:
             run = LoadRun(target, streams, options, display.show)
             try:
@@ -91,6 +97,12 @@ class Session:
         page = self._directory / PAGE_FILE
         self._console.print(f"\nreport: {page}", soft_wrap=True)
         return not any(request.outcome == "failed" for request in record.requests)
+
+
+def _without_objectives(streams: Sequence[Stream]) -> list[str]:
+    """Latency-sensitive streams of which nobody says what they are held to."""
+    infos = [stream.info for stream in streams if stream.info.service_class == "latency_sensitive"]
+    return [info.name for info in infos if info.ttft_ms is None and info.tpot_ms is None]
 
 
 def _facts() -> dict[str, str]:

@@ -13,6 +13,7 @@ from omniserve.bench.load.target import TargetInfo
 from omniserve.bench.run_record import StreamInfo
 from omniserve.bench.trace.trace import Trace, TraceRequest
 from omniserve.bench.trace.transform import with_tier
+from omniserve.errors import ConfigError
 
 DEFAULT_STREAM = "name=chat,trace=sample:azure-conv,rate=1,max_prompt=512,max_output=64"
 DEFAULT_BACKLOG = "name=batch,requests=8,prompt=192-320,output=64-192"
@@ -44,6 +45,8 @@ NUM_LENGTHS = 256
 """Requests of a backlog without a trace; then it begins again, with other tokens."""
 DEFAULT_PROMPT, DEFAULT_OUTPUT = (256, 256), (128, 128)
 DEFAULT_CONCURRENCY = 8
+MAX_CONCURRENCY = 10_000
+"""Requests of a backlog; each has a connection of its own."""
 
 
 def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +77,10 @@ def streams_of(
         parsed.append(_trace_stream(text, _name("chat", len(parsed)), total_s, seed))
     for place, text in enumerate(backlogs):
         parsed.append(_backlog(text, _name("batch", place), seed))
+    names = [stream.info.name for stream in parsed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"name: two streams are called {name!r}: give them names that differ")
     return parsed
 
 
@@ -109,7 +116,7 @@ def _trace_stream(text: str, name: str, total_s: float, seed: int) -> TraceStrea
 def _backlog(text: str, name: str, seed: int) -> BacklogStream:
     fields = Fields("--backlog", text)
     info = _info(fields, name, "best_effort", is_open_loop=False)
-    concurrency = fields.whole_number("requests") or DEFAULT_CONCURRENCY
+    concurrency = fields.whole_number("requests", MAX_CONCURRENCY) or DEFAULT_CONCURRENCY
     prompt = fields.token_range("prompt", DEFAULT_PROMPT)
     output = fields.token_range("output", DEFAULT_OUTPUT)
     if fields.has("trace"):

@@ -9,6 +9,8 @@ import msgspec
 from omniserve.errors import ConfigError
 
 BODY_PREFIX = "body."
+MAX_TOKENS = 1 << 24
+"""Of a prompt or an output: beyond what any model takes."""
 _Value = TypeVar("_Value")
 
 ServiceClass = Literal["latency_sensitive", "best_effort"]
@@ -47,8 +49,9 @@ class Fields:
         low = 0.0 if is_zero_allowed else math.ulp(0.0)
         return self._parsed(key, float, lambda value: low <= value < math.inf, allowed)
 
-    def whole_number(self, key: str) -> int | None:
-        return self._parsed(key, int, lambda value: value >= 1, "a whole number from 1 on")
+    def whole_number(self, key: str, most: int) -> int | None:
+        allowed = f"a whole number from 1 to {most}"
+        return self._parsed(key, int, lambda value: 1 <= value <= most, allowed)
 
     def token_range(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
         """N, or LOW-HIGH, both included."""
@@ -57,8 +60,10 @@ class Fields:
             low, dash, high = text.partition("-")
             return int(low), int(high if dash else low)
 
-        allowed = "N or LOW-HIGH, of whole numbers from 1 on"
-        parsed = self._parsed(key, parse, lambda value: 1 <= value[0] <= value[1], allowed)
+        allowed = f"N or LOW-HIGH, of whole numbers from 1 to {MAX_TOKENS}"
+        parsed = self._parsed(
+            key, parse, lambda value: 1 <= value[0] <= value[1] <= MAX_TOKENS, allowed
+        )
         return default if parsed is None else parsed
 
     def service_class(self, default: ServiceClass) -> ServiceClass:

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from omniserve.bench.load.stream_fields import Fields
+from omniserve.bench.load.stream_fields import MAX_TOKENS, Fields
 from omniserve.bench.trace.formats.read_write import read_trace
 from omniserve.bench.trace.samples import sample_trace
 from omniserve.bench.trace.synth.recipes import named_recipe
@@ -64,6 +64,6 @@ def _mean_rate(trace: Trace) -> float:
 def _clipped(fields: Fields, trace: Trace) -> Trace:
     return scale(
         trace,
-        max_prompt_tokens=fields.whole_number("max_prompt"),
-        max_output_tokens=fields.whole_number("max_output"),
+        max_prompt_tokens=fields.whole_number("max_prompt", MAX_TOKENS),
+        max_output_tokens=fields.whole_number("max_output", MAX_TOKENS),
     )

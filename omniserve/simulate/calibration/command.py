@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _BAD_ERROR = 0.15
+_WARNING = "warning: "
 
 
 def add_calibrate_command(subparsers: "Subparsers") -> None:
@@ -43,7 +45,7 @@ def add_calibrate_command(subparsers: "Subparsers") -> None:
         help="the profile to write (default: %(default)s)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="fewer kinds of steps, in half a minute or so"
+        "--quick", action="store_true", help="fewer kinds of steps, in a minute or two"
     )
     parser.add_argument(
         "--no-front",
@@ -84,8 +86,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     effort = QUICK if args.quick else THOROUGH
     calibrator = Calibrator(config, model, effort, say, seed=args.seed, patience_s=args.patience_s)
     calibration = calibrator.run(with_front=not args.no_front)
-    save_profile(calibration.profile, args.out)
-    for line in _lines(calibration):
+    lines = _lines(calibration)
+    warnings = [line.removeprefix(_WARNING) for line in lines if line.startswith(_WARNING)]
+    save_profile(replace(calibration.profile, warnings=tuple(warnings)), args.out)
+    for line in lines:
         say(line)
     say(f"profile: {args.out}")
     return 0
@@ -114,7 +118,7 @@ def _lines(calibration: "Calibration") -> list[str]:
         )
         if front.others_cores > QUIET_CORES:
             lines.append(
-                f"warning: others used {front.others_cores:.2f} cores while the front was measured"
+                f"{_WARNING}others used {front.others_cores:.2f} cores while the front was measured"
             )
     return lines
 
@@ -127,7 +131,9 @@ def _fit_lines(what: str, fit: "StepFit") -> list[str]:
             f"(median), {fit.held_out.p90:.1%} (90th percentile)"
         )
     if fit.quiet_share < 0.5:
-        lines.append("warning: others used the cores meanwhile; repeat on a quiet machine")
+        lines.append(
+            f"{_WARNING}others used the cores while {what} were measured; repeat on a quiet machine"
+        )
     elif fit.held_out is not None and fit.held_out.median > _BAD_ERROR:
-        lines.append("warning: steps of this model are told badly")
+        lines.append(f"{_WARNING}{what} of this model are told badly")
     return lines

@@ -74,6 +74,8 @@ class Profile:
     step_ratio_quantiles: tuple[float, ...] = ()
     """Measured over modelled step time, evenly spaced quantiles: steps draw from them; empty: all
     steps take what the model says."""
+    warnings: tuple[str, ...] = ()
+    """What makes it doubtful, in words: that others used the cores while it was measured."""
     machine: Machine | None = None
     """For which a configuration's unset values are filled in; None: this one."""
 

@@ -54,7 +54,13 @@ def _recognised(path: Path) -> TraceFormat:
     for each in FORMATS.values():
         if each.is_first_line(line):
             return each
-    raise TraceError(f"{path}: not a trace of a known format ({', '.join(FORMATS)})")
+    if not line.strip():
+        raise TraceError(f"{path}: no requests in it")
+    known = ", ".join(FORMATS)
+    raise TraceError(
+        f"{path}: not a trace of a known format ({known}); its first line is {line[:60]!r}, a "
+        "trace like Azure's begins with TIMESTAMP,ContextTokens,GeneratedTokens"
+    )
 
 
 def _named(format: str) -> TraceFormat:
