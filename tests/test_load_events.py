@@ -68,6 +68,13 @@ def test_what_is_no_event_is_refused() -> None:
         fed(b"data: {not json\n\n")
 
 
+def test_a_line_without_an_end_is_refused() -> None:
+    stream = EventStream(lambda num_tokens: None)
+    with pytest.raises(RequestFailed, match="a line is longer than 1048576 bytes"):
+        for _ in range(30):
+            stream.feed(b"data: " + b"x" * 50_000)
+
+
 def test_a_stream_that_is_cut_short_has_no_total() -> None:
     _, events = fed(body(counted(1), end=""))
     with pytest.raises(RequestFailed, match="ended without"):

@@ -54,6 +54,21 @@ async def test_a_run_that_is_terminated_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_server_that_answers_nobody_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    server = asyncio.create_task(serve_null("127.0.0.1", 0, NEVER, ready.set_result))
+    url = (await ready).rpartition(" ")[2]
+    options = LoadOptions(duration_s=0.3, warm_up_s=0, drain_s=0)
+    session = Session(Addresses(http=url), [untiered(2)], options, tmp_path, is_live=False)
+    assert not await session.run()
+    assert "the server answered nobody" in capsys.readouterr().out
+    server.cancel()
+    await asyncio.wait([server])
+
+
+@pytest.mark.asyncio
 async def test_a_run_that_is_terminated_while_it_warms_up_has_no_report(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("of an earlier run")
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()

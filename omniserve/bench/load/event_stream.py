@@ -6,6 +6,7 @@ from omniserve.bench.load.target import OnTokens, RequestFailed
 
 _PREFIX = b"data: "
 _END = b"[DONE]"
+_MAX_LINE_BYTES = 1 << 20
 
 
 class _Usage(msgspec.Struct):
@@ -47,6 +48,8 @@ class EventStream:
         """Raises RequestFailed for an error inside the stream, and for what is no event."""
         # Only a line feed ends a line: generated text may hold what Unicode calls breaks.
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _MAX_LINE_BYTES:
+            raise RequestFailed(f"HTTP stream: a line is longer than {_MAX_LINE_BYTES} bytes")
         for line in lines:
             if line.startswith(_PREFIX):
                 self._read(line[len(_PREFIX) :].rstrip(b"\r"))

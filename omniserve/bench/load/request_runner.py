@@ -11,6 +11,8 @@ from omniserve.bench.load.target import RequestFailed, RequestRejected, Target
 from omniserve.bench.run_record import Outcome, RequestRecord
 
 NUM_RECENT = 200
+_MOST_TOO_MANY = 2
+"""Times the tokens that were asked for: a server that goes on beyond them may never stop."""
 """Requests that a median on the display is of."""
 
 
@@ -40,6 +42,8 @@ class RequestRunner:
                 self._num_waiting -= 1
                 self._num_running += 1
                 self._ttfts_s.append(at_s - record.scheduled_s)
+            if len(times_s) + num_tokens > _MOST_TOO_MANY * record.max_tokens:
+                raise RequestFailed(f"more tokens came than the {record.max_tokens} asked for")
             times_s.extend([at_s] * num_tokens)
             self._num_tokens += num_tokens
 

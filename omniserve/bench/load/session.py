@@ -96,7 +96,13 @@ class Session:
         self._console.print(render(write_report(record, self._directory)))
         page = self._directory / PAGE_FILE
         self._console.print(f"\nreport: {page}", soft_wrap=True)
-        return not any(request.outcome == "failed" for request in record.requests)
+        has_failed = any(request.outcome == "failed" for request in record.requests)
+        is_silent = all(request.outcome == "cut_off" for request in record.requests) and not any(
+            request.token_times_s for request in record.requests
+        )
+        if is_silent and record.requests:
+            self._console.print("the server answered nobody")
+        return not has_failed and not (is_silent and record.requests)
 
 
 def _without_objectives(streams: Sequence[Stream]) -> list[str]:

@@ -6,11 +6,10 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from omniserve.bench.trace.formats.read_write import MAX_TOKENS
 from omniserve.errors import ConfigError
 
 BODY_PREFIX = "body."
-MAX_TOKENS = 1 << 24
-"""Of a prompt or an output: beyond what any model takes."""
 _Value = TypeVar("_Value")
 
 ServiceClass = Literal["latency_sensitive", "best_effort"]

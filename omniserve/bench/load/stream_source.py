@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
-from omniserve.bench.load.stream_fields import MAX_TOKENS, Fields
-from omniserve.bench.trace.formats.read_write import read_trace
+from omniserve.bench.load.stream_fields import Fields
+from omniserve.bench.trace.formats.read_write import MAX_TOKENS, read_trace
 from omniserve.bench.trace.samples import sample_trace
 from omniserve.bench.trace.synth.recipes import named_recipe
 from omniserve.bench.trace.synth.synthesise import synthesise

@@ -132,7 +132,9 @@ def _add_synth(commands: "Subparsers") -> None:
     parser.add_argument(
         "--failed-share", type=number("", 0, 1), metavar="X", help="share that fails, 0 to 1"
     )
-    parser.add_argument("--tenants", type=_COUNT, metavar="N", help="tenants of Zipf-like size")
+    parser.add_argument(
+        "--tenants", type=whole_number(1, 1_000_000), metavar="N", help="tenants of Zipf-like size"
+    )
     parser.add_argument("--tier", default="", metavar="NAME", help="tier of all requests")
     parser.set_defaults(handler=_synth)
 

@@ -9,6 +9,9 @@ from omniserve.bench.trace.formats.rows import TraceError, first_line
 from omniserve.bench.trace.formats.trace_format import TraceFormat
 from omniserve.bench.trace.trace import Trace
 
+MAX_DURATION_S = 366 * 86_400
+MAX_TOKENS = 1 << 24
+"""Of a prompt or an output: beyond what any model takes."""
 NATIVE = native.FORMAT.name
 FORMATS: dict[str, TraceFormat] = {
     module.FORMAT.name: module.FORMAT for module in (native, azure, burstgpt, mooncake, apex)
@@ -23,7 +26,23 @@ def read_trace(path: Path, format: str | None = None) -> Trace:
     trace = (_recognised(path) if format is None else _named(format)).read(path)
     if not trace.requests:
         raise TraceError(f"{path}: no requests in it")
+    _check_sizes(trace, path)
     return trace
+
+
+def _check_sizes(trace: Trace, path: Path) -> None:
+    """One wrong date or length must not take all memory of whoever works with the trace."""
+    for number, request in enumerate(trace, start=1):
+        for field, value, most in (
+            ("arrival_s", request.arrival_s, MAX_DURATION_S),
+            ("prompt_tokens", request.prompt_tokens, MAX_TOKENS),
+            ("output_tokens", request.output_tokens, MAX_TOKENS),
+        ):
+            if value > most:
+                raise TraceError(
+                    f"{path}: request {number} in order of arrival: {field}: {value} is not "
+                    f"allowed; allowed: up to {most}"
+                )
 
 
 def write_trace(trace: Trace, path: Path, format: str = NATIVE) -> None:

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from omniserve.errors import ConfigError
 
 _MAX_SHOWN = 60
+_MAX_FIRST_LINE = 1 << 20
 _MAX_WHOLE = 10**18
 
 
@@ -105,7 +106,7 @@ def json_rows(path: Path) -> Iterator[Row]:
                 continue
             try:
                 values = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise TraceError(f"{path}:{line}: not JSON: {error}") from error
             if not isinstance(values, dict):
                 raise TraceError(f"{path}:{line}: a JSON object is expected")
@@ -115,7 +116,11 @@ def json_rows(path: Path) -> Iterator[Row]:
 def first_line(path: Path) -> str:
     """The first line that is not empty, stripped; "" of a file without one."""
     with _open_text(path) as file:
-        return next((line.strip() for line in file if not line.isspace()), "")
+        # Of a line without an end, or a file that is nothing but one, the beginning tells enough.
+        while line := file.readline(_MAX_FIRST_LINE):
+            if not line.isspace():
+                return line.strip()
+    return ""
 
 
 @contextmanager
