@@ -55,7 +55,7 @@ def test_run_writes_what_a_real_run_would(files: Path, capsys: pytest.CaptureFix
     assert status == 0
     record = load_run(files / "out")
     arrivals = [each.scheduled_s for each in record.requests if each.stream == "chat"]
-    # 19 seconds between the first and the last, at twice the speed; the last one is part of the run.
+    # 19 seconds between the first and the last, at twice the speed; the last one is part of it.
     assert record.duration_s == pytest.approx(9.5, abs=0.01)
     assert arrivals == pytest.approx([second / 2 for second in range(20)])
     assert [each.ttft_ms for each in record.streams] == [100, None]
