@@ -18,7 +18,13 @@ from trace_files import (
     written,
 )
 
-from omniserve.bench.trace.formats.read_write import FORMATS, lost_fields, read_trace, write_trace
+from omniserve.bench.trace.formats.read_write import (
+    FORMATS,
+    MAX_TOKENS,
+    lost_fields,
+    read_trace,
+    write_trace,
+)
 from omniserve.bench.trace.formats.rows import TraceError
 from omniserve.bench.trace.samples import SAMPLES, sample_lengths, sample_trace
 from omniserve.bench.trace.trace import Trace, TraceRequest
@@ -155,8 +161,8 @@ texts = st.text(max_size=8)
 requests = st.builds(
     TraceRequest,
     st.floats(0, 1e7, allow_nan=False),
-    st.integers(1, 10**9),
-    st.integers(1, 10**9),
+    st.integers(1, MAX_TOKENS),
+    st.integers(1, MAX_TOKENS),
     texts,
     st.lists(st.integers(-(2**62), 2**62), max_size=4).map(tuple),
     texts,
