@@ -9,7 +9,6 @@ from daemon_fixture import RunningDaemon, running_daemon
 
 from omniserve.synthetic.create import write_checkpoint
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs so; what the tests start would be deaf to it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
