@@ -2,6 +2,8 @@
 
 from scheduler.host_blocks import HostBlocks
 from scheduler.integrity import IntegrityError
+from scheduler.lane_limits import NO_LANES, LaneAllowance, LaneLimits
+from scheduler.objectives import Objectives
 from scheduler.plan import (
     Copy,
     LaneEntry,
@@ -17,12 +19,16 @@ from scheduler.settings import PiggybackLimits, SchedulerSettings
 from scheduler.turns import ModelDemand, ModelTurns, Turn
 
 __all__ = [
+    "NO_LANES",
     "Copy",
     "HostBlocks",
     "IntegrityError",
+    "LaneAllowance",
     "LaneEntry",
+    "LaneLimits",
     "ModelDemand",
     "ModelTurns",
+    "Objectives",
     "Offload",
     "PiggybackLimits",
     "PlannedRows",

@@ -1,6 +1,6 @@
 """Which requests of one service class join a step, and with how many tokens."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues
@@ -38,19 +38,26 @@ class ClassPlanner:
         self._preemptor = preemptor
 
     def plan_running(
-        self, service_class: ServiceClass, step: StepBuilder, withheld_ids: Collection[str] = ()
+        self,
+        plannable: Sequence[tuple[Request, int]],
+        step: StepBuilder,
+        withheld_ids: Collection[str] = (),
+        least_chunk: int = 0,
     ) -> Room:
-        """Add rows of running requests; the outcome is that of one that was left short."""
-        plannable = list_plannable(self._queues.running[service_class], withheld_ids)
+        """Add rows of running requests; the outcome is that of one that was left short.
+
+        A prompt gets `least_chunk` tokens whatever time they take.
+        """
         # Decodes go first in the budget, but memory is given out in arrival order.
         num_decodes_left = sum(num_tokens == 1 for _, num_tokens in plannable)
         outcome = Room.ENOUGH
         for request, num_tokens in plannable:
             if num_tokens == 1:
                 num_decodes_left -= 1
-                num_granted = min(1, step.budget)
+                num_granted = step.most_tokens(request, 1)
             else:
-                num_granted = min(num_tokens, step.budget - num_decodes_left)
+                num_wanted = min(num_tokens, step.budget - num_decodes_left)
+                num_granted = step.most_tokens(request, num_wanted, at_least=least_chunk)
             # An older one may have taken its memory meanwhile, or be about to.
             has_yielded = request.status is not Status.RUNNING or request.request_id in withheld_ids
             if num_granted <= 0 or has_yielded:
@@ -74,21 +81,25 @@ class ClassPlanner:
         step.add(request, num_tokens, table_len, new_block_ids)
         return Room.ENOUGH
 
-    def admit_waiting(self, service_class: ServiceClass, step: StepBuilder) -> Room:
+    def admit_waiting(
+        self, service_class: ServiceClass, step: StepBuilder, least_chunk: int = 0
+    ) -> Room:
         """Admit requests while there is room; the outcome is that of the first one left short.
 
         What is free belongs first to those who run, so ask only if none of them was left short.
         """
         waiting = self._queues.waiting[service_class]
-        while waiting and step.budget > 0:
+        while waiting:
             request = waiting.oldest
+            if not step.most_tokens(request, request.num_unscheduled, at_least=least_chunk):
+                break
             # It would take back what it has just yielded.
             if self._preemptor.was_just_preempted(request):
                 break
             room = self._enter(request)
             if room is not Room.ENOUGH:
                 return room
-            self._start(request, step)
+            self._start(request, step, least_chunk)
         return Room.ENOUGH
 
     def _enter(self, request: Request) -> Room:
@@ -105,9 +116,12 @@ class ClassPlanner:
             self._residency.release(request)
         return room
 
-    def _start(self, request: Request, step: StepBuilder) -> None:
+    def _start(self, request: Request, step: StepBuilder, least_chunk: int) -> None:
         """Plan the first rows of an admitted request; they carry its whole block table."""
-        num_tokens = min(step.budget, request.num_unscheduled)
+        # With its cached prefix there is less to compute, but each token attends to more.
+        num_tokens = max(
+            1, step.most_tokens(request, request.num_unscheduled, at_least=least_chunk)
+        )
         num_new = self._residency.num_missing(request, request.num_scheduled + num_tokens)
         self._residency.extend(request, num_new)
         step.add(request, num_tokens, 0, tuple(request.block_ids))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from scheduler.lane_limits import NO_LANES, LaneLimits
 from scheduler.request import ServiceClass
 
 
@@ -78,8 +79,13 @@ class StepPlan:
     preempted_ids: tuple[str, ...] = ()
     """Requests that lost their slot and blocks since the plan before was made."""
     lane_entries: tuple[LaneEntry, ...] = ()
-    max_lane_rows: int = 0
-    """Most lane rows that may join at any one layer of this step."""
+    lane_limits: LaneLimits = NO_LANES
+    """How many lane rows may join at its layers."""
+
+    @property
+    def max_lane_rows(self) -> int:
+        """Most lane rows that may join at any one layer."""
+        return self.lane_limits.max_rows
 
     @property
     def num_tokens(self) -> int:
@@ -104,3 +110,7 @@ class StepResult:
     """Token by id of each offloaded request that left the last layer in this step."""
     finished_ids: frozenset[str] = frozenset()
     """Requests the engine ended (stop token, stop string); length limits need no mention."""
+    num_lane_rows: float = 0.0
+    """Rows from the host that joined, the mean over the layers."""
+    was_interrupted: bool = False
+    """Whether other work ran between its layers, so that its time tells nothing of it."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from scheduler.host_stay import HostStay, Phase
+from scheduler.objectives import Objectives
 
 
 class ServiceClass(Enum):
@@ -38,6 +39,8 @@ class Request:
     token_ids: "array[int]"
     max_tokens: int
     """Most tokens to sample; at least 1."""
+    objectives: Objectives | None = None
+    """None for best-effort requests."""
     needs_known_tokens: bool = False
     """Sampling reads earlier output tokens, so a row is planned only when all of them are known."""
 
@@ -61,6 +64,9 @@ class Request:
     num_plans_in_flight: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    first_token_s: float | None = None
+    """When its first token was complete, on the clock of `arrival_s`."""
+    last_token_s: float | None = None
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

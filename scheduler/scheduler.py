@@ -1,6 +1,7 @@
 """The scheduling policy of one model: requests in, plans out."""
 
 from collections import Counter
+from math import inf
 
 from scheduler.completion import is_finished, record_rows
 from scheduler.first_tokens import FirstTokens
@@ -14,7 +15,9 @@ from scheduler.queues import RequestQueues, count_by_tier
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
 from scheduler.settings import PiggybackLimits, SchedulerSettings
+from scheduler.step_control import StepControl
 from scheduler.step_planner import StepPlanner
+from scheduler.step_time import LinearStepTime
 from scheduler.token_load import TokenLoad, token_load
 
 _NO_LANES = PiggybackLimits(num_lanes=0, max_lane_rows=0, max_lane_rows_beside_ls=0)
@@ -32,8 +35,17 @@ class Scheduler:
     when a released lane is quiet.
     """
 
-    def __init__(self, settings: SchedulerSettings, host_blocks: HostBlocks | None = None) -> None:
-        """`host_blocks` and `settings.piggyback` are both given, or neither."""
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        host_blocks: HostBlocks | None = None,
+        step_time: LinearStepTime | None = None,
+    ) -> None:
+        """`host_blocks` and `settings.piggyback` are both given, or neither.
+
+        With `step_time` every step is held to the objectives of the latency-sensitive requests;
+        without, only token budgets limit it.
+        """
         assert (host_blocks is None) == (settings.piggyback is None)
         limits = settings.piggyback or _NO_LANES
         self._settings = settings
@@ -44,6 +56,7 @@ class Scheduler:
         )
         self._preemptor = Preemptor(self._queues, self._residency, self._piggyback.offloader)
         self._flights = Flights()
+        self._control = StepControl(step_time)
         self._planner = StepPlanner(
             settings,
             limits,
@@ -52,6 +65,7 @@ class Scheduler:
             self._preemptor,
             self._piggyback,
             self._flights,
+            self._control,
         )
         self._first_tokens = FirstTokens()
         self._num_added = 0
@@ -89,21 +103,29 @@ class Scheduler:
         *,
         latency_sensitive_only: bool = False,
         best_effort_tokens: int | None = None,
+        best_effort_s: float = inf,
         num_ready_lane_rows: int = 0,
+        now_s: float = 0.0,
+        is_host_active: bool = False,
     ) -> StepPlan | None:
         """Plan the next step, or None if there is nothing to do before a plan completes.
 
         `best_effort_tokens` limits the best-effort rows, and the lane rows at any layer, of this
-        plan further than the settings do. `num_ready_lane_rows` could join a step now; where there
+        plan further than the settings do, `best_effort_s` the time of a step with any of them.
+        `now_s` is on the clock of the requests' arrivals; `is_host_active` says whether host
+        attention has its cores. `num_ready_lane_rows` could join a step now; where there
         are any, a plan may consist of them alone.
         """
+        load = self._control.begin(now_s, is_host_active=is_host_active)
         if latency_sensitive_only:
-            plan = self._planner.plan_latency_sensitive()
+            plan = self._planner.plan_latency_sensitive(load)
         else:
-            plan = self._planner.plan(best_effort_tokens, num_ready_lane_rows)
+            plan = self._planner.plan(load, best_effort_tokens, best_effort_s, num_ready_lane_rows)
         self._first_tokens.last_outcome = self._planner.ls_outcome
         if plan is not None:
             self._flights.depart(plan)
+            if load is not None:
+                self._control.depart(plan, load)
         return plan
 
     def take_copies(self) -> tuple[Copy, ...]:
@@ -152,10 +174,17 @@ class Scheduler:
     def lanes_open(self, is_open: bool) -> None:
         self._piggyback.boundary.is_open = is_open
 
-    def complete(self, plan: StepPlan, result: StepResult) -> tuple[Request, ...]:
+    def complete(
+        self, plan: StepPlan, result: StepResult, now_s: float = 0.0
+    ) -> tuple[Request, ...]:
         """Record what a plan computed; returns the requests that finished with it."""
         self._flights.land(plan)
-        finished = [request for rows in plan.rows if (request := self._complete_rows(rows, result))]
+        self._control.land(
+            plan, now_s, result.num_lane_rows, is_undisturbed=not result.was_interrupted
+        )
+        finished = [
+            request for rows in plan.rows if (request := self._complete_rows(rows, result, now_s))
+        ]
         finished += [
             request
             for request_id, token_id in result.lane_sampled.items()
@@ -165,7 +194,7 @@ class Scheduler:
             self._first_tokens.last_outcome = Room.ENOUGH
         return tuple(finished)
 
-    def _complete_rows(self, rows: PlannedRows, result: StepResult) -> Request | None:
+    def _complete_rows(self, rows: PlannedRows, result: StepResult, now_s: float) -> Request | None:
         """The request, if it finished."""
         request = self._queues.by_id[rows.request_id]
         request.num_plans_in_flight -= 1
@@ -176,8 +205,12 @@ class Scheduler:
         self._residency.publish(request, rows.start)
         if rows.samples:
             self._first_tokens.stop_expecting(request.request_id)
+            request.last_token_s = now_s
+            if request.first_token_s is None:
+                request.first_token_s = now_s
         if not is_finished(request, result):
             return None
+        self._control.pace.note_end(request)
         self._end(request)
         return request
 

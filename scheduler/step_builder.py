@@ -1,18 +1,55 @@
-"""One plan in the making: rows in their order, within token budgets."""
+"""One plan in the making: rows in their order, within budgets of tokens and of time."""
 
+from collections.abc import Iterable
+from math import inf
+
+from scheduler.lane_limits import NO_LANES, LaneLimits
 from scheduler.plan import LaneEntry, PlannedRows, StepPlan
 from scheduler.request import Request
+from scheduler.step_load import StepLoad
+
+_LEAST_CHUNK = 16
+"""Tokens of a prompt below which a chunk is not worth what it costs besides them."""
 
 
 class StepBuilder:
     """Collects rows class by class; within a class single tokens come before prefill chunks."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, load: StepLoad | None = None) -> None:
+        """Without `load` nothing is known of times, and only tokens limit the step."""
         self.budget = max_tokens
         """Tokens that may still join."""
+        self.budget_s = inf
+        """Seconds that the step may take."""
+        self.load = load
+        self._expected_ids: set[str] = set()
         self._single_rows: list[PlannedRows] = []
         self._chunk_rows: list[PlannedRows] = []
         self._closed_rows: list[PlannedRows] = []
+
+    def expect_decodes(self, requests: Iterable[Request]) -> None:
+        """Counts their next rows in advance: what else joins must leave them their time."""
+        if self.load is None:
+            return
+        for request in requests:
+            self.load.add(request.num_scheduled, 1, samples=True)
+            self._expected_ids.add(request.request_id)
+
+    def most_tokens(self, request: Request, num_wanted: int, *, at_least: int = 0) -> int:
+        """Of a request's next tokens, as many as the budgets allow.
+
+        A part of a prompt that is hardly worth a chunk is left out, or, with `at_least`, joins
+        whatever it takes.
+        """
+        most = min(num_wanted, self.budget)
+        if most <= 0 or self.load is None or self.budget_s == inf:
+            return max(0, most)
+        if request.request_id in self._expected_ids:
+            return most
+        fitting = self.load.most_tokens(request.num_scheduled, most, self.budget_s)
+        if fitting < most and fitting < _LEAST_CHUNK:
+            return min(most, at_least)
+        return max(fitting, min(most, at_least))
 
     def add(
         self,
@@ -40,18 +77,33 @@ class StepBuilder:
             new_block_ids,
         )
         (self._chunk_rows if num_tokens > 1 else self._single_rows).append(rows)
+        if self.load is not None and request.request_id not in self._expected_ids:
+            self.load.add(start, num_tokens, samples=samples)
         self.budget -= num_tokens
         request.num_scheduled = end
         request.num_pending_samples += samples
         request.num_plans_in_flight += 1
 
-    def begin_best_effort(self, max_tokens_beside_ls: int, max_tokens: int | None) -> None:
+    def begin_best_effort(
+        self, max_tokens_beside_ls: int, max_tokens: int | None, max_s: float = inf
+    ) -> None:
         """Close the latency-sensitive part; if it has rows, they limit what may follow."""
         self._close_class()
         if self._closed_rows:
             self.budget = min(self.budget, max_tokens_beside_ls)
         if max_tokens is not None:
             self.budget = min(self.budget, max_tokens)
+        self.budget_s = min(self.budget_s, max_s)
+
+    def lane_limits(self, max_rows: int) -> LaneLimits:
+        """What the time that is left allows, with up to `max_rows` rows at a layer."""
+        if self.load is None or self.budget_s == inf or not max_rows:
+            return LaneLimits(max_rows)
+        bare_s = self.load.seconds
+        if bare_s >= self.budget_s:
+            return NO_LANES
+        seconds = [self.load.seconds_with_lanes(num) - bare_s for num in range(max_rows + 1)]
+        return LaneLimits(max_rows, tuple(seconds), self.budget_s - bare_s)
 
     @property
     def has_rows(self) -> bool:
@@ -62,11 +114,11 @@ class StepBuilder:
         plan_id: int,
         preempted_ids: tuple[str, ...],
         lane_entries: tuple[LaneEntry, ...],
-        max_lane_rows: int,
+        lane_limits: LaneLimits,
     ) -> StepPlan:
         self._close_class()
         rows = tuple(self._closed_rows)
-        return StepPlan(plan_id, rows, preempted_ids, lane_entries, max_lane_rows)
+        return StepPlan(plan_id, rows, preempted_ids, lane_entries, lane_limits)
 
     def _close_class(self) -> None:
         self._closed_rows += self._single_rows

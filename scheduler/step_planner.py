@@ -1,16 +1,21 @@
 """What the next step of a model is made of."""
 
-from scheduler.class_planner import ClassPlanner
+from collections.abc import Iterator
+
+from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.flights import Flights
+from scheduler.lane_limits import NO_LANES, LaneLimits
 from scheduler.piggyback import Piggyback
 from scheduler.plan import LaneEntry, StepPlan
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues
-from scheduler.request import ServiceClass
+from scheduler.request import Request, ServiceClass
 from scheduler.residency import Residency
 from scheduler.returning import Returner
 from scheduler.settings import PiggybackLimits, SchedulerSettings
 from scheduler.step_builder import StepBuilder
+from scheduler.step_control import StepControl
+from scheduler.step_load import StepLoad
 
 
 class StepPlanner:
@@ -25,6 +30,7 @@ class StepPlanner:
         preemptor: Preemptor,
         piggyback: Piggyback,
         flights: Flights,
+        control: StepControl,
     ) -> None:
         self.ls_outcome = Room.ENOUGH
         """Where the latency-sensitive part of the last plan had to stop."""
@@ -33,57 +39,79 @@ class StepPlanner:
         self._preemptor = preemptor
         self._piggyback = piggyback
         self._flights = flights
+        self._queues = queues
+        self._control = control
         self._classes = ClassPlanner(queues, residency, preemptor)
         self._returner = Returner(limits, queues, residency, preemptor, piggyback)
 
-    def plan_latency_sensitive(self) -> StepPlan | None:
+    def plan_latency_sensitive(self, load: StepLoad | None) -> StepPlan | None:
         """A plan that may overtake those in flight which carry best-effort rows."""
-        step = self._begin(self._flights.ids_beside_best_effort())
+        step = self._begin(load, self._flights.ids_beside_best_effort())
         return self._finish(step) if step.has_rows else None
 
-    def plan(self, max_best_effort_tokens: int | None, num_ready_lane_rows: int) -> StepPlan | None:
+    def plan(
+        self,
+        load: StepLoad | None,
+        max_best_effort_tokens: int | None,
+        max_best_effort_s: float,
+        num_ready_lane_rows: int,
+    ) -> StepPlan | None:
         """A plan of both classes; None if there is nothing to do now."""
-        step = self._begin(frozenset())
+        step = self._begin(load, frozenset())
         if self.ls_outcome is Room.IN_FLIGHT and not step.has_rows:
             return None
-        max_lane_rows = self._count_lane_rows(step.has_rows, max_best_effort_tokens)
+        is_beside_ls = step.has_rows
         # Best-effort rows planned now would keep in flight what latency-sensitive work waits for.
         if self.ls_outcome is not Room.IN_FLIGHT:
-            self._add_best_effort(step, max_best_effort_tokens)
-        entries = self._piggyback.boundary.enter(max_lane_rows)
+            self._add_best_effort(step, max_best_effort_tokens, max_best_effort_s)
+        limits = step.lane_limits(self._max_lane_rows(is_beside_ls, max_best_effort_tokens))
+        entries = self._piggyback.boundary.enter(limits.max_entries)
         self._piggyback.free_blocks_for_oldest()
-        if step.has_rows or entries or (num_ready_lane_rows and max_lane_rows):
-            return self._finish(step, entries, max_lane_rows)
+        if step.has_rows or entries or (num_ready_lane_rows and limits.max_rows):
+            return self._finish(step, entries, limits)
         return None
 
-    def _begin(self, withheld_ids: frozenset[str]) -> StepBuilder:
+    def _begin(self, load: StepLoad | None, withheld_ids: frozenset[str]) -> StepBuilder:
         self._preemptor.begin_plan()
         self._piggyback.offloader.send_departing()
-        step = StepBuilder(self._settings.max_step_tokens)
-        service_class = ServiceClass.LATENCY_SENSITIVE
-        room = self._classes.plan_running(service_class, step, withheld_ids)
+        step = StepBuilder(self._settings.max_step_tokens, load)
+        running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
+        plannable = list_plannable(running, withheld_ids)
+        if load is not None:
+            step.expect_decodes(request for request, num_tokens in plannable if num_tokens == 1)
+            step.budget_s = self._control.allowed_s(running, load.seconds)
+        least_chunk = self._settings.block_size
+        room = self._classes.plan_running(plannable, step, withheld_ids, least_chunk)
         if room is Room.ENOUGH:
-            room = self._classes.admit_waiting(service_class, step)
+            service_class = ServiceClass.LATENCY_SENSITIVE
+            room = self._classes.admit_waiting(service_class, step, least_chunk)
         self.ls_outcome = room
         return step
 
-    def _add_best_effort(self, step: StepBuilder, max_tokens: int | None) -> None:
+    def _add_best_effort(self, step: StepBuilder, max_tokens: int | None, max_s: float) -> None:
         service_class = ServiceClass.BEST_EFFORT
-        step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens)
+        max_s = min(max_s, self._control.until_first_tokens_s(self._awaiting_first_tokens()))
+        step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader
         offloader.keep_to_limit()
-        room = self._classes.plan_running(service_class, step, offloader.departing)
+        plannable = list_plannable(self._queues.running[service_class], offloader.departing)
+        room = self._classes.plan_running(plannable, step, offloader.departing)
         self._returner.consider(self._flights.next_plan_id)
         if room is Room.ENOUGH:
             self._classes.admit_waiting(service_class, step)
 
-    def _count_lane_rows(self, is_beside_ls: bool, max_best_effort_tokens: int | None) -> int:
+    def _awaiting_first_tokens(self) -> Iterator[Request]:
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        for queue in (self._queues.running[service_class], self._queues.waiting[service_class]):
+            yield from (request for request in queue if request.first_token_s is None)
+
+    def _max_lane_rows(self, is_beside_ls: bool, max_best_effort_tokens: int | None) -> int:
         limits = self._limits
         num_rows = limits.max_lane_rows_beside_ls if is_beside_ls else limits.max_lane_rows
         return num_rows if max_best_effort_tokens is None else min(num_rows, max_best_effort_tokens)
 
     def _finish(
-        self, step: StepBuilder, entries: tuple[LaneEntry, ...] = (), max_lane_rows: int = 0
+        self, step: StepBuilder, entries: tuple[LaneEntry, ...] = (), limits: LaneLimits = NO_LANES
     ) -> StepPlan:
         preempted_ids = self._preemptor.take_preempted_ids()
-        return step.finish(self._flights.next_plan_id, preempted_ids, entries, max_lane_rows)
+        return step.finish(self._flights.next_plan_id, preempted_ids, entries, limits)

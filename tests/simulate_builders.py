@@ -10,8 +10,8 @@ from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
 from omniserve.bench.trace.trace import Trace, TraceRequest
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings, PiggybackSettings
 from omniserve.simulate.profile.profile import HostModel, Profile
-from omniserve.simulate.profile.step_time import LinearStepTime, StepCosts
 from omniserve.simulate.run import Simulation
+from scheduler.step_time import LinearStepTime, StepCosts
 
 KV_BYTES_PER_TOKEN = 1 << 10
 BLOCK_SIZE = 16

@@ -37,7 +37,7 @@ from omniserve.simulate.calibration.nonnegative import nonnegative_least_squares
 from omniserve.simulate.calibration.scenes import SceneRunner, limits_of, run_scene
 from omniserve.simulate.calibration.timed_engine import TimedEngine
 from omniserve.simulate.profile.profile import FrontLatency
-from omniserve.simulate.profile.step_time import StepCosts, StepShape
+from scheduler.step_time import StepCosts, StepShape
 
 LIMITS = Limits(
     kv_tokens=16384,

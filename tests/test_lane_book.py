@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from omniserve.piggyback.lane_book import HOP_BUCKETS, LaneBook, LaneIntegrityError, LaneState
 from omniserve.piggyback.lane_rows import LaneRows
 from omniserve.piggyback.lane_table import binding_layers
+from scheduler import LaneAllowance, LaneLimits
 
 NUM_LAYERS, NUM_LANES = 3, 8
+
+
+def at_most(max_rows: int) -> LaneAllowance:
+    """So many rows at each layer, whatever they take."""
+    return LaneAllowance(LaneLimits(max_rows), NUM_LAYERS)
 
 
 def ints(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -40,7 +46,7 @@ def leave_at(book: LaneBook, lane: int, layer: int, step: int = 1) -> None:
 
 def test_rows_join_behind_their_layer_in_the_order_of_their_results() -> None:
     book, rows = book_with_results((5, 1), (2, 0), (7, 1), (1, 1)), make_rows()
-    assert book.bind(rows, range(1, NUM_LAYERS + 1), max_rows=2, step=3) == 3
+    assert book.bind(rows, range(1, NUM_LAYERS + 1), at_most(2), step=3) == 3
     assert rows.of(1).tolist() == [2]
     assert rows.of(2).tolist() == [5, 7]
     assert rows.of(3).tolist() == []
@@ -51,21 +57,21 @@ def test_rows_join_behind_their_layer_in_the_order_of_their_results() -> None:
 
 def test_the_device_sees_the_same_rows() -> None:
     book, rows = book_with_results((4, 2)), make_rows()
-    book.bind(rows, range(1, NUM_LAYERS + 1), max_rows=2, step=3)
+    book.bind(rows, range(1, NUM_LAYERS + 1), at_most(2), step=3)
     assert rows.device_lanes_of(3).tolist() == [4]
     assert rows.device_positions_of(3).tolist() == [13]
 
 
 def test_only_the_segments_asked_for_are_bound() -> None:
     book, rows = book_with_results((0, 0), (1, 1), (2, 2)), make_rows()
-    assert book.bind(rows, range(2, 3), max_rows=4, step=2) == 1
+    assert book.bind(rows, range(2, 3), at_most(4), step=2) == 1
     assert rows.counts.tolist() == [0, 0, 1, 0]
 
 
 def test_hops_are_counted_in_steps() -> None:
     book = book_with_results((0, 0), (1, 1))
-    book.bind(make_rows(), range(1, 2), max_rows=4, step=2)
-    book.bind(make_rows(), range(2, 3), max_rows=4, step=7)
+    book.bind(make_rows(), range(1, 2), at_most(4), step=2)
+    book.bind(make_rows(), range(2, 3), at_most(4), step=7)
     assert (book.num_rows_joined, book.hop_steps_sum) == (2, 1 + 6)
     assert book.hop_counts[HOP_BUCKETS.index(1)] == 1
     assert book.hop_counts[HOP_BUCKETS.index(4)] == 1
@@ -116,7 +122,7 @@ def test_binding_equals_a_naive_one(order: list[int], layers: list[int], max_row
     waiting = {layer: [lane for lane in order if layers[lane] == layer] for layer in range(3)}
     while any(waiting.values()):
         rows = make_rows()
-        book.bind(rows, range(1, NUM_LAYERS + 1), max_rows, step=2)
+        book.bind(rows, range(1, NUM_LAYERS + 1), at_most(max_rows), step=2)
         for layer, lanes in waiting.items():
             assert rows.of(layer + 1).tolist() == lanes[:max_rows]
             del lanes[:max_rows]

@@ -27,10 +27,10 @@ from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.fleet import Fleet
 from omniserve.simulate.profile.profile import FrontLatency
-from omniserve.simulate.profile.step_time import StepCosts
 from omniserve.simulate.run import simulate
 from omniserve.synthetic.info import model_report
 from scheduler import Request, Scheduler, ServiceClass, StepPlan
+from scheduler.step_time import StepCosts
 
 FLAT = StepCosts(overhead_s=0.0, dense_ladder=((1, 0.8),))
 """Every step takes 0.8 s, 0.1 s a layer."""

@@ -23,8 +23,8 @@ from simulate_builders import (
 from omniserve.bench.run_record import RequestRecord, RunRecord
 from omniserve.settings import PiggybackSettings
 from omniserve.simulate.profile.profile import HostModel
-from omniserve.simulate.profile.step_time import LinearStepTime, StepCosts
 from scheduler.offload_rule import DeviceSpeed, HostSpeed
+from scheduler.step_time import LinearStepTime, StepCosts
 
 CHATS = chats(poisson(rate=4, num_requests=30))
 SHORT_OF_KV = 64

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniserve.errors import ConfigError
 from omniserve.simulate.profile.roofline import DevicePeaks, ModelSize, roofline_step_time
-from omniserve.simulate.profile.step_time import LinearStepTime, StepCosts, StepShape
+from scheduler.step_time import LinearStepTime, StepCosts, StepShape
 
 LADDER = ((1, 1.0), (4, 2.5), (8, 3.5))
 
@@ -33,17 +32,17 @@ def test_ladder_of_one_entry_is_flat() -> None:
 
 @pytest.mark.parametrize("ladder", [(), ((4, 1.0), (1, 1.0)), ((4, 1.0), (4, 2.0))])
 def test_ladder_must_ascend(ladder: tuple[tuple[int, float], ...]) -> None:
-    with pytest.raises(ConfigError, match="dense_ladder"):
+    with pytest.raises(ValueError, match="dense_ladder"):
         StepCosts(0.0, ladder)
 
 
 @pytest.mark.parametrize("seconds", [-1e-9, float("nan"), float("inf")])
 def test_nothing_takes_less_than_no_time(seconds: float) -> None:
-    with pytest.raises(ConfigError, match="overhead_s"):
+    with pytest.raises(ValueError, match="overhead_s"):
         StepCosts(seconds, LADDER)
-    with pytest.raises(ConfigError, match="prefill_pair_s"):
+    with pytest.raises(ValueError, match="prefill_pair_s"):
         StepCosts(0.0, LADDER, prefill_pair_s=seconds)
-    with pytest.raises(ConfigError, match="dense_ladder"):
+    with pytest.raises(ValueError, match="dense_ladder"):
         StepCosts(0.0, ((1, seconds), (2, 1.0)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omniserve.piggyback.lane_table import LaneTable
+from scheduler import LaneAllowance
 
 _Ints = NDArray[np.int64]
 
@@ -65,7 +66,7 @@ class LaneBook:
         self._context[lanes] = contexts
         rows.fill(np.zeros(len(lanes), dtype=np.int64), lanes, contexts)
 
-    def bind(self, rows: LaneTable, segments: range, max_rows: int, step: int) -> int:
+    def bind(self, rows: LaneTable, segments: range, allowance: LaneAllowance, step: int) -> int:
         """Lets ready rows join a step at these segments, oldest results first; returns how many."""
         ready = np.flatnonzero(self._state == LaneState.READY)
         segment = self._layer[ready] + 1
@@ -73,8 +74,12 @@ class LaneBook:
         ready, segment = ready[wanted], segment[wanted]
         by_segment = np.lexsort((self._order[ready], segment))
         ready, segment = ready[by_segment], segment[by_segment]
+        if not len(segment):
+            return 0
         place = np.arange(len(segment)) - np.searchsorted(segment, segment)
-        first = place < max_rows
+        num_ready = np.bincount(segment - segments.start, minlength=len(segments))
+        caps = np.array(allowance.grant(num_ready.tolist()))
+        first = place < caps[segment - segments.start]
         lanes, segment = ready[first], segment[first]
         if len(lanes):
             self._state[lanes] = LaneState.IN_STEP

@@ -10,6 +10,7 @@ from cpu_attn.host import HostAttentionDown
 from omniserve.piggyback.lane_book import LaneBook
 from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_rows import LaneRows
+from scheduler import LaneAllowance
 
 
 class LaneRun:
@@ -21,7 +22,7 @@ class LaneRun:
         exchange: LaneExchange,
         rows: LaneRows,
         points: NDArray[np.int64],
-        max_rows: int,
+        allowance: LaneAllowance,
         step: int,
         collect: Callable[[], None],
     ) -> None:
@@ -31,7 +32,7 @@ class LaneRun:
         self._exchange = exchange
         stops = [*points[1:].tolist(), book.num_layers]
         self._stop_by_point = dict(zip(points.tolist(), stops, strict=True))
-        self._max_rows = max_rows
+        self._allowance = allowance
         self._step = step
         self._collect = collect
         self._noted_stop = 0
@@ -53,7 +54,7 @@ class LaneRun:
                 self._exchange.pump()
                 self._collect()
             segments = range(layer + 1, stop + 1)
-            if self._book.bind(self.rows, segments, self._max_rows, self._step):
+            if self._book.bind(self.rows, segments, self._allowance, self._step):
                 self._exchange.bring(self.rows, segments)
 
     def count(self, segment: int) -> int:

@@ -16,7 +16,7 @@ from omniserve.piggyback.lane_rows import LaneRows
 from omniserve.piggyback.lane_run import LaneRun
 from omniserve.piggyback.lane_table import binding_layers
 from omniserve.settings import PiggybackStats
-from scheduler import Offload, Scheduler, StepPlan
+from scheduler import LaneAllowance, Offload, Scheduler, StepPlan
 
 
 class Piggyback:
@@ -123,7 +123,7 @@ class Piggyback:
             self.exchange,
             rows,
             self._points,
-            plan.max_lane_rows,
+            LaneAllowance(plan.lane_limits, book.num_layers),
             self._num_steps,
             self._link.collect,
         )

@@ -12,12 +12,12 @@ from omniserve.bench.load.streams import (
     backlog,
     sent_lengths,
 )
-from omniserve.bench.run_record import RequestRecord
+from omniserve.bench.run_record import RequestRecord, StreamInfo
 from omniserve.bench.trace.trace import TraceRequest
 from omniserve.requests import ServiceClassName
 from omniserve.simulate.profile.profile import Profile
 from omniserve.simulate.prompts import prompt_tokens
-from scheduler import Request, ServiceClass
+from scheduler import Objectives, Request, ServiceClass
 
 
 @dataclass(slots=True)
@@ -91,13 +91,15 @@ class Clients:
         number = len(self.records)
         tier = wanted.tier or info.tier
         self.records.append(record)
+        service_class = ServiceClass(self._class_by_tier.get(tier, info.service_class))
         request = Request(
             request_id=f"{info.name}-{index}",
-            service_class=ServiceClass(self._class_by_tier.get(tier, info.service_class)),
+            service_class=service_class,
             tier=tier,
             arrival_s=now_s,
             token_ids=prompt_tokens(lengths.prompt_tokens, wanted.prefix_hashes, number),
             max_tokens=lengths.max_tokens,
+            objectives=_objectives(info, service_class),
         )
         self.with_engine[request.request_id] = Sent(stream, record)
         return info.model, request
@@ -140,3 +142,9 @@ class Clients:
         for request_id in given_up:
             del self.with_engine[request_id]
         return given_up
+
+
+def _objectives(info: StreamInfo, service_class: ServiceClass) -> Objectives | None:
+    if service_class is ServiceClass.BEST_EFFORT or info.ttft_ms is None or info.tpot_ms is None:
+        return None
+    return Objectives(info.ttft_ms / 1e3, info.tpot_ms / 1e3)

@@ -21,7 +21,7 @@ from omniserve.simulate.calibration.messages import (
     StepSample,
 )
 from omniserve.simulate.profile.profile import HostModel, Profile
-from omniserve.simulate.profile.step_time import LinearStepTime
+from scheduler.step_time import LinearStepTime
 
 Say = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from omniserve.errors import OmniServeError
 from omniserve.others_meter import QUIET_CORES
 from omniserve.simulate.calibration.messages import StepSample
 from omniserve.simulate.calibration.nonnegative import nonnegative_least_squares
-from omniserve.simulate.profile.step_time import StepCosts, StepShape
+from scheduler.step_time import StepCosts, StepShape
 
 _KNOTS = (1, 2, 4, 8, 16, 32, 64, 65, 128, 256, 512, 1024, 2048, 4096)
 """Two in a row: up to 64 rows are multiplied by kernels of their own on a CPU."""

@@ -9,7 +9,7 @@ import numpy as np
 from omniserve.simulate.calibration.messages import HostMeasured, HostSample
 from omniserve.simulate.calibration.nonnegative import nonnegative_least_squares
 from omniserve.simulate.profile.profile import HostModel
-from omniserve.simulate.profile.step_time import StepCosts, StepShape
+from scheduler.step_time import StepCosts, StepShape
 
 _BUSY_ROWS = 8
 """Offloaded requests from which the host, rather than the way to it, sets the pace."""

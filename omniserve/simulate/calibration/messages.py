@@ -5,8 +5,8 @@ from typing import Literal
 import msgspec
 
 from omniserve.settings import EngineSettings, ModelInfo
-from omniserve.simulate.profile.step_time import StepShape
 from scheduler.offload_rule import HostSpeed
+from scheduler.step_time import StepShape
 
 
 class MeasureSteps(msgspec.Struct, tag=True, frozen=True):

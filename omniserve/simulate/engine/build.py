@@ -22,15 +22,21 @@ def build_engine(
     random: Random,
     on_tokens: OnTokens,
     on_refused: OnRefused,
+    *,
+    is_controlled: bool = True,
 ) -> SimulatedEngine:
     """An engine with all models of the settings; `profiles` are by model name.
+
+    Without control its schedulers know no step times.
 
     Raises:
         ConfigError: a model has no profile, or its KV limit is too small.
     """
     queue = HostQueue()
     models = {
-        model.name: _build_model(index, model, profiles, queue, clock, random)
+        model.name: _build_model(
+            index, model, profiles, queue, clock, random, is_controlled=is_controlled
+        )
         for index, model in enumerate(settings.models)
     }
     return SimulatedEngine(models, clock, queue, on_tokens, on_refused)
@@ -61,18 +67,22 @@ def _build_model(
     queue: HostQueue,
     clock: Clock,
     random: Random,
+    *,
+    is_controlled: bool,
 ) -> SimulatedModel:
     profile = _profile_of(settings, profiles)
     num_blocks, max_model_len = _capacity(settings, profile)
     piggyback = settings.piggyback if profile.host is not None else None
     blocks = None if piggyback is None else _host_blocks(settings, piggyback, profile)
     scheduler = Scheduler(
-        scheduler_settings(settings, num_blocks, max_model_len, piggyback), blocks
+        scheduler_settings(settings, num_blocks, max_model_len, piggyback),
+        blocks,
+        profile.step_time if is_controlled else None,
     )
     lanes = None
     if piggyback is not None:
         lanes = SimulatedLanes(index, scheduler, piggyback, profile, queue, clock)
-    return SimulatedModel(settings.name, profile, scheduler, lanes, random)
+    return SimulatedModel(settings.name, profile, scheduler, lanes, random, clock)
 
 
 def _host_blocks(model: ModelSettings, settings: PiggybackSettings, profile: Profile) -> HostBlocks:

@@ -133,7 +133,9 @@ class SimulatedEngine:
             # What was left has just been let go of.
             return
         model = self.models[turn.model]
-        step = model.begin(best_effort_tokens=turn.best_effort_tokens)
+        step = model.begin(
+            host_active=self._host_cores.are_taken, best_effort_tokens=turn.best_effort_tokens
+        )
         if step is None:
             if not (yield from self._collect(model)):
                 yield from self._await_host()
@@ -190,6 +192,7 @@ class SimulatedEngine:
                 other.note_landed_copies()
             if any(other.has_urgent_work for other in self.models.values()):
                 self._parked = (model, step)
+                step.was_interrupted = True
                 return
         yield from self._finish(model, step)
 
@@ -268,7 +271,9 @@ class SimulatedEngine:
         """One step for a request that is urgently awaited; False if none would help it."""
         for model in self.models.values():
             if model.has_urgent_work:
-                step = model.begin(latency_sensitive_only=True)
+                step = model.begin(
+                    host_active=self._host_cores.are_taken, latency_sensitive_only=True
+                )
                 if step is not None:
                     yield from self._run_through(model, step)
                     return True

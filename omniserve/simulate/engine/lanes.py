@@ -13,7 +13,7 @@ from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.copy_queue import CopyQueue
 from omniserve.simulate.engine.host_queue import AttendedRows, HostQueue
 from omniserve.simulate.profile.profile import Profile
-from scheduler import Offload, Scheduler, StepPlan
+from scheduler import NO_LANES, LaneAllowance, Offload, Scheduler, StepPlan
 
 
 class SimulatedLanes:
@@ -46,6 +46,7 @@ class SimulatedLanes:
         self._request_ids = [""] * settings.max_offloaded_requests
         self._stopping: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._num_steps = 0
+        self._allowance = LaneAllowance(NO_LANES, profile.num_layers)
         self.num_tokens = 0
         self._governor: Governor | None = None
         if settings.when == "auto" and self._host.speed is not None:
@@ -105,6 +106,7 @@ class SimulatedLanes:
             return None
         self._num_steps += 1
         book = self._book
+        self._allowance = LaneAllowance(plan.lane_limits, book.num_layers)
         rows = LaneTable.without_rows(book.num_layers, plan.max_lane_rows, book.num_lanes)
         if plan.lane_entries:
             for entry in plan.lane_entries:
@@ -117,7 +119,7 @@ class SimulatedLanes:
     def bind(self, rows: LaneTable, layer: int) -> None:
         """Lets results that have come join, up to where the next ones are bound."""
         segments = range(layer + 1, self.binding_stops[layer] + 1)
-        self._book.bind(rows, segments, rows.width, self._num_steps)
+        self._book.bind(rows, segments, self._allowance, self._num_steps)
 
     def leave(self, rows: LaneTable, layers: range, started_s: float, layer_s: float) -> None:
         """Rows left at these layers, the first of which began at `started_s`."""

@@ -3,6 +3,7 @@
 from collections import deque
 from random import Random
 
+from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.lanes import SimulatedLanes
 from omniserve.simulate.engine.step import SimulatedStep, lay_out
 from omniserve.simulate.profile.profile import Profile
@@ -22,6 +23,7 @@ class SimulatedModel:
         scheduler: Scheduler,
         lanes: SimulatedLanes | None,
         random: Random,
+        clock: Clock,
     ) -> None:
         self.name = name
         self.profile = profile
@@ -31,6 +33,7 @@ class SimulatedModel:
         self._costs = profile.step_time
         self._ratios = profile.step_ratio_quantiles
         self._random = random
+        self._clock = clock
         self._in_flight: deque[SimulatedStep] = deque()
         self._unfinished_ids: set[str] = set()
 
@@ -89,7 +92,11 @@ class SimulatedModel:
             self.lanes.note_landed_copies()
 
     def begin(
-        self, *, latency_sensitive_only: bool = False, best_effort_tokens: int | None = None
+        self,
+        *,
+        host_active: bool,
+        latency_sensitive_only: bool = False,
+        best_effort_tokens: int | None = None,
     ) -> SimulatedStep | None:
         """Plans a step; None if there is nothing to do."""
         lanes = self.lanes
@@ -97,6 +104,8 @@ class SimulatedModel:
             latency_sensitive_only=latency_sensitive_only,
             best_effort_tokens=best_effort_tokens,
             num_ready_lane_rows=0 if lanes is None else lanes.num_ready_rows,
+            now_s=self._clock.now_s,
+            is_host_active=host_active,
         )
         if lanes is not None:
             lanes.begin_copies()
@@ -143,9 +152,12 @@ class SimulatedModel:
             # One that was aborted while its row was in the step is nobody's any more.
             from_lanes = [each for each in from_lanes if each in self._unfinished_ids]
         result = StepResult(
-            dict.fromkeys(sampled, _ANY_TOKEN), dict.fromkeys(from_lanes, _ANY_TOKEN)
+            dict.fromkeys(sampled, _ANY_TOKEN),
+            dict.fromkeys(from_lanes, _ANY_TOKEN),
+            num_lane_rows=step.num_lane_rows,
+            was_interrupted=step.was_interrupted,
         )
-        finished = self.scheduler.complete(step.plan, result)
+        finished = self.scheduler.complete(step.plan, result, self._clock.now_s)
         for request in finished:
             self._unfinished_ids.discard(request.request_id)
         self._settle()

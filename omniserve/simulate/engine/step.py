@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from omniserve.piggyback.lane_table import LaneTable
-from omniserve.simulate.profile.step_time import StepShape
 from scheduler import StepPlan
+from scheduler.step_time import StepShape
 
 
 @dataclass(slots=True)
@@ -33,6 +33,7 @@ class SimulatedStep:
     """End of the stretch that is under way."""
     layer_s: float = 0.0
     """Of each layer of the stretch, on the device."""
+    was_interrupted: bool = False
     done_s: float = 0.0
     """When the device is done with the layers that it was given."""
 
@@ -62,6 +63,11 @@ class SimulatedStep:
         return float(np.count_nonzero(self.lanes.counts[from_layer : to_layer + 1])) / (
             to_layer - from_layer + 1
         )
+
+    @property
+    def num_lane_rows(self) -> float:
+        """The mean over the layers."""
+        return 0.0 if self.lanes is None else float(self.lanes.counts.mean())
 
     @property
     def _has_resident_rows(self) -> bool:

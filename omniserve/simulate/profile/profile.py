@@ -10,8 +10,8 @@ import msgspec
 from omniserve.atomic_file import write_text
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine
-from omniserve.simulate.profile.step_time import LinearStepTime
 from scheduler.offload_rule import HostSpeed
+from scheduler.step_time import LinearStepTime
 
 
 @dataclass(frozen=True, slots=True)

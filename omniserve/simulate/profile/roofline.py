@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from omniserve.simulate.profile.step_time import LinearStepTime, StepCosts
+from scheduler.step_time import LinearStepTime, StepCosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
-"""How long a step takes: a sum of terms that are each linear in what the step computes."""
+"""How long a step takes: a sum of terms that are each linear in what the step computes.
+
+Attention is linear in causal pairs and in context tokens, dense layers are a staircase over rows:
+the latency model of OmniServe (its section 3.3.1), with the host's part and lane rows beside it.
+"""
 
 from bisect import bisect_right
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import inf
-
-from omniserve.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,9 @@ class StepShape:
     """Rows from the host that join, the mean over the layers."""
     num_sampled_rows: int = 0
     """Rows whose residual goes through the output head."""
+
+    def with_lane_rows(self, num_lane_rows: float) -> "StepShape":
+        return replace(self, num_lane_rows=num_lane_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +54,18 @@ class StepCosts:
     sampled_row_s: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the ladder does not ascend, or seconds are negative."""
+        """Raises ValueError where rows or seconds of the ladder descend, or a cost is negative."""
         rows = [entry[0] for entry in self.dense_ladder]
         if not rows or rows != sorted(set(rows)):
-            raise ConfigError(f"dense_ladder: {self.dense_ladder!r}, its rows must ascend")
-        costs = {field.name: getattr(self, field.name) for field in fields(self)}
-        del costs["dense_ladder"]
-        named = [*costs.items(), *(("dense_ladder", seconds) for _, seconds in self.dense_ladder)]
-        for name, seconds in named:
+            raise ValueError(f"dense_ladder: {self.dense_ladder!r}, its rows must ascend")
+        rungs = [entry[1] for entry in self.dense_ladder]
+        # Searches for what fits into a time rest on more work taking no less of it.
+        if rungs != sorted(rungs):
+            raise ValueError(f"dense_ladder: {self.dense_ladder!r}, its seconds must not descend")
+        costs = [(name, getattr(self, name)) for name in COST_NAMES]
+        for name, seconds in (*costs, *(("dense_ladder", rung) for rung in rungs)):
             if not 0.0 <= seconds < inf:
-                raise ConfigError(f"{name}: {seconds!r} is not allowed; allowed: 0 or more seconds")
+                raise ValueError(f"{name}: {seconds!r} is not allowed; allowed: 0 or more seconds")
 
     def dense_s(self, num_rows: float) -> float:
         """Of all that does not attend."""
@@ -85,6 +92,9 @@ class StepCosts:
             + self.lane_row_s * shape.num_lane_rows
             + self.sampled_row_s * shape.num_sampled_rows
         )
+
+
+COST_NAMES = tuple(field.name for field in fields(StepCosts) if field.name != "dense_ladder")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,28 @@
+"""How far below its objective a tier is paced, so that its share of requests meets it."""
+
+from scheduler.objectives import Objectives
+
+_STEP = 0.02
+_LOWEST = 0.6
+
+
+class Aims:
+    """A factor on the time per output token for each tier, in [0.6, 1].
+
+    Steps take longer or shorter than predicted, so that aiming at the objective itself would miss
+    it half of the time. Each request that ends moves its tier's aim: up a little where it met the
+    objective, down by more where it did not, in the ratio of the shares that are wanted. Where the
+    aim stands still, exactly that share is met (Robbins and Monro's stochastic approximation of a
+    quantile). One request moves it by 2 % at most, which is why it does not oscillate.
+    """
+
+    def __init__(self) -> None:
+        self._by_tier: dict[str, float] = {}
+
+    def of(self, tier: str) -> float:
+        return self._by_tier.get(tier, 1.0)
+
+    def note(self, tier: str, objectives: Objectives, *, is_met: bool) -> None:
+        """A request of the tier ended, and its tokens came in time or not."""
+        moved = self.of(tier) + _STEP * ((1.0 - objectives.share) if is_met else -objectives.share)
+        self._by_tier[tier] = min(1.0, max(_LOWEST, moved))

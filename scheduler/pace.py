@@ -1,0 +1,62 @@
+"""When the next token of a latency-sensitive request is due, and what a step may take by it."""
+
+from collections.abc import Iterable
+from math import inf
+
+from scheduler.aim import Aims
+from scheduler.request import Request
+
+_MOST_LENT = 3.0
+"""Times per token that one step may take at most, however far ahead a request is: its client would
+see the pause."""
+
+
+class Pace:
+    """The objective is a mean, so a request that is ahead of it lends what it has gained.
+
+    A request is due to have its n-th token after the first n times per token later. As long as that
+    holds at every token it holds at the end, whenever that is.
+    """
+
+    def __init__(self, aims: Aims) -> None:
+        self._aims = aims
+
+    def allowed_s(self, decodes: Iterable[Request], now_s: float, fastest_s: float) -> float:
+        """Time until the next tokens of these have to be there; infinite where none is due.
+
+        `fastest_s` is the least that a step with all of them takes. Those that cannot meet their
+        objective even so do not hold up anybody else: they go on at its pace from here.
+        """
+        return min((self._until_due_s(each, now_s, fastest_s) for each in decodes), default=inf)
+
+    def _until_due_s(self, request: Request, now_s: float, fastest_s: float) -> float:
+        objectives, first_s = request.objectives, request.first_token_s
+        if objectives is None or first_s is None:
+            return inf
+        token_s = objectives.tpot_s * self._aims.of(request.tier)
+        num_tokens = request.num_output_tokens + request.num_pending_samples
+        until_s = first_s + token_s * num_tokens - now_s
+        if until_s < fastest_s and self._is_lost(request, now_s, fastest_s):
+            return token_s
+        return min(until_s, _MOST_LENT * token_s)
+
+    def _is_lost(self, request: Request, now_s: float, fastest_s: float) -> bool:
+        """Whether its mean stays too high though all steps that may follow take the least."""
+        assert request.objectives is not None and request.first_token_s is not None
+        num_tokens = request.num_output_tokens + request.num_pending_samples
+        most_tokens = request.max_total_tokens - request.num_prompt_tokens
+        earliest_s = now_s + fastest_s * (most_tokens - num_tokens)
+        return earliest_s > request.first_token_s + request.objectives.tpot_s * (most_tokens - 1)
+
+    def note_end(self, request: Request) -> None:
+        """It has had its last token: what became of its objective moves the tier's aim."""
+        objectives, first_s, last_s = (
+            request.objectives,
+            request.first_token_s,
+            request.last_token_s,
+        )
+        num_gaps = request.num_output_tokens - 1
+        if objectives is None or first_s is None or last_s is None or num_gaps < 1:
+            return
+        is_met = last_s - first_s <= objectives.tpot_s * num_gaps
+        self._aims.note(request.tier, objectives, is_met=is_met)

@@ -1,0 +1,96 @@
+"""What a step in the making would take: the step-time model, kept up to date row by row."""
+
+from scheduler.step_time import StepCosts, StepShape
+
+
+class StepLoad:
+    """Adding rows and asking what they cost takes constant time, whatever the step holds."""
+
+    def __init__(self, costs: StepCosts) -> None:
+        self._costs = costs
+        self._num_decode_rows = 0
+        self._decode_context_tokens = 0
+        self._num_prefill_tokens = 0
+        self._prefill_pairs = 0
+        self._prefill_context_tokens = 0
+        self._num_sampled_rows = 0
+        self._linear_s = costs.overhead_s
+        """All but the dense layers."""
+
+    @property
+    def num_rows(self) -> int:
+        return self._num_decode_rows + self._num_prefill_tokens
+
+    @property
+    def seconds(self) -> float:
+        """Of the step as it is; its overhead, while it is empty."""
+        return self._linear_s + self._dense_s(self.num_rows)
+
+    @property
+    def shape(self) -> StepShape:
+        return StepShape(
+            self._num_decode_rows,
+            self._decode_context_tokens,
+            self._num_prefill_tokens,
+            self._prefill_pairs,
+            self._prefill_context_tokens,
+            0.0,
+            self._num_sampled_rows,
+        )
+
+    def seconds_with(self, start: int, num_tokens: int, *, samples: bool = True) -> float:
+        """Of the step with so many tokens more, the first of them at position `start`."""
+        more_s = self._linear_cost_s(start, num_tokens, samples)
+        return self._linear_s + more_s + self._dense_s(self.num_rows + num_tokens)
+
+    def seconds_with_lanes(self, num_lane_rows: float) -> float:
+        """Of the step with so many lane rows at every layer."""
+        more_s = num_lane_rows * self._costs.lane_row_s
+        return self._linear_s + more_s + self._dense_s(self.num_rows + num_lane_rows)
+
+    def most_tokens(self, start: int, num_wanted: int, budget_s: float) -> int:
+        """Of the next `num_wanted` tokens of a request, as many as the step can take on."""
+        if self.seconds_with(start, num_wanted) <= budget_s:
+            return num_wanted
+        fitting, too_many = 0, num_wanted
+        while too_many - fitting > 1:
+            middle = (fitting + too_many) // 2
+            if self.seconds_with(start, middle) <= budget_s:
+                fitting = middle
+            else:
+                too_many = middle
+        return fitting
+
+    def add(self, start: int, num_tokens: int, *, samples: bool) -> None:
+        """The step takes on these tokens; one alone is a decode row, more are a chunk."""
+        self._linear_s += self._linear_cost_s(start, num_tokens, samples)
+        if num_tokens == 1:
+            self._num_decode_rows += 1
+            self._decode_context_tokens += start + 1
+        else:
+            self._num_prefill_tokens += num_tokens
+            self._prefill_pairs += count_pairs(start, num_tokens)
+            self._prefill_context_tokens += start + num_tokens
+        self._num_sampled_rows += samples
+
+    def _linear_cost_s(self, start: int, num_tokens: int, samples: bool) -> float:
+        costs = self._costs
+        sampled_s = costs.sampled_row_s if samples else 0.0
+        if num_tokens == 1:
+            return costs.decode_row_s + costs.decode_context_token_s * (start + 1) + sampled_s
+        return (
+            costs.prefill_token_s * num_tokens
+            + costs.prefill_pair_s * count_pairs(start, num_tokens)
+            + costs.prefill_context_token_s * (start + num_tokens)
+            + (0.0 if self._num_prefill_tokens else costs.prefill_step_s)
+            + sampled_s
+        )
+
+    def _dense_s(self, num_rows: float) -> float:
+        return self._costs.dense_s(num_rows) if num_rows else 0.0
+
+
+def count_pairs(start: int, num_tokens: int) -> int:
+    """Pairs under the causal mask: what tokens from position `start` on attend to, themselves
+    included."""
+    return num_tokens * start + num_tokens * (num_tokens + 1) // 2

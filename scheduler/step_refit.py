@@ -1,0 +1,103 @@
+"""Keeps a model of step times true to the steps that are really run."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import exp, log
+
+from scheduler.step_time import StepCosts, StepShape
+
+_RATE = 0.05
+"""Of a step's error, what its terms are corrected by at once."""
+_MOST_ERROR = 0.5
+"""Logarithm: a step that was disturbed must not be believed."""
+_MOST_FACTOR = 4.0
+_HALF_LIFE_STEPS = 20_000
+"""In which a correction that no step confirms is half forgotten."""
+_WORTH_REBUILDING = 0.01
+_FEW_ROWS = 64
+"""Up to here rows are multiplied by kernels of their own on a CPU."""
+
+_TERMS: Mapping[str, tuple[str, ...]] = {
+    "overhead": ("overhead_s",),
+    "decode": ("decode_row_s", "decode_context_token_s"),
+    "prefill": (
+        "prefill_token_s",
+        "prefill_pair_s",
+        "prefill_context_token_s",
+        "prefill_step_s",
+    ),
+    "lanes": ("lane_row_s",),
+    "sampling": ("sampled_row_s",),
+}
+_FEW, _MANY = "dense, few rows", "dense, many rows"
+
+
+class StepRefit:
+    """One factor a group of terms, moved by each step in proportion to the group's part in it.
+
+    Exponentiated gradient descent on the squared error of the logarithm: factors stay positive, a
+    term that has no part in a step is not moved by it, and one step moves none by more than 2.5 %.
+    """
+
+    def __init__(self, fitted: StepCosts) -> None:
+        self._fitted = fitted
+        self._factors = dict.fromkeys((*_TERMS, _FEW, _MANY), 1.0)
+        self._costs, self._built_with = fitted, dict(self._factors)
+
+    @property
+    def costs(self) -> StepCosts:
+        """With the corrections so far."""
+        return self._costs
+
+    def observe(self, shape: StepShape, seconds: float) -> None:
+        """A step of this shape took so long, undisturbed as far as is known."""
+        parts = self._parts(shape)
+        predicted_s = sum(parts.values())
+        if predicted_s <= 0.0 or seconds <= 0.0:
+            return
+        error = min(_MOST_ERROR, max(-_MOST_ERROR, log(seconds / predicted_s)))
+        forgetting = 0.5 ** (1.0 / _HALF_LIFE_STEPS)
+        for name, factor in self._factors.items():
+            moved = factor**forgetting * exp(_RATE * error * parts[name] / predicted_s)
+            self._factors[name] = min(_MOST_FACTOR, max(1.0 / _MOST_FACTOR, moved))
+        self._rebuild()
+
+    def _parts(self, shape: StepShape) -> dict[str, float]:
+        """Seconds of each group, with the corrections so far."""
+        fitted, factors = self._fitted, self._factors
+        num_rows = shape.num_decode_rows + shape.num_prefill_tokens + shape.num_lane_rows
+        dense_s = fitted.dense_s(num_rows) if num_rows else 0.0
+        few_s = min(dense_s, fitted.dense_s(_FEW_ROWS))
+        parts = {
+            "overhead": fitted.overhead_s,
+            "decode": fitted.decode_row_s * shape.num_decode_rows
+            + fitted.decode_context_token_s * shape.decode_context_tokens,
+            "prefill": fitted.prefill_token_s * shape.num_prefill_tokens
+            + fitted.prefill_pair_s * shape.prefill_pairs
+            + fitted.prefill_context_token_s * shape.prefill_context_tokens
+            + (fitted.prefill_step_s if shape.num_prefill_tokens else 0.0),
+            "lanes": fitted.lane_row_s * shape.num_lane_rows,
+            "sampling": fitted.sampled_row_s * shape.num_sampled_rows,
+            _FEW: few_s,
+            _MANY: dense_s - few_s,
+        }
+        return {name: factors[name] * part_s for name, part_s in parts.items()}
+
+    def _rebuild(self) -> None:
+        """Costs are made anew where that makes a difference: it is not free."""
+        old = self._built_with
+        if all(abs(log(self._factors[name] / old[name])) < _WORTH_REBUILDING for name in old):
+            return
+        self._built_with = dict(self._factors)
+        fitted, factors = self._fitted, self._factors
+        scaled = {
+            cost: factors[name] * getattr(fitted, cost)
+            for name, costs in _TERMS.items()
+            for cost in costs
+        }
+        few_s = fitted.dense_s(_FEW_ROWS)
+        ladder = tuple(
+            (rows, factors[_FEW] * min(rung, few_s) + factors[_MANY] * max(0.0, rung - few_s))
+            for rows, rung in fitted.dense_ladder
+        )
+        self._costs = replace(fitted, dense_ladder=ladder, **scaled)

@@ -1,0 +1,90 @@
+"""Refit: a model of step times that follows what steps really take."""
+
+import random
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+
+from scheduler.step_refit import StepRefit
+from scheduler.step_time import StepCosts, StepShape
+
+FITTED = StepCosts(
+    overhead_s=1e-3,
+    dense_ladder=((1, 5e-3), (64, 40e-3), (256, 200e-3)),
+    decode_context_token_s=1e-6,
+    prefill_pair_s=3e-8,
+    prefill_step_s=5e-4,
+    lane_row_s=1e-4,
+    sampled_row_s=6e-5,
+)
+
+
+def shapes(number: int) -> list[StepShape]:
+    """Decodes alone, prompts, and both with lane rows."""
+    draw = random.Random(2)
+    made = []
+    for place in range(number):
+        decodes = draw.randint(1, 32)
+        tokens = draw.randint(16, 128) if place % 3 else 0
+        made.append(
+            StepShape(
+                decodes,
+                decodes * draw.randint(50, 2000),
+                tokens,
+                tokens * draw.randint(50, 1000),
+                tokens,
+                draw.choice((0.0, 8.0)),
+                decodes,
+            )
+        )
+    return made
+
+
+def errors(costs: StepCosts, truth: StepCosts) -> list[float]:
+    return [abs(costs.step_s(each) / truth.step_s(each) - 1.0) for each in shapes(200)]
+
+
+def test_what_was_fitted_holds_until_steps_say_otherwise() -> None:
+    refit = StepRefit(FITTED)
+    for shape in shapes(50):
+        refit.observe(shape, FITTED.step_s(shape))
+    assert refit.costs is FITTED
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        replace(FITTED, dense_ladder=tuple((rows, 1.4 * s) for rows, s in FITTED.dense_ladder)),
+        replace(FITTED, overhead_s=4e-3),
+        replace(FITTED, decode_context_token_s=3e-6),
+    ],
+)
+def test_it_comes_to_the_truth_in_some_hundred_steps(truth: StepCosts) -> None:
+    refit = StepRefit(FITTED)
+    before = fmean(errors(FITTED, truth))
+    for shape in shapes(2000):
+        refit.observe(shape, truth.step_s(shape))
+    assert fmean(errors(refit.costs, truth)) < before / 2
+
+
+def test_a_disturbed_step_moves_little() -> None:
+    refit = StepRefit(FITTED)
+    refit.observe(shapes(1)[0], 60.0)
+    assert max(errors(refit.costs, FITTED)) < 0.03
+
+
+def test_factors_stay_bounded() -> None:
+    refit = StepRefit(FITTED)
+    for _ in range(40):
+        for shape in shapes(200):
+            refit.observe(shape, 100.0 * FITTED.step_s(shape))
+    for shape in shapes(20):
+        assert refit.costs.step_s(shape) <= 4.0 * FITTED.step_s(shape) * (1 + 1e-9)
+
+
+def test_times_that_cannot_be_are_not_believed() -> None:
+    refit = StepRefit(FITTED)
+    refit.observe(shapes(1)[0], 0.0)
+    refit.observe(shapes(1)[0], -1.0)
+    assert refit.costs is FITTED
