@@ -29,6 +29,7 @@ from omniserve.settings import (
     ModelSettings,
     PiggybackSettings,
 )
+from scheduler import Objectives
 
 DEFAULT_PERCENTILE = 99.0
 RESERVED_TIER_NAMES = ("auto", "default", "priority", "flex")
@@ -110,6 +111,13 @@ class TierConfig(Section):
         default=None, validate_default=True
     )
     """Share of requests, in percent, that must meet the objectives (latency_sensitive only); 99."""
+
+    @property
+    def objectives(self) -> Objectives | None:
+        """As the policy takes them; None of a best_effort tier."""
+        if self.ttft_ms is None or self.tpot_ms is None or self.percentile is None:
+            return None
+        return Objectives(self.ttft_ms / 1e3, self.tpot_ms / 1e3, self.percentile / 100)
 
     @field_validator("name")
     @classmethod

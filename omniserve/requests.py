@@ -1,7 +1,9 @@
-"""What a request is and what comes back, shared by front and engine. Standard library only."""
+"""What a request is and what comes back, shared by front and engine. Needs nothing but the policy."""
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from scheduler import Objectives
 
 ServiceClassName = Literal["latency_sensitive", "best_effort"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -41,6 +43,8 @@ class EngineRequest:
     sampling: SamplingParams
     service_class: ServiceClassName
     tier: str
+    objectives: Objectives | None = None
+    """None for best-effort requests."""
 
 
 @dataclass(frozen=True, slots=True)

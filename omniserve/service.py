@@ -188,6 +188,7 @@ class GenerationService:
                 sampling=_choice_sampling(request, sampling, choice, len(prompt), info),
                 service_class=tier.service_class,
                 tier=tier.name,
+                objectives=tier.objectives,
             )
             for place, prompt in enumerate(prompts)
             for choice in range(request.n)

@@ -1,7 +1,9 @@
-"""Settings of the engine, as the front hands them over. Standard library only."""
+"""Settings of the engine, as the front hands them over. Needs nothing but the policy."""
 
 from dataclasses import dataclass
 from typing import Literal
+
+from scheduler.step_time import LinearStepTime
 
 DeviceKind = Literal["auto", "cpu", "cuda", "npu"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -56,6 +58,8 @@ class ModelSettings:
     prefix_caching: bool = True
     piggyback: PiggybackSettings | None = None
     """None: best-effort decodes run on the device only."""
+    step_time: LinearStepTime | None = None
+    """What its steps take on this machine; None: only token budgets limit them."""
 
 
 @dataclass(frozen=True, slots=True)

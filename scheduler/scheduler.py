@@ -300,6 +300,12 @@ class Scheduler:
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         return self._first_tokens.can_come_closer(running)
 
+    def slack_s(self, now_s: float) -> float:
+        """Time that others may take of the device before these latency-sensitive requests need it;
+        infinite where nothing is known of times, or none has had its first token."""
+        running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
+        return self._control.slack_s([each for each in running if each.is_decoding], now_s)
+
     def check_integrity(self) -> None:
         """Raise IntegrityError where requests, queues, slots, blocks, lanes and plans disagree."""
         self._queues.check_integrity()

@@ -1,6 +1,6 @@
 """How long a step may take, and what became of that: predictions, held to real steps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 
 from scheduler.aim import Aims
@@ -50,6 +50,17 @@ class StepControl:
         if not self._refits:
             return inf
         return max(fastest_s, self.pace.allowed_s(running, self.starts_s, fastest_s))
+
+    def slack_s(self, decodes: Sequence[Request], now_s: float) -> float:
+        """Time that other models may take before a step with these has to begin."""
+        if not self._refits or not decodes:
+            return inf
+        load = StepLoad(self._refits[self._is_host_active].costs)
+        for request in decodes:
+            load.add(request.num_scheduled, 1, samples=True)
+        fastest_s = load.seconds
+        starts_s = max(now_s, self._busy_until_s)
+        return self.pace.allowed_s(decodes, starts_s, fastest_s) - fastest_s
 
     def until_first_tokens_s(self, awaited: Iterable[Request]) -> float:
         """That a step may take before the prompts of `awaited`, so that what is left of each can

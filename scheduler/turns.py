@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,14 +14,20 @@ class ModelDemand:
     awaits_first_token: bool
     """A latency-sensitive request has not had its first token."""
     best_effort_tokens_beside_ls: int
+    slack_s: float = inf
+    """That its latency-sensitive requests can spare before their next step; infinite where it has
+    none, or nothing is known of times."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A model may step; `best_effort_tokens` limits its best-effort rows, None leaves it free."""
+    """A model may step."""
 
     model: str
     best_effort_tokens: int | None = None
+    """Most best-effort rows; None leaves it free."""
+    best_effort_s: float = inf
+    """Time of the step, if it has any best-effort rows."""
 
 
 class ModelTurns:
@@ -28,7 +35,8 @@ class ModelTurns:
 
     A model with best-effort work alone gets one small step after each round of the
     latency-sensitive models, unless someone waits for a first token: the rows it gets are those it
-    would get riding in a latency-sensitive step of its own model.
+    would get riding in a latency-sensitive step of its own model. Best-effort rows of any model
+    take no more time than the latency-sensitive requests of all others can spare.
     """
 
     def __init__(self, models: list[str]) -> None:
@@ -48,13 +56,19 @@ class ModelTurns:
             self._num_ls_turns = 0
             return self._take(patient[0]) if patient else None
         awaited = any(demand.awaits_first_token for demand in demands.values())
-        if patient and not awaited and self._num_ls_turns >= len(urgent):
+        slack_s = min(demands[name].slack_s for name in urgent)
+        is_patients_turn = not awaited and self._num_ls_turns >= len(urgent)
+        if patient and is_patients_turn and slack_s > 0.0:
             self._num_ls_turns = 0
-            return self._take(patient[0], demands[patient[0]].best_effort_tokens_beside_ls)
+            most_tokens = demands[patient[0]].best_effort_tokens_beside_ls
+            return self._take(patient[0], most_tokens, slack_s)
         self._num_ls_turns += 1
-        return self._take(urgent[0])
+        others_slack_s = min((demands[name].slack_s for name in urgent[1:]), default=inf)
+        return self._take(urgent[0], best_effort_s=others_slack_s)
 
-    def _take(self, model: str, best_effort_tokens: int | None = None) -> Turn:
+    def _take(
+        self, model: str, best_effort_tokens: int | None = None, best_effort_s: float = inf
+    ) -> Turn:
         self._least_recent_first.remove(model)
         self._least_recent_first.append(model)
-        return Turn(model, best_effort_tokens)
+        return Turn(model, best_effort_tokens, best_effort_s)

@@ -105,6 +105,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
     scheduler = Scheduler(
         scheduler_settings(settings, num_blocks, max_model_len, piggyback),
         None if host is None else host.pool,
+        settings.step_time,
     )
     info = ModelInfo(
         name=settings.name,

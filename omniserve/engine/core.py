@@ -143,7 +143,9 @@ class Engine:
         if turn is None:
             return []
         runtime = self._runtimes[turn.model]
-        step = runtime.begin(best_effort_tokens=turn.best_effort_tokens)
+        step = runtime.begin(
+            best_effort_tokens=turn.best_effort_tokens, best_effort_s=turn.best_effort_s
+        )
         if step is None:
             outputs = runtime.collect()
             is_urgent = any(demand.latency_sensitive for demand in demands.values())
@@ -169,6 +171,7 @@ class Engine:
                 other.note_landed_copies()
             if any(other.has_urgent_work for other in self._runtimes.values()):
                 self._parked = (runtime, step)
+                step.was_interrupted = True
                 return []
         return runtime.finish(step)
 

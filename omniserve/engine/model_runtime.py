@@ -5,6 +5,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from omniserve.engine.executor import Executor, StepCursor
 from omniserve.engine.host_copy import HostCopy
@@ -36,6 +37,14 @@ class RunningStep:
     sampled: Sampled | None = None
     tokens: HostCopy | None = None
     """The sampled tokens on their way to the host."""
+    was_interrupted: bool = False
+    """Whether other work ran between its layers."""
+
+    @property
+    def num_lane_rows(self) -> float:
+        """The mean over the layers."""
+        lanes = self.cursor.lanes
+        return 0.0 if lanes is None else float(lanes.rows.counts.mean())
 
 
 class ModelRuntime:
@@ -102,6 +111,7 @@ class ModelRuntime:
             best_effort=self.has_unfinished,
             awaits_first_token=scheduler.awaits_first_token,
             best_effort_tokens_beside_ls=scheduler.settings.best_effort_tokens_beside_ls,
+            slack_s=scheduler.slack_s(self._clock()),
         )
 
     def add(self, request: EngineRequest) -> None:
@@ -119,6 +129,7 @@ class ModelRuntime:
             arrival_s=self._clock(),
             token_ids=array("q", request.prompt_token_ids),
             max_tokens=most_output_tokens(request, self.info),
+            objectives=request.objectives,
             needs_known_tokens=has_penalties(request.sampling),
         )
         try:
@@ -145,7 +156,11 @@ class ModelRuntime:
         return True
 
     def begin(
-        self, *, latency_sensitive_only: bool = False, best_effort_tokens: int | None = None
+        self,
+        *,
+        latency_sensitive_only: bool = False,
+        best_effort_tokens: int | None = None,
+        best_effort_s: float = inf,
     ) -> RunningStep | None:
         """Plans a step and puts its tokens on the device; None if there is nothing to do."""
         started_s = self._clock()
@@ -154,6 +169,9 @@ class ModelRuntime:
             plan = self.scheduler.schedule(
                 latency_sensitive_only=latency_sensitive_only,
                 best_effort_tokens=best_effort_tokens,
+                best_effort_s=best_effort_s,
+                now_s=started_s,
+                is_host_active=piggyback is not None and piggyback.has_host_cores,
                 num_ready_lane_rows=0 if piggyback is None else piggyback.num_ready_rows,
             )
             if piggyback is not None:
@@ -275,7 +293,10 @@ class ModelRuntime:
                 for request_id, advance in advances.items()
                 if advance.progress.finish_reason is not None
             ),
+            num_lane_rows=step.num_lane_rows,
+            was_interrupted=step.was_interrupted,
         )
-        finished = {state.request_id for state in self.scheduler.complete(step.plan, result)}
+        completed = self.scheduler.complete(step.plan, result, self._clock())
+        finished = {state.request_id for state in completed}
         self._settle()
         return self._sequences.outputs(advances, step.sampled, finished)

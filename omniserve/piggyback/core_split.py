@@ -40,6 +40,11 @@ class CoreSplit:
         """Whether host attention takes cores that the device would use."""
         return self.num_shared_threads < self._all_threads
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the host has its cores."""
+        return self._is_split
+
     def update(self, host_active: bool) -> None:
         """To be called once a step."""
         if not self.costs_device_threads or not (host_active or self._is_split):

@@ -86,6 +86,11 @@ class HostLink:
         if self._core_split is not None:
             self._core_split.update(num_offloaded > 0)
 
+    @property
+    def has_cores(self) -> bool:
+        """Whether it has cores now that the device would use otherwise."""
+        return self._core_split is not None and self._core_split.is_split
+
     def _pass_on(self, book: LaneBook, mine: NDArray[np.bool_], results: HostResults) -> None:
         done = mine & (results.status == HostStatus.OK)
         book.attended(results.slot[done], results.layer[done])

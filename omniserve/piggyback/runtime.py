@@ -58,6 +58,11 @@ class Piggyback:
         link.register(model, book)
 
     @property
+    def has_host_cores(self) -> bool:
+        """Whether host attention has cores now that the device would use otherwise."""
+        return self._link.has_cores
+
+    @property
     def num_ready_rows(self) -> int:
         return self._book.count(LaneState.READY)
 

@@ -134,7 +134,9 @@ class SimulatedEngine:
             return
         model = self.models[turn.model]
         step = model.begin(
-            host_active=self._host_cores.are_taken, best_effort_tokens=turn.best_effort_tokens
+            host_active=self._host_cores.are_taken,
+            best_effort_tokens=turn.best_effort_tokens,
+            best_effort_s=turn.best_effort_s,
         )
         if step is None:
             if not (yield from self._collect(model)):

@@ -1,6 +1,7 @@
 """One simulated model: a real scheduler, and a model of what its steps take."""
 
 from collections import deque
+from math import inf
 from random import Random
 
 from omniserve.simulate.clock import Clock
@@ -70,6 +71,7 @@ class SimulatedModel:
             best_effort=self.has_unfinished,
             awaits_first_token=scheduler.awaits_first_token,
             best_effort_tokens_beside_ls=scheduler.settings.best_effort_tokens_beside_ls,
+            slack_s=scheduler.slack_s(self._clock.now_s),
         )
 
     def add(self, request: Request) -> None:
@@ -97,12 +99,14 @@ class SimulatedModel:
         host_active: bool,
         latency_sensitive_only: bool = False,
         best_effort_tokens: int | None = None,
+        best_effort_s: float = inf,
     ) -> SimulatedStep | None:
         """Plans a step; None if there is nothing to do."""
         lanes = self.lanes
         plan = self.scheduler.schedule(
             latency_sensitive_only=latency_sensitive_only,
             best_effort_tokens=best_effort_tokens,
+            best_effort_s=best_effort_s,
             num_ready_lane_rows=0 if lanes is None else lanes.num_ready_rows,
             now_s=self._clock.now_s,
             is_host_active=host_active,
