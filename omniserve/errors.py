@@ -24,6 +24,14 @@ class EngineUnavailable(OmniServeError):
     """The engine is starting, restarting or draining; the same request may be sent again."""
 
 
+class Overloaded(OmniServeError):
+    """Taken now, the request would not meet its objective; later it may."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class RequestCancelled(OmniServeError):
     """The client went away or its deadline passed."""
 
@@ -48,6 +56,7 @@ STATUS_TABLE: dict[type[OmniServeError], tuple[str, int]] = {
     InvalidRequest: ("INVALID_ARGUMENT", 400),
     UnknownModel: ("NOT_FOUND", 404),
     EngineUnavailable: ("UNAVAILABLE", 503),
+    Overloaded: ("RESOURCE_EXHAUSTED", 429),
     RequestCancelled: ("CANCELLED", 499),
     ClientTooSlow: ("RESOURCE_EXHAUSTED", 429),
     EngineError: ("INTERNAL", 500),
@@ -60,3 +69,13 @@ def status_of(error: BaseException) -> tuple[str, int]:
         if kind in STATUS_TABLE:
             return STATUS_TABLE[kind]
     return "INTERNAL", 500
+
+
+_RETRY_UNAVAILABLE_S = 1.0
+
+
+def retry_after_s_of(error: BaseException) -> float | None:
+    """When the same request may be sent again; None where that would not help."""
+    if isinstance(error, Overloaded):
+        return error.retry_after_s
+    return _RETRY_UNAVAILABLE_S if isinstance(error, EngineUnavailable) else None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from omniserve.errors import EngineError, OmniServeError, RequestCancelled
+from omniserve.errors import EngineError, OmniServeError, Overloaded, RequestCancelled
 from omniserve.generation import Choice, Chunk, GenerationResult, Usage
 from omniserve.output_buffer import OutputBuffer
 from omniserve.request_record import RequestRecord
@@ -127,7 +127,9 @@ class GenerationStream:
 
 def _raise_if_failed(output: RequestOutput) -> None:
     failure: OmniServeError
-    if output.finish_reason == "error":
+    if output.retry_after_s is not None:
+        failure = Overloaded(output.error or "the server is overloaded", output.retry_after_s)
+    elif output.finish_reason == "error":
         failure = EngineError(output.error or "the engine failed on this request")
     elif output.finish_reason == "cancelled":
         failure = RequestCancelled("the engine cancelled the request")

@@ -1,4 +1,4 @@
-"""What a request is and what comes back, shared by front and engine. Needs nothing but the policy."""
+"""What a request is and what comes back, shared by front and engine; needs the policy alone."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -76,3 +76,5 @@ class RequestOutput:
     num_piggybacked_tokens: int = 0
     """Output tokens so far whose decode attention ran on the host."""
     error: str | None = None
+    retry_after_s: float | None = None
+    """Of a request that was refused for the load there is: when it may be tried again."""

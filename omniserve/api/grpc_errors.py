@@ -11,12 +11,11 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from omniserve.errors import EngineUnavailable, InvalidRequest, OmniServeError, status_of
+from omniserve.errors import InvalidRequest, OmniServeError, retry_after_s_of, status_of
 from omniserve.logs import get_logger, log_event
 
 _logger = get_logger(__name__)
 
-RETRY_DELAY_S = 1
 OUR_METHODS = "/omniserve."
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -93,9 +92,11 @@ def _details(error: Exception) -> list[Message]:
         domain="omniserve",
         metadata={"param": param} if param else {},
     )
-    if not isinstance(error, EngineUnavailable):
+    retry_after_s = retry_after_s_of(error)
+    if retry_after_s is None:
         return [info]
-    delay = duration_pb2.Duration(seconds=RETRY_DELAY_S)
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(1e3 * retry_after_s))
     return [info, error_details_pb2.RetryInfo(retry_delay=delay)]
 
 

@@ -2,18 +2,23 @@
 
 import logging
 from http import HTTPStatus
+from math import ceil
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from omniserve.api.openai_responses import to_json
-from omniserve.errors import InvalidRequest, OmniServeError, UnknownModel, status_of
+from omniserve.errors import (
+    InvalidRequest,
+    OmniServeError,
+    UnknownModel,
+    retry_after_s_of,
+    status_of,
+)
 from omniserve.logs import get_logger, log_event
 
 _logger = get_logger(__name__)
-
-RETRY_AFTER_S = 1
 
 
 def error_body(error: Exception) -> tuple[int, bytes]:
@@ -35,8 +40,10 @@ async def error_response(request: Request, error: Exception) -> Response:
     """Starlette's hook for every exception that leaves an endpoint."""
     status, body = error_body(error)
     headers = dict(getattr(error, "headers", None) or {})
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["retry-after"] = str(RETRY_AFTER_S)
+    retry_after_s = retry_after_s_of(error)
+    if retry_after_s is not None:
+        # The header knows whole seconds only.
+        headers["retry-after"] = str(ceil(retry_after_s))
     if status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         # The rest of the body is not going to be read.
         headers["connection"] = "close"

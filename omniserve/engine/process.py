@@ -9,7 +9,7 @@ import time
 
 import zmq
 
-from omniserve.errors import CheckpointError, ConfigError, OmniServeError
+from omniserve.errors import CheckpointError, ConfigError, OmniServeError, Overloaded
 from omniserve.logs import LogSettings, configure_logging, get_logger, log_event
 from omniserve.messages import (
     Abort,
@@ -97,8 +97,16 @@ class EngineProcess:
         try:
             self._engine.add(request)
         except OmniServeError as error:
+            retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
             self._rejected.append(
-                RequestOutput(request.request_id, "", (), finish_reason="error", error=str(error))
+                RequestOutput(
+                    request.request_id,
+                    "",
+                    (),
+                    finish_reason="error",
+                    error=str(error),
+                    retry_after_s=retry_after_s,
+                )
             )
 
     def _send(self, message: ToFront) -> None:
