@@ -29,6 +29,17 @@ class Pace:
         """
         return min((self._until_due_s(each, now_s, fastest_s) for each in decodes), default=inf)
 
+    def tightest_s(self, decodes: Iterable[Request]) -> float:
+        """Time per token at which the most demanding of these is paced; infinite without any."""
+        return min(
+            (
+                each.objectives.tpot_s * self._aims.of(each.tier)
+                for each in decodes
+                if each.objectives is not None
+            ),
+            default=inf,
+        )
+
     def _until_due_s(self, request: Request, now_s: float, fastest_s: float) -> float:
         objectives, first_s = request.objectives, request.first_token_s
         if objectives is None or first_s is None:

@@ -30,6 +30,11 @@ class Residency:
         num_tokens = min(len(request.token_ids) + 1, request.max_total_tokens - 1)
         return self.num_missing(request, num_tokens)
 
+    def lacks_blocks_for(self, requests: Collection[Request]) -> bool:
+        """Whether slots or blocks are too few for all these at once, were nobody else there."""
+        num_blocks = sum(self.blocks.num_needed(len(each.token_ids) + 1) for each in requests)
+        return num_blocks > self.blocks.num_blocks or len(requests) > self.slots.num_slots
+
     def hold_prefix(self, request: Request) -> None:
         """Give a waiting request the blocks that the prefix cache knows for it."""
         if not self._prefix_caching:

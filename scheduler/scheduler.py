@@ -300,6 +300,26 @@ class Scheduler:
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         return self._first_tokens.can_come_closer(running)
 
+    def predicted_ttft_s(self, request: Request, now_s: float) -> float:
+        """From the arrival of a new latency-sensitive request to its first token, if it is added
+        now: it waits for the step that runs and for all prompts of its class that came before.
+
+        Infinite where latency-sensitive requests hold or await all the memory there is; 0 where
+        nothing is known of step times.
+        """
+        if not self._control.is_predicting:
+            return 0.0
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        running, waiting = self._queues.running[service_class], self._queues.waiting[service_class]
+        if self._residency.lacks_blocks_for([*running, *waiting, request]):
+            return inf
+        decodes = [each for each in running if each.is_decoding]
+        prompts = [each for each in running if not each.is_decoding]
+        queue_s = self._control.first_token_s(
+            [*prompts, *waiting, request], decodes, self._settings.max_step_tokens
+        )
+        return now_s - request.arrival_s + queue_s
+
     def slack_s(self, now_s: float) -> float:
         """Time that others may take of the device before these latency-sensitive requests need it;
         infinite where nothing is known of times, or none has had its first token."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from scheduler.aim import Aims
+from scheduler.first_token_forecast import queue_s
 from scheduler.pace import Pace
 from scheduler.plan import StepPlan
 from scheduler.request import Request
@@ -79,6 +80,14 @@ class StepControl:
             if due_s > 0.0:
                 least_s = min(least_s, due_s)
         return least_s
+
+    def first_token_s(
+        self, prompts: Sequence[Request], decodes: Sequence[Request], max_step_tokens: int
+    ) -> float:
+        """From now until all `prompts` have had their first tokens, beside `decodes`."""
+        costs = self._refits[self._is_host_active].costs
+        token_s = self.pace.tightest_s(decodes)
+        return queue_s(costs, prompts, decodes, token_s, max_step_tokens)
 
     def depart(self, plan: StepPlan, load: StepLoad) -> None:
         """The plan is handed out."""

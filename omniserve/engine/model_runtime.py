@@ -17,12 +17,15 @@ from omniserve.engine.sequence import Sequence
 from omniserve.engine.sequences import Advance, SampledRow, Sequences
 from omniserve.engine.text import TextModel
 from omniserve.engine.timings import StepTimings
-from omniserve.errors import InvalidRequest
+from omniserve.errors import InvalidRequest, Overloaded
 from omniserve.piggyback.lane_run import LaneRun
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.settings import ModelInfo, ModelStats
 from scheduler import ModelDemand, Request, Scheduler, ServiceClass, StepPlan, StepResult
+
+_MOST_RETRY_S = 10.0
+"""Longest wait that a refused request is told: what is predicted for later is little worth."""
 
 
 @dataclass(slots=True)
@@ -118,6 +121,7 @@ class ModelRuntime:
         """Queues a request.
 
         Raises:
+            Overloaded: its first token would come later than promised.
             InvalidRequest: the id is in use, or the prompt is empty, too long or of another
                 vocabulary.
         """
@@ -132,6 +136,7 @@ class ModelRuntime:
             objectives=request.objectives,
             needs_known_tokens=has_penalties(request.sampling),
         )
+        self._refuse_late(state)
         try:
             self.scheduler.add(state)
         except ValueError as error:
@@ -146,6 +151,21 @@ class ModelRuntime:
                 self._kv_pool.cache.device,
             )
         )
+
+    def _refuse_late(self, state: Request) -> None:
+        """Raises Overloaded for a request whose first token would come too late."""
+        if state.objectives is None:
+            return
+        ttft_s = self.scheduler.predicted_ttft_s(state, self._clock())
+        promised_s = state.objectives.ttft_s
+        if ttft_s > promised_s:
+            retry_after_s = min(_MOST_RETRY_S, ttft_s - promised_s)
+            when = "not be had soon" if ttft_s == inf else f"take {ttft_s * 1e3:.0f} ms"
+            raise Overloaded(
+                f"tier {state.tier!r} promises the first token within {promised_s * 1e3:.0f} ms, "
+                f"but it would {when} now; try again in {retry_after_s:.1f} s",
+                retry_after_s,
+            )
 
     def abort(self, request_id: str) -> bool:
         """Forgets a request and frees its KV; false if it is not known here."""
