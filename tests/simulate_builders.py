@@ -8,8 +8,8 @@ from omniserve.bench.load.options import LoadOptions
 from omniserve.bench.load.streams import BacklogStream, Stream, TraceStream
 from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
 from omniserve.bench.trace.trace import Trace, TraceRequest
+from omniserve.profiling.profile import HostModel, Profile
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings, PiggybackSettings
-from omniserve.simulate.profile.profile import HostModel, Profile
 from omniserve.simulate.run import Simulation
 from scheduler.step_time import LinearStepTime, StepCosts
 

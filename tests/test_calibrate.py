@@ -14,9 +14,22 @@ from numpy.typing import NDArray
 
 from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
 from omniserve.errors import CheckpointError
+from omniserve.profiling.cases import Limits, Scene, scenes, thin
+from omniserve.profiling.fit import TooFewSteps, fit_steps, observe
+from omniserve.profiling.host_fit import fit_host
+from omniserve.profiling.measuring_process import measuring
+from omniserve.profiling.medley import Medley, medleys
+from omniserve.profiling.messages import (
+    HostMeasured,
+    HostSample,
+    MeasureSteps,
+    StepSample,
+)
+from omniserve.profiling.nonnegative import nonnegative_least_squares
+from omniserve.profiling.profile import FrontLatency
+from omniserve.profiling.scenes import SceneRunner, limits_of, run_scene
+from omniserve.profiling.timed_engine import TimedEngine
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
-from omniserve.simulate.calibration.cases import Limits, Scene, scenes, thin
-from omniserve.simulate.calibration.fit import TooFewSteps, fit_steps, observe
 from omniserve.simulate.calibration.front import (
     FrontFigures,
     Load,
@@ -24,19 +37,6 @@ from omniserve.simulate.calibration.front import (
     fit_front,
     median_of,
 )
-from omniserve.simulate.calibration.host_fit import fit_host
-from omniserve.simulate.calibration.measuring_process import measuring
-from omniserve.simulate.calibration.medley import Medley, medleys
-from omniserve.simulate.calibration.messages import (
-    HostMeasured,
-    HostSample,
-    MeasureSteps,
-    StepSample,
-)
-from omniserve.simulate.calibration.nonnegative import nonnegative_least_squares
-from omniserve.simulate.calibration.scenes import SceneRunner, limits_of, run_scene
-from omniserve.simulate.calibration.timed_engine import TimedEngine
-from omniserve.simulate.profile.profile import FrontLatency
 from scheduler.step_time import StepCosts, StepShape
 
 LIMITS = Limits(

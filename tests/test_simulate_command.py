@@ -12,8 +12,8 @@ from omniserve.bench.load.streams import TraceStream
 from omniserve.bench.run_files import load_run
 from omniserve.config import Config, load_config
 from omniserve.errors import ConfigError
+from omniserve.profiling.profile import load_profile, save_profile
 from omniserve.simulate.command import add_simulate_commands
-from omniserve.simulate.profile.profile import load_profile, save_profile
 from omniserve.simulate.resolve import profile_by_model, resolve_streams, scaled
 
 CONFIG = """

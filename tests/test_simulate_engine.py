@@ -21,12 +21,12 @@ from simulate_builders import (
 
 from omniserve.bench.load.options import LoadOptions
 from omniserve.engine.core import Engine
+from omniserve.profiling.profile import FrontLatency
 from omniserve.requests import SamplingParams, ServiceClassName
 from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.fleet import Fleet
-from omniserve.simulate.profile.profile import FrontLatency
 from omniserve.simulate.run import simulate
 from omniserve.synthetic.info import model_report
 from scheduler import Request, Scheduler, ServiceClass, StepPlan

@@ -21,8 +21,8 @@ from simulate_builders import (
 )
 
 from omniserve.bench.run_record import RequestRecord, RunRecord
+from omniserve.profiling.profile import HostModel
 from omniserve.settings import PiggybackSettings
-from omniserve.simulate.profile.profile import HostModel
 from scheduler.offload_rule import DeviceSpeed, HostSpeed
 from scheduler.step_time import LinearStepTime, StepCosts
 

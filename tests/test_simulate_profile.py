@@ -8,7 +8,7 @@ from simulate_builders import make_profile
 
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine
-from omniserve.simulate.profile.profile import FrontLatency, Profile, load_profile, save_profile
+from omniserve.profiling.profile import FrontLatency, Profile, load_profile, save_profile
 from scheduler.offload_rule import DeviceSpeed, HostSpeed
 from scheduler.step_time import LinearStepTime, StepCosts
 

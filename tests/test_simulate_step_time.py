@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniserve.simulate.profile.roofline import DevicePeaks, ModelSize, roofline_step_time
+from omniserve.simulate.roofline import DevicePeaks, ModelSize, roofline_step_time
 from scheduler.step_time import LinearStepTime, StepCosts, StepShape
 
 LADDER = ((1, 1.0), (4, 2.5), (8, 3.5))

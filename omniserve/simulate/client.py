@@ -14,8 +14,8 @@ from omniserve.bench.load.streams import (
 )
 from omniserve.bench.run_record import RequestRecord, StreamInfo
 from omniserve.bench.trace.trace import TraceRequest
+from omniserve.profiling.profile import Profile
 from omniserve.requests import ServiceClassName
-from omniserve.simulate.profile.profile import Profile
 from omniserve.simulate.prompts import prompt_tokens
 from scheduler import Objectives, Request, ServiceClass
 

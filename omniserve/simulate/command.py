@@ -15,7 +15,7 @@ _DEFAULT_OUT = Path("out/simulation")
 def add_simulate_commands(subparsers: "Subparsers") -> None:
     """Register `simulate`; the handlers of its commands return exit codes."""
     from omniserve.simulate.calibration.command import add_calibrate_command
-    from omniserve.simulate.profile.roofline_command import add_roofline_command
+    from omniserve.simulate.roofline_command import add_roofline_command
     from omniserve.simulate.validation.command import add_validate_command
 
     parser = subparsers.add_parser(

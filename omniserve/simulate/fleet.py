@@ -5,12 +5,12 @@ from functools import partial
 from math import inf
 from random import Random
 
+from omniserve.profiling.profile import Profile
 from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.build import build_engine
 from omniserve.simulate.engine.engine import Arrival, OnRefused, OnTokens
-from omniserve.simulate.profile.profile import Profile
 from scheduler import Request
 
 

@@ -9,9 +9,9 @@ from omniserve.bench.load.target import ModelInfo, TargetInfo, TierInfo
 from omniserve.bench.trace.transform import scale
 from omniserve.config import Config
 from omniserve.errors import ConfigError
+from omniserve.profiling.profile import Profile
 from omniserve.requests import ServiceClassName
 from omniserve.settings import EngineSettings
-from omniserve.simulate.profile.profile import Profile
 
 
 def resolve_streams(streams: Sequence[Stream], config: Config) -> list[Stream]:

@@ -10,6 +10,7 @@ from omniserve.bench.load.streams import BacklogStream, Stream, TraceStream
 from omniserve.bench.run_record import RunRecord, StatusSample
 from omniserve.bench.trace.trace import TraceRequest
 from omniserve.errors import ConfigError
+from omniserve.profiling.profile import Profile
 from omniserve.requests import ServiceClassName
 from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
@@ -18,7 +19,6 @@ from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.build import max_model_lens
 from omniserve.simulate.engine.status import sample_status
 from omniserve.simulate.fleet import Fleet
-from omniserve.simulate.profile.profile import Profile
 from scheduler import Request
 
 _MAX_SAMPLES = 2000

@@ -20,7 +20,7 @@ from omniserve.bench.run_files import save_run
 from omniserve.bench.run_record import RunRecord
 from omniserve.config import load_config
 from omniserve.errors import ConfigError
-from omniserve.simulate.profile.profile import load_profile
+from omniserve.profiling.profile import load_profile
 from omniserve.simulate.resolve import (
     class_by_tier,
     models_without_host,

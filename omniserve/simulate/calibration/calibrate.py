@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from omniserve.config import Config
 from omniserve.errors import ConfigError
 from omniserve.machine import this_machine
-from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
-from omniserve.simulate.calibration.fit import StepFit, fit_steps, observe
-from omniserve.simulate.calibration.front_run import FrontEffort, FrontMeasured, measure_front
-from omniserve.simulate.calibration.host_fit import fit_host
-from omniserve.simulate.calibration.measuring_process import MeasuringFailed, measuring
-from omniserve.simulate.calibration.messages import (
+from omniserve.profiling.fit import StepFit, fit_steps, observe
+from omniserve.profiling.host_fit import fit_host
+from omniserve.profiling.measuring_process import MeasuringFailed, measuring
+from omniserve.profiling.messages import (
     HostMeasured,
     MeasureHost,
     MeasureSteps,
@@ -20,7 +18,9 @@ from omniserve.simulate.calibration.messages import (
     Pass,
     StepSample,
 )
-from omniserve.simulate.profile.profile import HostModel, Profile
+from omniserve.profiling.profile import HostModel, Profile
+from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
+from omniserve.simulate.calibration.front_run import FrontEffort, FrontMeasured, measure_front
 from scheduler.step_time import LinearStepTime
 
 Say = Callable[[str], None]

@@ -10,8 +10,8 @@ from omniserve.argument_types import whole_number
 from omniserve.simulate.patience_argument import add_patience_argument
 
 if TYPE_CHECKING:
+    from omniserve.profiling.fit import StepFit
     from omniserve.simulate.calibration.calibrate import Calibration
-    from omniserve.simulate.calibration.fit import StepFit
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -68,8 +68,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from omniserve.config import load_config
     from omniserve.errors import ConfigError
+    from omniserve.profiling.profile import save_profile
     from omniserve.simulate.calibration.calibrate import QUICK, THOROUGH, Calibrator
-    from omniserve.simulate.profile.profile import save_profile
     from omniserve.terminal import make_console
 
     console = make_console()

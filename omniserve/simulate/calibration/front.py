@@ -10,7 +10,7 @@ from omniserve.bench.load.options import LoadOptions
 from omniserve.bench.load.streams import BacklogStream, Stream, TraceStream
 from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
 from omniserve.bench.trace.trace import Trace, TraceRequest
-from omniserve.simulate.profile.profile import FrontLatency
+from omniserve.profiling.profile import FrontLatency
 
 _PROMPT_TOKENS = 64
 _OUTPUT_TOKENS = 16

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from omniserve.bench.run_record import RunRecord
 from omniserve.config import Config
 from omniserve.others_meter import QUIET_CORES, await_quiet
+from omniserve.profiling.profile import FrontLatency, Profile
 from omniserve.settings import ModelSettings
 from omniserve.simulate.calibration.front import (
     FrontFigures,
@@ -17,7 +18,6 @@ from omniserve.simulate.calibration.front import (
     front_streams,
     median_of,
 )
-from omniserve.simulate.profile.profile import FrontLatency, Profile
 from omniserve.simulate.real_daemon import RealRun, real_daemon
 from omniserve.simulate.resolve import resolve_streams
 from omniserve.simulate.run import simulate

@@ -5,13 +5,13 @@ from random import Random
 
 from omniserve.engine.policy_settings import plan_kv_capacity, scheduler_settings
 from omniserve.errors import ConfigError
+from omniserve.profiling.profile import Profile
 from omniserve.settings import EngineSettings, ModelSettings, PiggybackSettings
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.engine import OnRefused, OnTokens, SimulatedEngine
 from omniserve.simulate.engine.host_queue import HostQueue
 from omniserve.simulate.engine.lanes import SimulatedLanes
 from omniserve.simulate.engine.model import SimulatedModel
-from omniserve.simulate.profile.profile import Profile
 from scheduler import HostBlocks, Scheduler
 
 

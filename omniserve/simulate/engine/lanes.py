@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from omniserve.piggyback.governor import Governor
 from omniserve.piggyback.lane_book import LaneBook, LaneState
 from omniserve.piggyback.lane_table import LaneTable, binding_layers
+from omniserve.profiling.profile import Profile
 from omniserve.settings import PiggybackSettings
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.copy_queue import CopyQueue
 from omniserve.simulate.engine.host_queue import AttendedRows, HostQueue
-from omniserve.simulate.profile.profile import Profile
 from scheduler import NO_LANES, LaneAllowance, Offload, Scheduler, StepPlan
 
 

@@ -4,10 +4,10 @@ from collections import deque
 from math import inf
 from random import Random
 
+from omniserve.profiling.profile import Profile
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.lanes import SimulatedLanes
 from omniserve.simulate.engine.step import SimulatedStep, lay_out
-from omniserve.simulate.profile.profile import Profile
 from scheduler import ModelDemand, Request, Scheduler, StepResult
 
 _ANY_TOKEN = 0

@@ -1,11 +1,12 @@
 """One simulated step: what it computes, and how far it has come."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from omniserve.piggyback.lane_table import LaneTable
 from scheduler import StepPlan
+from scheduler.plan_shape import shape_of
 from scheduler.step_time import StepShape
 
 
@@ -15,11 +16,8 @@ class SimulatedStep:
 
     plan: StepPlan
     lanes: LaneTable | None
-    num_decode_rows: int
-    decode_context_tokens: int
-    num_prefill_tokens: int
-    prefill_pairs: int
-    prefill_context_tokens: int
+    resident: StepShape
+    """Of its plan's rows."""
     sampled_ids: list[str]
     """Requests of the plan's rows that yield a token."""
     time_ratio: float
@@ -46,14 +44,10 @@ class SimulatedStep:
             num_segments = len(counts) if self._has_resident_rows else int((counts > 0).sum())
             num_lane_rows = float(counts.sum()) / max(1, num_segments)
             num_exits = int(self.lanes.counts[-1])
-        return StepShape(
-            self.num_decode_rows,
-            self.decode_context_tokens,
-            self.num_prefill_tokens,
-            self.prefill_pairs,
-            self.prefill_context_tokens,
-            num_lane_rows,
-            len(self.sampled_ids) + num_exits,
+        return replace(
+            self.resident,
+            num_lane_rows=num_lane_rows,
+            num_sampled_rows=self.resident.num_sampled_rows + num_exits,
         )
 
     def busy_share(self, from_layer: int, to_layer: int) -> float:
@@ -71,33 +65,10 @@ class SimulatedStep:
 
     @property
     def _has_resident_rows(self) -> bool:
-        return self.num_decode_rows + self.num_prefill_tokens > 0
+        return self.resident.num_decode_rows + self.resident.num_prefill_tokens > 0
 
 
 def lay_out(plan: StepPlan, lanes: LaneTable | None, time_ratio: float) -> SimulatedStep:
-    """Counts a plan's rows; a prefill chunk of one token runs as a decode row does."""
-    num_decodes = context_tokens = num_prefill_tokens = prefill_pairs = 0
-    prefill_context_tokens = 0
-    sampled_ids = []
-    for rows in plan.rows:
-        num_tokens, start = rows.num_tokens, rows.start
-        if num_tokens == 1:
-            num_decodes += 1
-            context_tokens += start + 1
-        else:
-            num_prefill_tokens += num_tokens
-            prefill_pairs += num_tokens * start + num_tokens * (num_tokens + 1) // 2
-            prefill_context_tokens += start + num_tokens
-        if rows.samples:
-            sampled_ids.append(rows.request_id)
-    return SimulatedStep(
-        plan,
-        lanes,
-        num_decodes,
-        context_tokens,
-        num_prefill_tokens,
-        prefill_pairs,
-        prefill_context_tokens,
-        sampled_ids,
-        time_ratio,
-    )
+    """A step whose first layer is to come."""
+    sampled_ids = [rows.request_id for rows in plan.rows if rows.samples]
+    return SimulatedStep(plan, lanes, shape_of(plan), sampled_ids, time_ratio)

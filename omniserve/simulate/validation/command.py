@@ -69,7 +69,7 @@ def _validate(args: argparse.Namespace) -> int:
     from omniserve.bench.load.stream_arguments import streams_of
     from omniserve.bench.load.window_arguments import window_of
     from omniserve.config import load_config
-    from omniserve.simulate.profile.profile import load_profile
+    from omniserve.profiling.profile import load_profile
     from omniserve.simulate.validation.session import Validation, run_validation
 
     options = window_of(args, args.duration_s, "validation")

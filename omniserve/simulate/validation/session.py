@@ -18,7 +18,7 @@ from omniserve.bench.report.summary import summarise
 from omniserve.bench.run_files import save_run
 from omniserve.config import Config
 from omniserve.others_meter import QUIET_CORES, await_quiet
-from omniserve.simulate.profile.profile import Profile
+from omniserve.profiling.profile import Profile
 from omniserve.simulate.real_daemon import RealRun, real_daemon
 from omniserve.simulate.resolve import class_by_tier, profile_by_model, resolve_streams
 from omniserve.simulate.run import simulate

@@ -1,4 +1,4 @@
-"""The process that measures: `python -m omniserve.simulate.calibration.worker`.
+"""The process that measures: `python -m omniserve.profiling.worker`.
 
 One command on stdin, answers on stdout, one JSON document a line.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from omniserve.errors import CheckpointError, ConfigError, OmniServeError
-from omniserve.simulate.calibration.messages import (
+from omniserve.profiling.messages import (
     Answer,
     Command,
     Failed,
@@ -30,10 +30,10 @@ _PR_SET_PDEATHSIG = 1
 
 def measure_steps(command: MeasureSteps) -> Iterator[Answer]:
     """Round after round of the scenes that others disturbed too often so far."""
-    from omniserve.simulate.calibration.cases import Scene, scenes, thin
-    from omniserve.simulate.calibration.medley import Medley, medleys
-    from omniserve.simulate.calibration.scenes import SceneRunner, limits_of
-    from omniserve.simulate.calibration.timed_engine import TimedEngine
+    from omniserve.profiling.cases import Scene, scenes, thin
+    from omniserve.profiling.medley import Medley, medleys
+    from omniserve.profiling.scenes import SceneRunner, limits_of
+    from omniserve.profiling.timed_engine import TimedEngine
 
     if command.cores is not None:
         os.sched_setaffinity(0, command.cores)
@@ -52,7 +52,7 @@ def measure_steps(command: MeasureSteps) -> Iterator[Answer]:
 
 
 def measure_host(command: MeasureHost) -> Iterator[Answer]:
-    from omniserve.simulate.calibration.host import measure
+    from omniserve.profiling.host import measure
 
     yield from measure(command)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from omniserve.argument_types import number, whole_number
 
 if TYPE_CHECKING:
-    from omniserve.simulate.profile.roofline import ModelSize
+    from omniserve.simulate.roofline import ModelSize
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -101,8 +101,8 @@ def add_roofline_command(subparsers: "Subparsers") -> None:
 
 def _roofline(args: argparse.Namespace) -> int:
     from omniserve.machine import Machine
-    from omniserve.simulate.profile.profile import HostModel, Profile, save_profile
-    from omniserve.simulate.profile.roofline import DevicePeaks, roofline_step_time
+    from omniserve.profiling.profile import HostModel, Profile, save_profile
+    from omniserve.simulate.roofline import DevicePeaks, roofline_step_time
     from omniserve.terminal import make_console
 
     size, max_positions = _model(args)
@@ -131,7 +131,7 @@ def _roofline(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> "tuple[ModelSize, int]":
     from omniserve.errors import ConfigError
-    from omniserve.simulate.profile.roofline import ModelSize
+    from omniserve.simulate.roofline import ModelSize
 
     if args.checkpoint is not None:
         return _model_of_checkpoint(args.checkpoint)
@@ -149,7 +149,7 @@ def _model(args: argparse.Namespace) -> "tuple[ModelSize, int]":
 
 def _model_of_checkpoint(directory: Path) -> "tuple[ModelSize, int]":
     from omniserve.errors import ConfigError
-    from omniserve.simulate.profile.roofline import ModelSize
+    from omniserve.simulate.roofline import ModelSize
     from omniserve.synthetic.info import model_report
 
     report = model_report(directory)

@@ -11,7 +11,7 @@ from typing import IO
 
 from omniserve.engine_process_handle import engine_environment
 from omniserve.errors import CheckpointError, ConfigError, OmniServeError
-from omniserve.simulate.calibration.messages import (
+from omniserve.profiling.messages import (
     Answer,
     Command,
     Failed,
@@ -38,7 +38,7 @@ def measuring(command: Command) -> Iterator[Iterator[Answer]]:
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            (sys.executable, "-P", "-m", "omniserve.simulate.calibration.worker"),
+            (sys.executable, "-P", "-m", "omniserve.profiling.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -7,10 +7,10 @@ from itertools import count
 import msgspec
 
 from omniserve.others_meter import QUIET_CORES, OthersMeter, await_quiet
-from omniserve.simulate.calibration.cases import Limits, Scene
-from omniserve.simulate.calibration.medley import Medley, run_medley
-from omniserve.simulate.calibration.messages import StepSample
-from omniserve.simulate.calibration.timed_engine import TimedEngine
+from omniserve.profiling.cases import Limits, Scene
+from omniserve.profiling.medley import Medley, run_medley
+from omniserve.profiling.messages import StepSample
+from omniserve.profiling.timed_engine import TimedEngine
 
 QUIET_RUNS = 3
 """Of each scene: their median is what a step takes."""

@@ -6,9 +6,9 @@ from statistics import median
 
 import numpy as np
 
-from omniserve.simulate.calibration.messages import HostMeasured, HostSample
-from omniserve.simulate.calibration.nonnegative import nonnegative_least_squares
-from omniserve.simulate.profile.profile import HostModel
+from omniserve.profiling.messages import HostMeasured, HostSample
+from omniserve.profiling.nonnegative import nonnegative_least_squares
+from omniserve.profiling.profile import HostModel
 from scheduler.step_time import StepCosts, StepShape
 
 _BUSY_ROWS = 8

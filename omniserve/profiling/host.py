@@ -13,14 +13,14 @@ from omniserve.models.loading import DTYPES, load_config, load_model
 from omniserve.others_meter import await_quiet
 from omniserve.piggyback.calibration import measure_host_speed
 from omniserve.piggyback.core_split import CoreSplit
-from omniserve.settings import EngineSettings, ModelSettings
-from omniserve.simulate.calibration.messages import (
+from omniserve.profiling.messages import (
     Answer,
     HostMeasured,
     HostSample,
     MeasureHost,
 )
-from omniserve.simulate.calibration.timed_engine import TimedEngine
+from omniserve.profiling.timed_engine import TimedEngine
+from omniserve.settings import EngineSettings, ModelSettings
 from scheduler.offload_rule import HostSpeed
 
 _POOL_BYTES = 1 << 30

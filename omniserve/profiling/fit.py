@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from omniserve.errors import OmniServeError
 from omniserve.others_meter import QUIET_CORES
-from omniserve.simulate.calibration.messages import StepSample
-from omniserve.simulate.calibration.nonnegative import nonnegative_least_squares
+from omniserve.profiling.messages import StepSample
+from omniserve.profiling.nonnegative import nonnegative_least_squares
 from scheduler.step_time import StepCosts, StepShape
 
 _KNOTS = (1, 2, 4, 8, 16, 32, 64, 65, 128, 256, 512, 1024, 2048, 4096)

@@ -4,10 +4,10 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from omniserve.profiling.cases import Limits
+from omniserve.profiling.messages import StepSample
+from omniserve.profiling.timed_engine import TimedEngine
 from omniserve.requests import ServiceClassName
-from omniserve.simulate.calibration.cases import Limits
-from omniserve.simulate.calibration.messages import StepSample
-from omniserve.simulate.calibration.timed_engine import TimedEngine
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from omniserve.devices.device import open_device
 from omniserve.engine.core import Engine
 from omniserve.messages import Outputs, encode
 from omniserve.models.loading import load_config
+from omniserve.profiling.messages import Opened, StepSample
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, ServiceClassName
 from omniserve.settings import EngineSettings, ModelStats
-from omniserve.simulate.calibration.messages import Opened, StepSample
-from omniserve.simulate.engine.step import lay_out
 from scheduler import StepPlan
+from scheduler.plan_shape import shape_of
 
 _TIER = "calibration"
 _GIVE_UP_S = 120.0
@@ -32,7 +32,7 @@ class TimedStep:
     around_layers_s: float
 
     def sample(self, scene: int, place: int) -> StepSample:
-        shape = lay_out(self.plan, None, 1.0).shape(0, 0)
+        shape = shape_of(self.plan)
         return StepSample(scene, place, shape, self.seconds, self.layers_s, self.around_layers_s)
 
 

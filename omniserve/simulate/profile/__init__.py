@@ -1,1 +1,0 @@
-"""What the simulator knows of a model on a machine: measured, or reckoned from peak rates."""
