@@ -82,7 +82,11 @@ class ClassPlanner:
         return Room.ENOUGH
 
     def admit_waiting(
-        self, service_class: ServiceClass, step: StepBuilder, least_chunk: int = 0
+        self,
+        service_class: ServiceClass,
+        step: StepBuilder,
+        now_s: float,
+        least_chunk: int = 0,
     ) -> Room:
         """Admit requests while there is room; the outcome is that of the first one left short.
 
@@ -90,7 +94,7 @@ class ClassPlanner:
         """
         waiting = self._queues.waiting[service_class]
         while waiting:
-            request = waiting.oldest
+            request = waiting.next(now_s)
             if not step.most_tokens(request, request.num_unscheduled, at_least=least_chunk):
                 break
             # It would take back what it has just yielded.

@@ -25,6 +25,11 @@ class PlannedRows:
     new_block_ids: tuple[int, ...]
     """Blocks added since the last plan with this request; after admission the whole table."""
 
+    @property
+    def end(self) -> int:
+        """Position behind the last token."""
+        return self.start + self.num_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class LaneEntry:

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from scheduler.arrival_list import ArrivalList
+from scheduler.fair_share import FairShare
 from scheduler.integrity import require_equal
 from scheduler.request import Request, ServiceClass, Status
+from scheduler.waiting_line import WaitingLine
 
 
 def count_by_tier(queues: Iterable[Iterable[Request]]) -> Counter[str]:
@@ -22,7 +24,8 @@ class RequestQueues:
 
     def __init__(self) -> None:
         self.by_id: dict[str, Request] = {}
-        self.waiting = {service_class: ArrivalList() for service_class in ServiceClass}
+        self.shares = {service_class: FairShare() for service_class in ServiceClass}
+        self.waiting = {each: WaitingLine(share) for each, share in self.shares.items()}
         self.running = {service_class: ArrivalList() for service_class in ServiceClass}
         self.offloaded = ArrivalList()
         self.draining: dict[str, Request] = {}
@@ -84,11 +87,12 @@ class RequestQueues:
         else:
             del self.by_id[request.request_id]
 
-    def _place_of(self, request: Request) -> ArrivalList:
+    def _place_of(self, request: Request) -> ArrivalList | WaitingLine:
         if request.status is Status.OFFLOADED:
             return self.offloaded
-        queue = self.running if request.status is Status.RUNNING else self.waiting
-        return queue[request.service_class]
+        if request.status is Status.RUNNING:
+            return self.running[request.service_class]
+        return self.waiting[request.service_class]
 
     def forget_drained(self, request: Request) -> None:
         del self.draining[request.request_id]
@@ -106,9 +110,9 @@ class RequestQueues:
         num_placed = sum(len(queue) for queue, _ in self._queues_by_status()) + len(self.draining)
         require_equal("requests in queues", num_placed, len(self.by_id))
 
-    def _queues_by_status(self) -> Iterator[tuple[ArrivalList, Status]]:
-        for queue in self.waiting.values():
-            yield queue, Status.WAITING
-        for queue in self.running.values():
-            yield queue, Status.RUNNING
+    def _queues_by_status(self) -> Iterator[tuple[ArrivalList | WaitingLine, Status]]:
+        for line in self.waiting.values():
+            yield line, Status.WAITING
+        for running in self.running.values():
+            yield running, Status.RUNNING
         yield self.offloaded, Status.OFFLOADED

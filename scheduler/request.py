@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 
 from scheduler.host_stay import HostStay, Phase
 from scheduler.objectives import Objectives
@@ -41,6 +42,9 @@ class Request:
     """Most tokens to sample; at least 1."""
     objectives: Objectives | None = None
     """None for best-effort requests."""
+    tenant: str = ""
+    deadline_s: float = inf
+    """When its last token is to be there, on the clock of `arrival_s`."""
     needs_known_tokens: bool = False
     """Sampling reads earlier output tokens, so a row is planned only when all of them are known."""
 
@@ -70,6 +74,15 @@ class Request:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def due_s(self) -> float:
+        """When it must have begun to be of use: its first token is due, or all of it; one that has
+        had its first token was due when it lost its place."""
+        if self.first_token_s is not None and self.objectives is not None:
+            return self.first_token_s
+        first_s = inf if self.objectives is None else self.arrival_s + self.objectives.ttft_s
+        return min(first_s, self.deadline_s)
 
     @property
     def num_output_tokens(self) -> int:

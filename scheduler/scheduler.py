@@ -202,6 +202,7 @@ class Scheduler:
             self._drain(request)
             return None
         record_rows(request, rows, result)
+        self._charge(request, rows)
         self._residency.publish(request, rows.start)
         if rows.samples:
             self._first_tokens.stop_expecting(request.request_id)
@@ -214,10 +215,20 @@ class Scheduler:
         self._end(request)
         return request
 
+    def _charge(self, request: Request, rows: PlannedRows) -> None:
+        num_prompt_tokens = max(0, min(request.num_prompt_tokens, rows.end) - rows.start)
+        self._queues.shares[request.service_class].charge(
+            request.tenant,
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=rows.num_tokens - num_prompt_tokens,
+        )
+
     def _complete_lane(self, request_id: str, token_id: int, result: StepResult) -> Request | None:
         """The offloaded request, if it finished."""
         request = self._queues.by_id[request_id]
         self._piggyback.record_token(request, token_id)
+        share = self._queues.shares[request.service_class]
+        share.charge(request.tenant, num_output_tokens=1)
         if not is_finished(request, result):
             self._piggyback.boundary.arrive(request)
             return None
@@ -252,6 +263,12 @@ class Scheduler:
 
     def waiting_by_tier(self) -> Counter[str]:
         return count_by_tier(self._queues.waiting.values())
+
+    def given_to_waiting_tenants(self, service_class: ServiceClass) -> dict[str, float]:
+        """Weighted tokens that tenants with waiting requests have had, by tenant."""
+        share = self._queues.shares[service_class]
+        tenants = {request.tenant for request in self._queues.waiting[service_class]}
+        return {tenant: share.given(tenant) for tenant in tenants}
 
     @property
     def num_offloaded(self) -> int:

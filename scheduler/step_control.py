@@ -23,7 +23,8 @@ class StepControl:
             beside = step_time.beside_host
             self._refits = {False: alone, True: alone if beside is None else StepRefit(beside)}
         self.pace = Pace(Aims())
-        self._now_s = 0.0
+        self.now_s = 0.0
+        """When the plan that is being made was asked for."""
         self._is_host_active = False
         self._busy_until_s = 0.0
         """When the plans in flight are done, as far as is predicted."""
@@ -36,7 +37,7 @@ class StepControl:
 
     def begin(self, now_s: float, *, is_host_active: bool) -> StepLoad | None:
         """A plan is being made now; its load, where step times are known."""
-        self._now_s, self._is_host_active = now_s, is_host_active
+        self.now_s, self._is_host_active = now_s, is_host_active
         if not self._refits:
             return None
         return StepLoad(self._refits[is_host_active].costs)
@@ -44,7 +45,7 @@ class StepControl:
     @property
     def starts_s(self) -> float:
         """When the step that is being planned begins."""
-        return max(self._now_s, self._busy_until_s)
+        return max(self.now_s, self._busy_until_s)
 
     def allowed_s(self, running: Iterable[Request], fastest_s: float) -> float:
         """That a step with the decodes among `running` may take; `fastest_s` is the least."""
@@ -92,7 +93,7 @@ class StepControl:
     def depart(self, plan: StepPlan, load: StepLoad) -> None:
         """The plan is handed out."""
         shape = load.shape
-        self._planned[plan.plan_id] = (self._now_s, shape, self._is_host_active)
+        self._planned[plan.plan_id] = (self.now_s, shape, self._is_host_active)
         self._busy_until_s = self.starts_s + load.seconds
 
     def land(

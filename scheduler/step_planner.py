@@ -84,7 +84,9 @@ class StepPlanner:
         room = self._classes.plan_running(plannable, step, withheld_ids, least_chunk)
         if room is Room.ENOUGH:
             service_class = ServiceClass.LATENCY_SENSITIVE
-            room = self._classes.admit_waiting(service_class, step, least_chunk)
+            room = self._classes.admit_waiting(
+                service_class, step, self._control.now_s, least_chunk
+            )
         self.ls_outcome = room
         return step
 
@@ -98,7 +100,7 @@ class StepPlanner:
         room = self._classes.plan_running(plannable, step, offloader.departing)
         self._returner.consider(self._flights.next_plan_id)
         if room is Room.ENOUGH:
-            self._classes.admit_waiting(service_class, step)
+            self._classes.admit_waiting(service_class, step, self._control.now_s)
 
     def _awaiting_first_tokens(self) -> Iterator[Request]:
         service_class = ServiceClass.LATENCY_SENSITIVE

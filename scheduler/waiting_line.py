@@ -1,0 +1,67 @@
+"""Requests of one service class that wait to be admitted, and who is next."""
+
+from collections.abc import Iterator
+from heapq import merge
+from math import inf
+
+from scheduler.arrival_list import ArrivalList
+from scheduler.fair_share import FairShare
+from scheduler.request import Request
+
+_AGE_S = 60.0
+"""Whoever has waited for so long goes first, whatever its tenant has had."""
+
+
+class WaitingLine:
+    """By tenant the one that has had least, within a tenant whoever can still be in time.
+
+    One that has a due time goes before those that have none, the earliest first; one whose time
+    has passed goes behind all others, and so never takes from who can be saved.
+    """
+
+    def __init__(self, shares: FairShare) -> None:
+        self._shares = shares
+        self._by_tenant: dict[str, ArrivalList] = {}
+        self._num_due = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_tenant.values()))
+
+    def __iter__(self) -> Iterator[Request]:
+        """In order of arrival."""
+        return merge(*self._by_tenant.values(), key=_arrival_index)
+
+    def add(self, request: Request) -> None:
+        line = self._by_tenant.get(request.tenant)
+        if line is None:
+            self._shares.join(request.tenant, self._by_tenant)
+            line = self._by_tenant[request.tenant] = ArrivalList()
+        line.add(request)
+        self._num_due += request.due_s < inf
+
+    def remove(self, request: Request) -> None:
+        line = self._by_tenant[request.tenant]
+        line.remove(request)
+        self._num_due -= request.due_s < inf
+        if not line:
+            del self._by_tenant[request.tenant]
+
+    def next(self, now_s: float) -> Request:
+        """Whose turn it is; the line must not be empty."""
+        oldest = min((line.oldest for line in self._by_tenant.values()), key=_arrival_index)
+        if now_s - oldest.arrival_s >= _AGE_S:
+            return oldest
+        line = self._by_tenant[self._shares.least(self._by_tenant)]
+        if not self._num_due:
+            return line.oldest
+        return min(line, key=lambda each: _urgency(each, now_s))
+
+
+def _urgency(request: Request, now_s: float) -> tuple[bool, float, int]:
+    # One that lost its place amid its tokens is due already, and has not missed it for that.
+    is_lost = request.first_token_s is None and request.due_s < now_s
+    return is_lost, request.due_s, request.arrival_index
+
+
+def _arrival_index(request: Request) -> int:
+    return request.arrival_index
