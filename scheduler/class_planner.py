@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
+from scheduler.kv_forecast import KvForecast
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
@@ -32,10 +33,18 @@ class ClassPlanner:
     keep it in use for ever.
     """
 
-    def __init__(self, queues: RequestQueues, residency: Residency, preemptor: Preemptor) -> None:
+    def __init__(
+        self,
+        queues: RequestQueues,
+        residency: Residency,
+        preemptor: Preemptor,
+        forecast: KvForecast | None,
+    ) -> None:
+        """Without `forecast` best-effort requests are admitted if they find room at their start."""
         self._queues = queues
         self._residency = residency
         self._preemptor = preemptor
+        self._forecast = forecast
 
     def plan_running(
         self,
@@ -100,11 +109,21 @@ class ClassPlanner:
             # It would take back what it has just yielded.
             if self._preemptor.was_just_preempted(request):
                 break
+            if service_class is ServiceClass.BEST_EFFORT and not self._will_fit(request):
+                break
             room = self._enter(request)
             if room is not Room.ENOUGH:
                 return room
             self._start(request, step, least_chunk)
         return Room.ENOUGH
+
+    def _will_fit(self, request: Request) -> bool:
+        if self._forecast is None:
+            return True
+        blocks = self._residency.blocks
+        urgent = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
+        num_blocks = blocks.num_blocks - sum(len(other.block_ids) for other in urgent)
+        return self._forecast.fits(request, num_blocks * blocks.block_size)
 
     def _enter(self, request: Request) -> Room:
         """Give a waiting request its slot and cached prefix, if all its tokens will find room."""

@@ -35,7 +35,3 @@ class FairShare:
     def least(self, tenants: Collection[str]) -> str:
         """Whose turn it is."""
         return min(tenants, key=self.given)
-
-    def forget_all_but(self, tenants: Collection[str]) -> None:
-        """Nobody else has work or is likely to be asked about: counters must not grow for ever."""
-        self._given = {tenant: self._given[tenant] for tenant in tenants if tenant in self._given}

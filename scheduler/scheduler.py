@@ -7,6 +7,7 @@ from scheduler.completion import is_finished, record_rows
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
 from scheduler.host_blocks import HostBlocks, NoHostBlocks
+from scheduler.kv_forecast import KvForecast
 from scheduler.limits import find_max_total_tokens
 from scheduler.piggyback import Piggyback
 from scheduler.plan import Copy, PlannedRows, StepPlan, StepResult
@@ -51,12 +52,15 @@ class Scheduler:
         self._settings = settings
         self._queues = RequestQueues()
         self._residency = Residency(settings)
-        self._piggyback = Piggyback(
-            settings, limits, self._queues, self._residency, host_blocks or NoHostBlocks()
-        )
+        blocks = host_blocks or NoHostBlocks()
+        self._piggyback = Piggyback(settings, limits, self._queues, self._residency, blocks)
         self._preemptor = Preemptor(self._queues, self._residency, self._piggyback.offloader)
         self._flights = Flights()
         self._control = StepControl(step_time)
+        self._forecast: KvForecast | None = None
+        if settings.kv_reserve_share is not None:
+            num_host_tokens = blocks.num_blocks * settings.block_size
+            self._forecast = KvForecast(self._queues, num_host_tokens, settings.kv_reserve_share)
         self._planner = StepPlanner(
             settings,
             limits,
@@ -66,6 +70,7 @@ class Scheduler:
             self._piggyback,
             self._flights,
             self._control,
+            self._forecast,
         )
         self._first_tokens = FirstTokens()
         self._num_added = 0
@@ -211,8 +216,7 @@ class Scheduler:
                 request.first_token_s = now_s
         if not is_finished(request, result):
             return None
-        self._control.pace.note_end(request)
-        self._end(request)
+        self._note_finished(request)
         return request
 
     def _charge(self, request: Request, rows: PlannedRows) -> None:
@@ -232,10 +236,19 @@ class Scheduler:
         if not is_finished(request, result):
             self._piggyback.boundary.arrive(request)
             return None
-        self._end(request)
+        self._note_finished(request)
         return request
 
+    def _note_finished(self, request: Request) -> None:
+        """It had all its tokens: what it was like is expected of others."""
+        self._control.pace.note_end(request)
+        if self._forecast is not None and request.service_class is ServiceClass.BEST_EFFORT:
+            self._forecast.note_length(request.num_output_tokens)
+        self._end(request)
+
     def _end(self, request: Request) -> None:
+        if self._forecast is not None:
+            self._forecast.forget(request)
         self._piggyback.let_go(request)
         self._preemptor.forget(request)
         self._queues.end(request)

@@ -51,5 +51,8 @@ class SchedulerSettings:
     """Prompt and output tokens a sequence may reach."""
     prefix_caching: bool
     """Whether full blocks are kept after use and shared by requests with the same prefix."""
+    kv_reserve_share: float | None = None
+    """Best-effort requests are admitted while the most KV that all of them are expected to hold at
+    one time leaves this part of it free; None: while there is room for them at their start."""
     piggyback: PiggybackLimits | None = None
     """None: best-effort decodes that find no room wait, and are computed again."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.flights import Flights
+from scheduler.kv_forecast import KvForecast
 from scheduler.lane_limits import NO_LANES, LaneLimits
 from scheduler.piggyback import Piggyback
 from scheduler.plan import LaneEntry, StepPlan
@@ -31,6 +32,7 @@ class StepPlanner:
         piggyback: Piggyback,
         flights: Flights,
         control: StepControl,
+        forecast: KvForecast | None,
     ) -> None:
         self.ls_outcome = Room.ENOUGH
         """Where the latency-sensitive part of the last plan had to stop."""
@@ -41,7 +43,7 @@ class StepPlanner:
         self._flights = flights
         self._queues = queues
         self._control = control
-        self._classes = ClassPlanner(queues, residency, preemptor)
+        self._classes = ClassPlanner(queues, residency, preemptor, forecast)
         self._returner = Returner(limits, queues, residency, preemptor, piggyback)
 
     def plan_latency_sensitive(self, load: StepLoad | None) -> StepPlan | None:
