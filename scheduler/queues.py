@@ -78,6 +78,13 @@ class RequestQueues:
         request.num_preemptions += 1
         self.num_preemptions += 1
 
+    def demote(self, request: Request) -> None:
+        """A running latency-sensitive request goes on as a best-effort one, without objectives."""
+        self.running[request.service_class].remove(request)
+        request.service_class = ServiceClass.BEST_EFFORT
+        request.objectives = None
+        self.running[request.service_class].add(request)
+
     def end(self, request: Request) -> None:
         """To finished; it drains first while plans of it or a copy are in flight."""
         self._place_of(request).remove(request)

@@ -45,6 +45,8 @@ class Request:
     tenant: str = ""
     deadline_s: float = inf
     """When its last token is to be there, on the clock of `arrival_s`."""
+    demote_after_tokens: int | None = None
+    """Output tokens after which a latency-sensitive request goes on as a best-effort one."""
     needs_known_tokens: bool = False
     """Sampling reads earlier output tokens, so a row is planned only when all of them are known."""
 
@@ -92,6 +94,13 @@ class Request:
     def num_unscheduled(self) -> int:
         """Tokens, known or pending, whose KV no plan has been asked to compute yet."""
         return len(self.token_ids) + self.num_pending_samples - self.num_scheduled
+
+    @property
+    def is_straggler(self) -> bool:
+        """Whether it has had the tokens that its tier gives in time."""
+        most = self.demote_after_tokens
+        is_urgent = self.service_class is ServiceClass.LATENCY_SENSITIVE
+        return is_urgent and most is not None and self.num_output_tokens >= most
 
     @property
     def is_decoding(self) -> bool:

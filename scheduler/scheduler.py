@@ -215,6 +215,8 @@ class Scheduler:
             if request.first_token_s is None:
                 request.first_token_s = now_s
         if not is_finished(request, result):
+            if request.is_straggler and request.status is Status.RUNNING:
+                self._queues.demote(request)
             return None
         self._note_finished(request)
         return request
