@@ -1,6 +1,7 @@
 """What one step is to do, and what came of it. Data only."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 from scheduler.lane_limits import NO_LANES, LaneLimits
 from scheduler.request import ServiceClass
@@ -86,6 +87,10 @@ class StepPlan:
     lane_entries: tuple[LaneEntry, ...] = ()
     lane_limits: LaneLimits = NO_LANES
     """How many lane rows may join at its layers."""
+    predicted_s: float = 0.0
+    """What its rows are reckoned to take, lane rows apart; 0 where nothing is known of times."""
+    budget_s: float = inf
+    """What the step may take."""
 
     @property
     def max_lane_rows(self) -> int:

@@ -117,8 +117,15 @@ class StepBuilder:
         lane_limits: LaneLimits,
     ) -> StepPlan:
         self._close_class()
-        rows = tuple(self._closed_rows)
-        return StepPlan(plan_id, rows, preempted_ids, lane_entries, lane_limits)
+        return StepPlan(
+            plan_id,
+            tuple(self._closed_rows),
+            preempted_ids,
+            lane_entries,
+            lane_limits,
+            0.0 if self.load is None else self.load.seconds,
+            self.budget_s,
+        )
 
     def _close_class(self) -> None:
         self._closed_rows += self._single_rows
