@@ -20,6 +20,7 @@ from omniserve.config_values import (
 )
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine, this_machine
+from omniserve.profiling.profile import load_profile
 from omniserve.requests import ServiceClassName
 from omniserve.settings import (
     DeviceKind,
@@ -30,6 +31,7 @@ from omniserve.settings import (
     PiggybackSettings,
 )
 from scheduler import Objectives
+from scheduler.step_time import LinearStepTime
 
 DEFAULT_PERCENTILE = 99.0
 RESERVED_TIER_NAMES = ("auto", "default", "priority", "flex")
@@ -85,13 +87,19 @@ class ModelConfig(Section):
     """Tokens in one KV block."""
     prefix_caching: bool = True
     """Whether KV of equal prompt beginnings is shared."""
+    step_times: str | None = None
+    """File from `omniserve simulate calibrate` on this machine; with it steps are held to
+    latency-sensitive objectives, and requests that would be late are refused."""
     piggyback: PiggybackConfig = PiggybackConfig()
 
-    @field_validator("path")
+    @field_validator("path", "step_times")
     @classmethod
-    def _absolute_path(cls, value: str, info: ValidationInfo) -> str:
+    def _absolute_path(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
         if not value or not value.isprintable():
-            raise refuse("must be the path of a directory")
+            what = "directory" if info.field_name == "path" else "file"
+            raise refuse(f"must be the path of a {what}")
         directory: Path = (info.context or {}).get("directory", Path.cwd())
         return str((directory / Path(value).expanduser()).resolve())
 
@@ -211,17 +219,27 @@ class Config(Section):
         return PiggybackPlanner(machine, self.device.kind, has_best_effort)
 
     def engine_settings(self, machine: Machine | None = None) -> EngineSettings:
-        """What the engine is told, with all that is unset filled in from the machine."""
+        """What the engine is told, with all that is unset filled in from the machine.
+
+        Raises ConfigError where step times cannot be read.
+        """
         piggybacking = self.piggybacking(machine)
         models = tuple(
             ModelSettings(
-                **model.model_dump(exclude={"default_tier", "device_kv_bytes", "piggyback"}),
+                **model.model_dump(
+                    exclude={"default_tier", "device_kv_bytes", "piggyback", "step_times"}
+                ),
                 device_kv_bytes=model.device_kv_bytes,
                 piggyback=each if isinstance(each, PiggybackSettings) else None,
+                step_time=_step_time(model.step_times),
             )
             for model, each in zip(self.models, piggybacking.values(), strict=True)
         )
         return EngineSettings(DeviceSettings(self.device.kind, self.device.threads), models)
+
+
+def _step_time(path: str | None) -> LinearStepTime | None:
+    return None if path is None else load_profile(Path(path)).step_time
 
 
 def load_config(path: str | Path, machine: Machine | None = None) -> Config:

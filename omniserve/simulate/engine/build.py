@@ -22,21 +22,15 @@ def build_engine(
     random: Random,
     on_tokens: OnTokens,
     on_refused: OnRefused,
-    *,
-    is_controlled: bool = True,
 ) -> SimulatedEngine:
     """An engine with all models of the settings; `profiles` are by model name.
-
-    Without control its schedulers know no step times.
 
     Raises:
         ConfigError: a model has no profile, or its KV limit is too small.
     """
     queue = HostQueue()
     models = {
-        model.name: _build_model(
-            index, model, profiles, queue, clock, random, is_controlled=is_controlled
-        )
+        model.name: _build_model(index, model, profiles, queue, clock, random)
         for index, model in enumerate(settings.models)
     }
     return SimulatedEngine(models, clock, queue, on_tokens, on_refused)
@@ -67,8 +61,6 @@ def _build_model(
     queue: HostQueue,
     clock: Clock,
     random: Random,
-    *,
-    is_controlled: bool,
 ) -> SimulatedModel:
     profile = _profile_of(settings, profiles)
     num_blocks, max_model_len = _capacity(settings, profile)
@@ -77,7 +69,7 @@ def _build_model(
     scheduler = Scheduler(
         scheduler_settings(settings, num_blocks, max_model_len, piggyback),
         blocks,
-        profile.step_time if is_controlled else None,
+        settings.step_time,
     )
     lanes = None
     if piggyback is not None:
