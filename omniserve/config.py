@@ -87,6 +87,9 @@ class ModelConfig(Section):
     """Tokens in one KV block."""
     prefix_caching: bool = True
     """Whether KV of equal prompt beginnings is shared."""
+    kv_reserve_share: float = Field(default=0.05, ge=0, lt=1)
+    """Part of the KV memory that best-effort requests, as long as they are expected to become, must
+    leave free to be admitted."""
     step_times: str | None = None
     """File from `omniserve simulate calibrate` on this machine; with it steps are held to
     latency-sensitive objectives, and requests that would be late are refused."""

@@ -58,6 +58,9 @@ class ModelSettings:
     prefix_caching: bool = True
     piggyback: PiggybackSettings | None = None
     """None: best-effort decodes run on the device only."""
+    kv_reserve_share: float | None = None
+    """Best-effort requests are admitted while their KV, as it is expected to grow, leaves this
+    part of device and host memory free; None: while there is room for them at their start."""
     step_time: LinearStepTime | None = None
     """What its steps take on this machine; None: only token budgets limit them."""
 

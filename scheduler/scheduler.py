@@ -1,9 +1,9 @@
 """The scheduling policy of one model: requests in, plans out."""
 
-from collections import Counter
 from math import inf
 
 from scheduler.completion import is_finished, record_rows
+from scheduler.counts import Counts
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
 from scheduler.host_blocks import HostBlocks, NoHostBlocks
@@ -12,14 +12,13 @@ from scheduler.limits import find_max_total_tokens
 from scheduler.piggyback import Piggyback
 from scheduler.plan import Copy, PlannedRows, StepPlan, StepResult
 from scheduler.preemption import Preemptor, Room
-from scheduler.queues import RequestQueues, count_by_tier
+from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
 from scheduler.settings import PiggybackLimits, SchedulerSettings
 from scheduler.step_control import StepControl
 from scheduler.step_planner import StepPlanner
 from scheduler.step_time import LinearStepTime
-from scheduler.token_load import TokenLoad, token_load
 
 _NO_LANES = PiggybackLimits(num_lanes=0, max_lane_rows=0, max_lane_rows_beside_ls=0)
 
@@ -73,6 +72,7 @@ class Scheduler:
             self._forecast,
         )
         self._first_tokens = FirstTokens()
+        self.counts = Counts(self._queues, self._residency, self._piggyback.host.lanes)
         self._num_added = 0
 
     def __repr__(self) -> str:
@@ -273,48 +273,10 @@ class Scheduler:
     def num_waiting(self) -> int:
         return self._queues.num_waiting
 
-    def running_by_tier(self) -> Counter[str]:
-        return count_by_tier(self._queues.running.values())
-
-    def waiting_by_tier(self) -> Counter[str]:
-        return count_by_tier(self._queues.waiting.values())
-
-    def given_to_waiting_tenants(self, service_class: ServiceClass) -> dict[str, float]:
-        """Weighted tokens that tenants with waiting requests have had, by tenant."""
-        share = self._queues.shares[service_class]
-        tenants = {request.tenant for request in self._queues.waiting[service_class]}
-        return {tenant: share.given(tenant) for tenant in tenants}
-
     @property
     def num_offloaded(self) -> int:
         """Requests whose KV is on the host, or on its way there or back."""
         return len(self._queues.offloaded)
-
-    def token_load(self) -> TokenLoad:
-        """Requests and their tokens; takes time for each best-effort request."""
-        return token_load(self._queues)
-
-    def offloaded_by_tier(self) -> Counter[str]:
-        return count_by_tier([self._queues.offloaded])
-
-    @property
-    def num_lanes_in_use(self) -> int:
-        """Lanes of offloaded requests, and those released that are not quiet yet."""
-        return self._piggyback.host.lanes.num_in_use
-
-    @property
-    def num_used_blocks(self) -> int:
-        """KV blocks held by requests; cached blocks that nobody holds count as free."""
-        return self._residency.blocks.num_used
-
-    @property
-    def num_preemptions(self) -> int:
-        return self._queues.num_preemptions
-
-    @property
-    def num_cached_prompt_tokens(self) -> int:
-        """Prompt tokens that the prefix cache held when their request was first admitted."""
-        return self._residency.num_cached_prompt_tokens
 
     @property
     def has_unfinished(self) -> bool:

@@ -227,6 +227,6 @@ class HostModel:
 
     def check_empty(self) -> None:
         assert not self.lanes and not self.copies
-        assert self.scheduler.num_offloaded == 0 == self.scheduler.num_lanes_in_use
+        assert self.scheduler.num_offloaded == 0 == self.scheduler.counts.num_lanes_in_use
         assert self.blocks.num_free == self.blocks.num_blocks
         assert self.scheduler.take_copies() == () == self.scheduler.take_released_lanes()

@@ -156,7 +156,7 @@ class Simulation:
         assert not self.scheduler.has_unfinished, "requests never finish, or no plan is made"
         assert all(client.ended for client in self.clients.values())
         assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, 0)
-        assert self.scheduler.num_used_blocks == 0
+        assert self.scheduler.counts.num_used_blocks == 0
         assert not self.tables and not self.scheduler.awaits_first_token
         self.host.check_empty()
         self.scheduler.check_integrity()

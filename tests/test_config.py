@@ -63,7 +63,10 @@ def test_defaults(tmp_path: Path) -> None:
     assert config.daemon.shutdown_grace_s == 30
     settings = config.engine_settings(Machine(4, 16 << 30, 8 << 30))
     defaults = ModelSettings(
-        "demo", str(tmp_path / "models/demo"), piggyback=PiggybackSettings(host_kv_bytes=2 << 30)
+        "demo",
+        str(tmp_path / "models/demo"),
+        piggyback=PiggybackSettings(host_kv_bytes=2 << 30),
+        kv_reserve_share=0.05,
     )
     assert settings.models == (defaults,)
     assert settings.device.kind == "auto"

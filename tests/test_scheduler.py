@@ -198,7 +198,7 @@ def test_second_request_reuses_full_blocks_of_the_first() -> None:
     assert second.rows[0].new_block_ids[:2] == first.rows[0].new_block_ids[:2]
     assert second.rows[0].first_new_block == 0
     assert requests["be2"].num_cached_tokens == 8
-    assert scheduler.num_cached_prompt_tokens == 8
+    assert scheduler.counts.num_cached_prompt_tokens == 8
 
 
 def test_last_known_token_is_always_computed() -> None:
@@ -239,7 +239,7 @@ def test_cached_block_is_shared_by_two_running_requests() -> None:
     plan = take_plan(scheduler)
     assert describe(plan) == "be3@4+1* be2@4+2*"
     assert plan.rows[0].new_block_ids[0] == plan.rows[1].new_block_ids[0]
-    assert scheduler.num_used_blocks == 3
+    assert scheduler.counts.num_used_blocks == 3
 
 
 def test_without_prefix_caching_nothing_is_shared() -> None:
@@ -248,4 +248,4 @@ def test_without_prefix_caching_nothing_is_shared() -> None:
     run_step(scheduler)
     scheduler.add(make_request("be2", range(9)))
     assert run_step(scheduler) == "be2@0+9*"
-    assert scheduler.num_cached_prompt_tokens == 0
+    assert scheduler.counts.num_cached_prompt_tokens == 0

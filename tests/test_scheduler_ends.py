@@ -51,7 +51,7 @@ def test_request_that_ended_in_flight_holds_its_memory_until_its_last_plan_compl
     requests = add_all(scheduler, [make_request("be1", 7, max_tokens=5)])
     first, second = take_plan(scheduler), take_plan(scheduler)
     assert finish_plan(scheduler, first, finished=["be1"]) == ["be1"]
-    assert scheduler.num_used_blocks == 2 and not scheduler.has_unfinished
+    assert scheduler.counts.num_used_blocks == 2 and not scheduler.has_unfinished
     scheduler.add(make_request("ls1", 4))
     # The one free block is too few for ls1.
     assert scheduler.schedule() is None
@@ -68,7 +68,7 @@ def test_abort_frees_at_once_what_is_not_in_flight(num_steps: int) -> None:
     run_steps(scheduler, num_steps)
     assert scheduler.abort("be1")
     assert not scheduler.abort("be1") and not scheduler.abort("unknown")
-    assert (scheduler.num_used_blocks, scheduler.has_unfinished) == (0, False)
+    assert (scheduler.counts.num_used_blocks, scheduler.has_unfinished) == (0, False)
     scheduler.check_integrity()
     scheduler.add(make_request("be1"))
 

@@ -137,7 +137,7 @@ def test_backlogged_tenants_get_the_same_but_for_what_runs(
     while (plan := scheduler.schedule(now_s=1.0)) is not None:
         sampled = {rows.request_id: 1 for rows in plan.rows if rows.samples}
         scheduler.complete(plan, StepResult(sampled), now_s=1.0)
-        given_by_tenant = scheduler.given_to_waiting_tenants(ServiceClass.BEST_EFFORT)
+        given_by_tenant = scheduler.counts.given_to_waiting_tenants(ServiceClass.BEST_EFFORT)
         if given_by_tenant:
             spread = max(given_by_tenant.values()) - min(given_by_tenant.values())
             assert spread <= 2 * settings.max_running_requests * largest

@@ -38,14 +38,14 @@ def test_aborted_request_lets_go_when_nothing_uses_what_it_holds(phase: Phase) -
     is_copying = phase in (Phase.SWAPPING_OUT, Phase.SWAPPING_IN)
     assert driver.scheduler.abort("be1") and not driver.scheduler.abort("be1")
     assert be1.status is Status.FINISHED and not driver.scheduler.has_unfinished
-    assert driver.scheduler.num_used_blocks == (2 if is_copying else 0)
+    assert driver.scheduler.counts.num_used_blocks == (2 if is_copying else 0)
     if is_copying:
         assert driver.quieten() == ()
         driver.land("be1")
-    assert driver.scheduler.num_used_blocks == 0
-    assert (driver.blocks.num_free, driver.scheduler.num_lanes_in_use) == (62, 1)
+    assert driver.scheduler.counts.num_used_blocks == 0
+    assert (driver.blocks.num_free, driver.scheduler.counts.num_lanes_in_use) == (62, 1)
     assert driver.quieten() == (0,)
-    assert (driver.blocks.num_free, driver.scheduler.num_lanes_in_use) == (64, 0)
+    assert (driver.blocks.num_free, driver.scheduler.counts.num_lanes_in_use) == (64, 0)
     driver.add(be1=6)
     assert driver.step() == "be1@4+2*"
 
@@ -142,8 +142,8 @@ def test_counts() -> None:
     driver.step()
     scheduler = driver.scheduler
     assert scheduler.num_offloaded == 3 and scheduler.has_unfinished
-    assert scheduler.offloaded_by_tier() == {"batch": 2, "night": 1}
-    assert scheduler.running_by_tier() == scheduler.waiting_by_tier() == {}
+    assert scheduler.counts.offloaded_by_tier() == {"batch": 2, "night": 1}
+    assert scheduler.counts.running_by_tier() == scheduler.counts.waiting_by_tier() == {}
     assert not scheduler.has_latency_sensitive_work
     with pytest.raises(ValueError, match="'be1' is in use"):
         driver.add(be1=4)

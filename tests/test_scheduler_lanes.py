@@ -20,9 +20,9 @@ def test_token_by_token_until_the_length_is_reached() -> None:
     assert driver.schedule() == "be1^5"
     assert driver.complete("be1") == ["be1"]
     assert list(requests["be1"].token_ids)[3:] == [7, 7, 7, 7]
-    assert not driver.scheduler.has_unfinished and driver.scheduler.num_lanes_in_use == 1
+    assert not driver.scheduler.has_unfinished and driver.scheduler.counts.num_lanes_in_use == 1
     assert driver.quieten() == (0,)
-    assert driver.scheduler.num_lanes_in_use == 0 and driver.blocks.num_free == 64
+    assert driver.scheduler.counts.num_lanes_in_use == 0 and driver.blocks.num_free == 64
 
 
 def test_engine_ends_an_offloaded_request() -> None:
@@ -126,7 +126,7 @@ def make_driver_without_blocks() -> HostDriver:
 def test_youngest_goes_back_so_that_the_oldest_gets_a_block() -> None:
     driver = make_driver_without_blocks()
     assert driver.step() == "nothing"
-    assert (driver.scheduler.num_waiting, driver.scheduler.num_preemptions) == (1, 1)
+    assert (driver.scheduler.num_waiting, driver.scheduler.counts.num_preemptions) == (1, 1)
     # Blocks are on their way, so nobody else yields.
     assert driver.step() == "be3@4+5*"
     assert driver.scheduler.num_offloaded == 2

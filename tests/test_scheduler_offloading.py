@@ -109,7 +109,7 @@ def test_who_is_offloaded(
         driver.land(*driver.copies)
         driver.copies.clear()
     assert steps == expected
-    assert driver.scheduler.num_preemptions == 0
+    assert driver.scheduler.counts.num_preemptions == 0
 
 
 def test_prefill_that_yields_is_computed_again() -> None:
@@ -118,7 +118,7 @@ def test_prefill_that_yields_is_computed_again() -> None:
     assert driver.step() == "be1@0+8"
     driver.add(ls1=12)
     assert driver.step() == "ls1@0+8 -be1"
-    assert driver.scheduler.num_preemptions == 1
+    assert driver.scheduler.counts.num_preemptions == 1
 
 
 def test_no_second_victim_while_the_first_is_copied() -> None:
@@ -181,7 +181,7 @@ def test_victims_that_fit_the_host_go_there_and_others_are_computed_again() -> N
     driver.add(ls1=15)
     assert driver.step() == "nothing >be2"
     # be1 was told to a plan that was not made; it is not admitted again before ls1.
-    assert driver.scheduler.num_preemptions == 1
+    assert driver.scheduler.counts.num_preemptions == 1
     driver.land("be2")
     assert driver.step() == "ls1@0+15* -be1 be2^3"
 
@@ -271,7 +271,7 @@ def test_blocks_of_an_ended_request_on_its_way_back_are_awaited() -> None:
     assert driver.step() == "be1@5+1* <be2"
     driver.scheduler.abort("be2")
     driver.scheduler.add(make_request("ls2", 20, max_tokens=8))
-    assert driver.scheduler.num_used_blocks == 3
+    assert driver.scheduler.counts.num_used_blocks == 3
     # Of 8 blocks be1 has 2 and ls2 needs 6: there is no need for be1 to leave.
     assert driver.step() == "be1@6+1*"
 
@@ -283,9 +283,9 @@ def test_offload_copies_all_blocks_and_frees_them_when_it_landed() -> None:
     assert driver.step() == "nothing >be1"
     copy = driver.copies["be1"]
     assert isinstance(copy, Offload) and len(copy.device_block_ids) == 3 == len(copy.host_block_ids)
-    assert driver.scheduler.num_used_blocks == 3
+    assert driver.scheduler.counts.num_used_blocks == 3
     driver.land("be1")
-    assert driver.scheduler.num_used_blocks == 0
+    assert driver.scheduler.counts.num_used_blocks == 0
     assert driver.step() == "be1^9"
     entry = driver.entries["be1"]
     assert (entry.lane, entry.token_id, entry.first_new_block) == (copy.lane, 7, 0)

@@ -157,7 +157,7 @@ def test_who_yields(
     assert scheduler.num_waiting == 0
     add_all(scheduler, [make_request(name, length) for name, length in newcomer.items()])
     assert run_step(scheduler) == expected
-    assert scheduler.num_preemptions == expected.count(" -")
+    assert scheduler.counts.num_preemptions == expected.count(" -")
 
 
 def test_preempted_request_recomputes_what_it_knows_and_goes_on() -> None:
@@ -185,7 +185,7 @@ def test_preempted_request_finds_its_full_blocks_in_the_cache() -> None:
     second = take_plan(scheduler)
     assert describe(second) == "be1@8+3*"
     assert second.rows[0].new_block_ids[:2] == first.rows[0].new_block_ids[:2]
-    assert requests["be1"].num_cached_tokens == 0 == scheduler.num_cached_prompt_tokens
+    assert requests["be1"].num_cached_tokens == 0 == scheduler.counts.num_cached_prompt_tokens
 
 
 def test_preempted_request_comes_before_younger_ones_that_wait() -> None:
@@ -249,7 +249,7 @@ def test_blocks_shared_by_victims_count_once_and_only_if_all_let_go() -> None:
         [make_request(name, [*range(16), tail]) for name, tail in (("be2", 1), ("be3", 2))],
     )
     assert run_step(scheduler) == "be2@16+1* be3@16+1*"
-    assert scheduler.num_used_blocks == 6
+    assert scheduler.counts.num_used_blocks == 6
     scheduler.add(make_request("ls1", 7))
     # Each alone would free one block, both together free six.
     assert run_step(scheduler) == "ls1@0+7* -be3 -be2"

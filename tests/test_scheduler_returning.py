@@ -145,10 +145,10 @@ def test_room_includes_a_margin(num_resident: int, returns: bool) -> None:
     driver.add(ls1=4 * num_resident)
     driver.schedule(latency_sensitive_only=True)
     driver.complete()
-    assert driver.scheduler.num_used_blocks == num_resident
+    assert driver.scheduler.counts.num_used_blocks == num_resident
     found = driver.schedule()
     assert ("<be1" in found) == returns
-    assert driver.scheduler.num_used_blocks == num_resident + 1 + returns
+    assert driver.scheduler.counts.num_used_blocks == num_resident + 1 + returns
 
 
 def test_room_includes_a_slot() -> None:

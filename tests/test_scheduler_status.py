@@ -24,9 +24,9 @@ def test_counts() -> None:
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 4)
     run_step(scheduler)
     assert (scheduler.num_running, scheduler.num_waiting) == (2, 2)
-    assert scheduler.running_by_tier() == {"chat": 1, "voice": 1}
-    assert scheduler.waiting_by_tier() == {"batch": 2}
-    assert scheduler.has_latency_sensitive_work and scheduler.num_used_blocks == 2
+    assert scheduler.counts.running_by_tier() == {"chat": 1, "voice": 1}
+    assert scheduler.counts.waiting_by_tier() == {"batch": 2}
+    assert scheduler.has_latency_sensitive_work and scheduler.counts.num_used_blocks == 2
     assert repr(scheduler) == (
         "Scheduler(2 running, 2 waiting, 0 plans in flight, "
         "BlockManager(2 used, 62 free, 0 free and cached))"

@@ -256,13 +256,13 @@ class ModelRuntime:
         scheduler = self.scheduler
         return ModelStats(
             name=self.info.name,
-            running=scheduler.running_by_tier() + scheduler.offloaded_by_tier(),
-            waiting=scheduler.waiting_by_tier(),
-            kv_used_bytes=scheduler.num_used_blocks * self._kv_pool.block_bytes,
+            running=scheduler.counts.running_by_tier() + scheduler.counts.offloaded_by_tier(),
+            waiting=scheduler.counts.waiting_by_tier(),
+            kv_used_bytes=scheduler.counts.num_used_blocks * self._kv_pool.block_bytes,
             kv_total_bytes=self._kv_pool.num_bytes,
             num_steps=self._num_steps,
-            num_preemptions=scheduler.num_preemptions,
-            num_cached_prompt_tokens=scheduler.num_cached_prompt_tokens,
+            num_preemptions=scheduler.counts.num_preemptions,
+            num_cached_prompt_tokens=scheduler.counts.num_cached_prompt_tokens,
             step_ms=self._last_step_s * 1e3,
             piggyback=None if self._piggyback is None else self._piggyback.stats(),
         )

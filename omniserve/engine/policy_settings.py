@@ -60,5 +60,6 @@ def scheduler_settings(
         best_effort_tokens_beside_ls=settings.best_effort_tokens_beside_ls,
         max_model_len=max_model_len,
         prefix_caching=settings.prefix_caching,
+        kv_reserve_share=settings.kv_reserve_share,
         piggyback=None if piggyback is None else piggyback_limits(piggyback, num_blocks),
     )

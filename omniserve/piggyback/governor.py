@@ -40,7 +40,7 @@ class Governor:
         return self._allows
 
     def _load(self) -> Load:
-        tokens = self._scheduler.token_load()
+        tokens = self._scheduler.counts.token_load()
         settings = self._scheduler.settings
         mean_tokens = tokens.best_effort_tokens / max(1, tokens.num_best_effort)
         blocks_each = max(1.0, mean_tokens / settings.block_size)

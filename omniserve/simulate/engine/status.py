@@ -18,13 +18,13 @@ def sample_status(engines: Sequence[SimulatedEngine], at_s: float) -> StatusSamp
     num_offloaded = sum(scheduler.num_offloaded for scheduler in schedulers)
     return StatusSample(
         at_s=at_s,
-        kv_used_bytes=sum(scheduler.num_used_blocks * size for scheduler, size in pairs),
+        kv_used_bytes=sum(scheduler.counts.num_used_blocks * size for scheduler, size in pairs),
         kv_total_bytes=sum(scheduler.settings.num_blocks * size for scheduler, size in pairs),
         num_running=sum(scheduler.num_running for scheduler in schedulers) + num_offloaded,
         num_waiting=sum(scheduler.num_waiting for scheduler in schedulers),
         num_offloaded=num_offloaded,
         num_steps=sum(model.num_steps for model in models),
-        num_preemptions=sum(scheduler.num_preemptions for scheduler in schedulers),
+        num_preemptions=sum(scheduler.counts.num_preemptions for scheduler in schedulers),
         num_rows_joined=sum(each.num_rows_joined for each in lanes),
         num_piggybacked_tokens=sum(each.num_tokens for each in lanes),
     )

@@ -1,0 +1,56 @@
+"""What a scheduler holds, in numbers: for whoever reports on it or tests it."""
+
+from collections import Counter
+
+from scheduler.lanes import LanePool
+from scheduler.queues import RequestQueues, count_by_tier
+from scheduler.request import ServiceClass
+from scheduler.residency import Residency
+from scheduler.token_load import TokenLoad, token_load
+
+
+class Counts:
+    """Reads, and changes nothing."""
+
+    def __init__(self, queues: RequestQueues, residency: Residency, lanes: LanePool) -> None:
+        self._queues = queues
+        self._residency = residency
+        self._lanes = lanes
+
+    def running_by_tier(self) -> Counter[str]:
+        return count_by_tier(self._queues.running.values())
+
+    def waiting_by_tier(self) -> Counter[str]:
+        return count_by_tier(self._queues.waiting.values())
+
+    def offloaded_by_tier(self) -> Counter[str]:
+        return count_by_tier([self._queues.offloaded])
+
+    def given_to_waiting_tenants(self, service_class: ServiceClass) -> dict[str, float]:
+        """Weighted tokens that tenants with waiting requests have had, by tenant."""
+        share = self._queues.shares[service_class]
+        tenants = {request.tenant for request in self._queues.waiting[service_class]}
+        return {tenant: share.given(tenant) for tenant in tenants}
+
+    def token_load(self) -> TokenLoad:
+        """Requests and their tokens; takes time for each best-effort request."""
+        return token_load(self._queues)
+
+    @property
+    def num_lanes_in_use(self) -> int:
+        """Lanes of offloaded requests, and those released that are not quiet yet."""
+        return self._lanes.num_in_use
+
+    @property
+    def num_used_blocks(self) -> int:
+        """KV blocks held by requests; cached blocks that nobody holds count as free."""
+        return self._residency.blocks.num_used
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._queues.num_preemptions
+
+    @property
+    def num_cached_prompt_tokens(self) -> int:
+        """Prompt tokens that the prefix cache held when their request was first admitted."""
+        return self._residency.num_cached_prompt_tokens
