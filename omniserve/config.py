@@ -21,7 +21,7 @@ from omniserve.config_values import (
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine, this_machine
 from omniserve.profiling.profile import load_profile
-from omniserve.requests import ServiceClassName
+from omniserve.requests import ServiceClassName, TierRules, TierSettings
 from omniserve.settings import (
     DeviceKind,
     DeviceSettings,
@@ -34,6 +34,8 @@ from scheduler import Objectives
 from scheduler.step_time import LinearStepTime
 
 DEFAULT_PERCENTILE = 99.0
+MEASURED, UNLIMITED = "auto", "none"
+"""Values of step_times that name no file. YAML reads `off` as a boolean."""
 RESERVED_TIER_NAMES = ("auto", "default", "priority", "flex")
 """Values of OpenAI's `service_tier` that choose a tier by its role."""
 
@@ -90,9 +92,10 @@ class ModelConfig(Section):
     kv_reserve_share: float = Field(default=0.05, ge=0, lt=1)
     """Part of the KV memory that best-effort requests, as long as they are expected to become, must
     leave free to be admitted."""
-    step_times: str | None = None
-    """File from `omniserve simulate calibrate` on this machine; with it steps are held to
-    latency-sensitive objectives, and requests that would be late are refused."""
+    step_times: str = "auto"
+    """What steps take on this machine, so that they can be held to latency_sensitive objectives:
+    auto measures it at the first start and keeps it, none holds steps to token budgets alone; else
+    a file from `omniserve profile` or `omniserve simulate calibrate`."""
     piggyback: PiggybackConfig = PiggybackConfig()
 
     @field_validator("path", "step_times")
@@ -100,6 +103,8 @@ class ModelConfig(Section):
     def _absolute_path(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
             return None
+        if info.field_name == "step_times" and value in (MEASURED, UNLIMITED):
+            return value
         if not value or not value.isprintable():
             what = "directory" if info.field_name == "path" else "file"
             raise refuse(f"must be the path of a {what}")
@@ -123,12 +128,29 @@ class TierConfig(Section):
     )
     """Share of requests, in percent, that must meet the objectives (latency_sensitive only); 99."""
 
+    admission: bool = True
+    """Whether requests are taken only where their first token is predicted to come in time; others
+    are refused at once, or go to the fallback (latency_sensitive only)."""
+    fallback: Name | None = None
+    """The best_effort tier of requests that would be late, and of those that demote_after_tokens
+    sends on (latency_sensitive only)."""
+    max_waiting: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Most requests of the tier that wait for one model; others are refused. Unset: any number."""
+    demote_after_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
+    """Output tokens after which a request goes on as best_effort (latency_sensitive only)."""
+
     @property
     def objectives(self) -> Objectives | None:
         """As the policy takes them; None of a best_effort tier."""
         if self.ttft_ms is None or self.tpot_ms is None or self.percentile is None:
             return None
         return Objectives(self.ttft_ms / 1e3, self.tpot_ms / 1e3, self.percentile / 100)
+
+    @property
+    def settings(self) -> TierSettings:
+        """As the engine takes it."""
+        rules = TierRules(self.admission, self.fallback, self.max_waiting, self.demote_after_tokens)
+        return TierSettings(self.name, self.service_class, self.objectives, rules)
 
     @field_validator("name")
     @classmethod
@@ -235,14 +257,15 @@ class Config(Section):
                 device_kv_bytes=model.device_kv_bytes,
                 piggyback=each if isinstance(each, PiggybackSettings) else None,
                 step_time=_step_time(model.step_times),
+                measures_step_time=model.step_times == MEASURED,
             )
             for model, each in zip(self.models, piggybacking.values(), strict=True)
         )
         return EngineSettings(DeviceSettings(self.device.kind, self.device.threads), models)
 
 
-def _step_time(path: str | None) -> LinearStepTime | None:
-    return None if path is None else load_profile(Path(path)).step_time
+def _step_time(source: str) -> LinearStepTime | None:
+    return None if source in (MEASURED, UNLIMITED) else load_profile(Path(source)).step_time
 
 
 def load_config(path: str | Path, machine: Machine | None = None) -> Config:

@@ -32,6 +32,18 @@ class Overloaded(OmniServeError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineExceeded(OmniServeError):
+    """The request's deadline passed before its last token."""
+
+
+class UnknownRequest(OmniServeError):
+    """Nothing is known, or not any more, of a request of that id."""
+
+
+class ReloadRefused(OmniServeError):
+    """A configuration was not taken over; the one before it stays in force."""
+
+
 class RequestCancelled(OmniServeError):
     """The client went away or its deadline passed."""
 
@@ -57,6 +69,9 @@ STATUS_TABLE: dict[type[OmniServeError], tuple[str, int]] = {
     UnknownModel: ("NOT_FOUND", 404),
     EngineUnavailable: ("UNAVAILABLE", 503),
     Overloaded: ("RESOURCE_EXHAUSTED", 429),
+    DeadlineExceeded: ("DEADLINE_EXCEEDED", 504),
+    UnknownRequest: ("NOT_FOUND", 404),
+    ReloadRefused: ("FAILED_PRECONDITION", 412),
     RequestCancelled: ("CANCELLED", 499),
     ClientTooSlow: ("RESOURCE_EXHAUSTED", 429),
     EngineError: ("INTERNAL", 500),

@@ -2,8 +2,9 @@
 
 import msgspec
 
-from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.requests import EngineRequest, RequestOutput, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
+from scheduler.step_time import LinearStepTime
 
 
 class Configure(msgspec.Struct, tag=True, frozen=True):
@@ -22,6 +23,21 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     request_ids: tuple[str, ...]
 
 
+class SetTiers(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: the tiers are these now, also for requests that wait or run."""
+
+    tiers: tuple[TierSettings, ...]
+
+
+class Explain(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: answer with `Explained`."""
+
+    question: int
+    """Comes back with the answer."""
+    request_id: str
+    """As the client knows it; the engine's ids of its sequences begin with it and a slash."""
+
+
 class Shutdown(msgspec.Struct, tag=True, frozen=True):
     """Front to engine: stop at the next step boundary and exit with 0."""
 
@@ -31,6 +47,8 @@ class EngineReady(msgspec.Struct, tag=True, frozen=True):
 
     models: tuple[ModelInfo, ...]
     device: str
+    step_times: dict[str, LinearStepTime] = {}
+    """By model: what steps are expected to take."""
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):
@@ -49,8 +67,31 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
     models: tuple[ModelStats, ...]
 
 
-ToEngine = Configure | Submit | Abort | Shutdown
-ToFront = EngineReady | EngineFailed | Outputs | Stats
+class Decision(msgspec.Struct, frozen=True):
+    """One entry of a request's timeline."""
+
+    sequence: int
+    """Which of the request's sequences, from 0."""
+    at_s: float
+    """On the monotonic clock that all processes share."""
+    last_s: float
+    """When it happened last, where equal ones came in a row."""
+    times: int
+    event: str
+    reason: str
+    """Empty where the event needs none."""
+    detail: str
+
+
+class Explained(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front: the answer to `Explain`; empty where nothing is known of the request."""
+
+    question: int
+    timeline: tuple[Decision, ...]
+
+
+ToEngine = Configure | Submit | Abort | SetTiers | Explain | Shutdown
+ToFront = EngineReady | EngineFailed | Outputs | Stats | Explained
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -34,6 +34,31 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class TierRules:
+    """What a tier does with its requests, besides the objectives it gives them."""
+
+    admission: bool = True
+    """Whether a request is taken only where its first token is predicted to come in time."""
+    fallback: str | None = None
+    """Best-effort tier that takes requests that would be late; None: they are refused."""
+    max_waiting: int | None = None
+    """Requests of the tier that may wait in one model's queue; None: any number."""
+    demote_after_tokens: int | None = None
+    """Output tokens after which a request goes on as best-effort; None: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierSettings:
+    """A tier as the engine knows it."""
+
+    name: str
+    service_class: ServiceClassName
+    objectives: Objectives | None = None
+    """None for best-effort tiers."""
+    rules: TierRules = TierRules()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One sequence to generate. A client's `n` choices are `n` of these."""
 
@@ -45,6 +70,13 @@ class EngineRequest:
     tier: str
     objectives: Objectives | None = None
     """None for best-effort requests."""
+    rules: TierRules = TierRules()
+    tenant: str = ""
+    """Whose it is: best-effort service is shared fairly between tenants."""
+    arrival_s: float | None = None
+    """When the front got it, on the monotonic clock that all processes share; None: now."""
+    deadline_s: float | None = None
+    """When its last token must be there, on the same clock; None: whenever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +110,5 @@ class RequestOutput:
     error: str | None = None
     retry_after_s: float | None = None
     """Of a request that was refused for the load there is: when it may be tried again."""
+    tier: str = ""
+    """The tier that serves it, where that is not the one it was sent for."""

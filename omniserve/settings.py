@@ -63,6 +63,8 @@ class ModelSettings:
     part of device and host memory free; None: while there is room for them at their start."""
     step_time: LinearStepTime | None = None
     """What its steps take on this machine; None: only token budgets limit them."""
+    measures_step_time: bool = False
+    """Whether the engine finds out what its steps take before it is ready, where nobody has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,27 @@ class PiggybackStats:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlStats:
+    """How a model's steps were held to objectives. Counters grow from the engine's start."""
+
+    num_steps: int
+    """Counter: steps whose time was predicted, and that nothing interrupted."""
+    predicted_s: float
+    """Counter: of those steps."""
+    measured_s: float
+    """Counter: of the same steps."""
+    mean_error: float
+    """Of late: |measured - predicted| / measured of a step."""
+    used_s: dict[str, float]
+    """Counter: predicted seconds by kind of work: overhead, latency_sensitive_decode,
+    latency_sensitive_prefill, best_effort_decode, best_effort_prefill, lanes."""
+    budget_s: float
+    """Counter: what steps with latency-sensitive decodes might have taken."""
+    aims: dict[str, float]
+    """Part of the tier's time per token at which its requests are paced now."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStats:
     """A snapshot of one model, taken at a step boundary."""
 
@@ -142,3 +165,5 @@ class ModelStats:
     """Duration of the last step, in milliseconds."""
     piggyback: PiggybackStats | None = None
     """None where it is not enabled."""
+    control: ControlStats | None = None
+    """None where step times are not known."""

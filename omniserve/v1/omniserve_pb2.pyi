@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "tier", "request_id")
+    __slots__ = ("model", "text", "token_ids", "chat", "sampling", "tier", "request_id", "deadline_ms", "tenant")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,8 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -22,7 +24,9 @@ class GenerateRequest(_message.Message):
     sampling: Sampling
     tier: str
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    deadline_ms: int
+    tenant: str
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., tier: _Optional[str] = ..., request_id: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -86,7 +90,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., max_tokens: _Optional[int] = ..., logprobs: _Optional[int] = ..., n: _Optional[int] = ...) -> None: ...
 
 class GenerateChunk(_message.Message):
-    __slots__ = ("text", "token_ids", "logprobs", "finish_reason", "usage", "index", "request_id", "stop_reason")
+    __slots__ = ("text", "token_ids", "logprobs", "finish_reason", "usage", "index", "request_id", "stop_reason", "tier")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +99,7 @@ class GenerateChunk(_message.Message):
     INDEX_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STOP_REASON_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
@@ -103,7 +108,8 @@ class GenerateChunk(_message.Message):
     index: int
     request_id: str
     stop_reason: StopReason
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., index: _Optional[int] = ..., request_id: _Optional[str] = ..., stop_reason: _Optional[_Union[StopReason, _Mapping]] = ...) -> None: ...
+    tier: str
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish_reason: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., index: _Optional[int] = ..., request_id: _Optional[str] = ..., stop_reason: _Optional[_Union[StopReason, _Mapping]] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class GenerateResult(_message.Message):
     __slots__ = ("choices", "usage", "request_id", "model", "tier")
@@ -247,18 +253,26 @@ class Model(_message.Message):
     def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., device_kv_bytes: _Optional[int] = ..., default_tier: _Optional[str] = ..., num_layers: _Optional[int] = ...) -> None: ...
 
 class Tier(_message.Message):
-    __slots__ = ("name", "service_class", "ttft_ms", "tpot_ms", "percentile")
+    __slots__ = ("name", "service_class", "ttft_ms", "tpot_ms", "percentile", "admission", "fallback", "max_waiting", "demote_after_tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SERVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
     PERCENTILE_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
+    DEMOTE_AFTER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     name: str
     service_class: str
     ttft_ms: float
     tpot_ms: float
     percentile: float
-    def __init__(self, name: _Optional[str] = ..., service_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., percentile: _Optional[float] = ...) -> None: ...
+    admission: bool
+    fallback: str
+    max_waiting: int
+    demote_after_tokens: int
+    def __init__(self, name: _Optional[str] = ..., service_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., percentile: _Optional[float] = ..., admission: _Optional[bool] = ..., fallback: _Optional[str] = ..., max_waiting: _Optional[int] = ..., demote_after_tokens: _Optional[int] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -345,3 +359,95 @@ class PiggybackStatus(_message.Message):
     num_rows_joined: int
     num_tokens: int
     def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+
+class ReloadTiersRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+
+class ReloadTiersResponse(_message.Message):
+    __slots__ = ("accepted", "changes", "needs_restart", "error", "forecast", "num_arrivals", "arrivals_s", "no_forecast")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    FORECAST_FIELD_NUMBER: _ClassVar[int]
+    NUM_ARRIVALS_FIELD_NUMBER: _ClassVar[int]
+    ARRIVALS_S_FIELD_NUMBER: _ClassVar[int]
+    NO_FORECAST_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    changes: _containers.RepeatedCompositeFieldContainer[TierChange]
+    needs_restart: _containers.RepeatedScalarFieldContainer[str]
+    error: str
+    forecast: _containers.RepeatedCompositeFieldContainer[TierForecast]
+    num_arrivals: int
+    arrivals_s: float
+    no_forecast: str
+    def __init__(self, accepted: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[TierChange, _Mapping]]] = ..., needs_restart: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., forecast: _Optional[_Iterable[_Union[TierForecast, _Mapping]]] = ..., num_arrivals: _Optional[int] = ..., arrivals_s: _Optional[float] = ..., no_forecast: _Optional[str] = ...) -> None: ...
+
+class TierChange(_message.Message):
+    __slots__ = ("tier", "key", "before", "after")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    key: str
+    before: str
+    after: str
+    def __init__(self, tier: _Optional[str] = ..., key: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
+
+class TierForecast(_message.Message):
+    __slots__ = ("tier", "before", "after")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    before: TierOutcome
+    after: TierOutcome
+    def __init__(self, tier: _Optional[str] = ..., before: _Optional[_Union[TierOutcome, _Mapping]] = ..., after: _Optional[_Union[TierOutcome, _Mapping]] = ...) -> None: ...
+
+class TierOutcome(_message.Message):
+    __slots__ = ("num_requests", "num_refused", "ttft_attainment", "tpot_attainment", "tokens_per_s")
+    NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    TTFT_ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
+    TPOT_ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    num_requests: int
+    num_refused: int
+    ttft_attainment: float
+    tpot_attainment: float
+    tokens_per_s: float
+    def __init__(self, num_requests: _Optional[int] = ..., num_refused: _Optional[int] = ..., ttft_attainment: _Optional[float] = ..., tpot_attainment: _Optional[float] = ..., tokens_per_s: _Optional[float] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("timeline",)
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
+    timeline: _containers.RepeatedCompositeFieldContainer[TimelineEntry]
+    def __init__(self, timeline: _Optional[_Iterable[_Union[TimelineEntry, _Mapping]]] = ...) -> None: ...
+
+class TimelineEntry(_message.Message):
+    __slots__ = ("at_s", "last_s", "times", "sequence", "event", "reason", "detail")
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_S_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    at_s: float
+    last_s: float
+    times: int
+    sequence: int
+    event: str
+    reason: str
+    detail: str
+    def __init__(self, at_s: _Optional[float] = ..., last_s: _Optional[float] = ..., times: _Optional[int] = ..., sequence: _Optional[int] = ..., event: _Optional[str] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -297,6 +297,16 @@ class AdminStub:
                 request_serializer=omniserve_dot_v1_dot_omniserve__pb2.WatchStatusRequest.SerializeToString,
                 response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.Status.FromString,
                 _registered_method=True)
+        self.ReloadTiers = channel.unary_unary(
+                '/omniserve.v1.Admin/ReloadTiers',
+                request_serializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersRequest.SerializeToString,
+                response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/omniserve.v1.Admin/Explain',
+                request_serializer=omniserve_dot_v1_dot_omniserve__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -316,6 +326,21 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadTiers(self, request, context):
+        """Reads the server's configuration file again and takes over its tiers: all of them or, where
+        anything is wrong, none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """What was decided about a request, and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -328,6 +353,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.WatchStatus,
                     request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.WatchStatusRequest.FromString,
                     response_serializer=omniserve_dot_v1_dot_omniserve__pb2.Status.SerializeToString,
+            ),
+            'ReloadTiers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadTiers,
+                    request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersRequest.FromString,
+                    response_serializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.ExplainRequest.FromString,
+                    response_serializer=omniserve_dot_v1_dot_omniserve__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -385,6 +420,60 @@ class Admin:
             '/omniserve.v1.Admin/WatchStatus',
             omniserve_dot_v1_dot_omniserve__pb2.WatchStatusRequest.SerializeToString,
             omniserve_dot_v1_dot_omniserve__pb2.Status.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadTiers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omniserve.v1.Admin/ReloadTiers',
+            omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersRequest.SerializeToString,
+            omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omniserve.v1.Admin/Explain',
+            omniserve_dot_v1_dot_omniserve__pb2.ExplainRequest.SerializeToString,
+            omniserve_dot_v1_dot_omniserve__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,
