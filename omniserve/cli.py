@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     from omniserve.bench.command import add_bench_commands
     from omniserve.demo.command import add_demo_command
+    from omniserve.explain_command import add_explain_command
     from omniserve.kernels_command import add_kernels_command
+    from omniserve.reload.command import add_reload_command
     from omniserve.simulate.command import add_simulate_commands
     from omniserve.synthetic.commands import add_model_commands
 
@@ -46,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve_command(subparsers)
     _add_config_commands(subparsers)
+    add_reload_command(subparsers)
+    add_explain_command(subparsers)
     add_model_commands(subparsers)
     add_kernels_command(subparsers)
     add_demo_command(subparsers)
@@ -59,7 +63,8 @@ def _add_serve_command(subparsers: "Subparsers[argparse.ArgumentParser]") -> Non
         "serve",
         help="run the daemon in the foreground",
         description="Runs the daemon in the foreground. One line on stdout says when it is ready; "
-        "logs go to stderr. SIGTERM or Ctrl-C lets running requests end, a second one does not.",
+        "logs go to stderr. SIGTERM or Ctrl-C lets running requests end, a second one does not. "
+        "SIGHUP takes over the tiers of the changed file.",
     )
     _add_config_argument(parser)
     parser.add_argument(
@@ -135,9 +140,10 @@ def _serve(args: argparse.Namespace) -> int:
 
     log_settings = LogSettings(args.log_format, args.log_level, args.log_content)
     configure_logging(log_settings)
-    config = load_config(_config_path(args))
+    path = _config_path(args)
+    config = load_config(path)
     try:
-        asyncio.run(serve(config, announce, log_settings))
+        asyncio.run(serve(config, path, announce, log_settings))
     except OmniServeError:
         raise
     except Exception as error:

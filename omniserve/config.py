@@ -9,19 +9,11 @@ from omniserve.config_file import read_config_file
 from omniserve.config_messages import describe_problems
 from omniserve.config_piggyback import PiggybackConfig, PiggybackOff, PiggybackPlanner
 from omniserve.config_section import Section
-from omniserve.config_values import (
-    Address,
-    Milliseconds,
-    Name,
-    Seconds,
-    Size,
-    refuse,
-    split_address,
-)
+from omniserve.config_tier import TierConfig, check_tiers
+from omniserve.config_values import Address, Name, Seconds, Size, refuse, split_address
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine, this_machine
 from omniserve.profiling.profile import load_profile
-from omniserve.requests import ServiceClassName, TierRules, TierSettings
 from omniserve.settings import (
     DeviceKind,
     DeviceSettings,
@@ -30,14 +22,10 @@ from omniserve.settings import (
     ModelSettings,
     PiggybackSettings,
 )
-from scheduler import Objectives
 from scheduler.step_time import LinearStepTime
 
-DEFAULT_PERCENTILE = 99.0
 MEASURED, UNLIMITED = "auto", "none"
 """Values of step_times that name no file. YAML reads `off` as a boolean."""
-RESERVED_TIER_NAMES = ("auto", "default", "priority", "flex")
-"""Values of OpenAI's `service_tier` that choose a tier by its role."""
 
 
 class ListenConfig(Section):
@@ -112,66 +100,6 @@ class ModelConfig(Section):
         return str((directory / Path(value).expanduser()).resolve())
 
 
-class TierConfig(Section):
-    """A named class of service."""
-
-    name: Name
-    """The name by which requests ask for the tier."""
-    service_class: ServiceClassName = Field(alias="class")
-    """latency_sensitive work goes first; best_effort takes what is left."""
-    ttft_ms: Milliseconds | None = Field(default=None, validate_default=True)
-    """Objective for the time to the first token (latency_sensitive only, required there)."""
-    tpot_ms: Milliseconds | None = Field(default=None, validate_default=True)
-    """Objective for the time per output token after the first (likewise)."""
-    percentile: Annotated[float, Field(ge=50, lt=100)] | None = Field(
-        default=None, validate_default=True
-    )
-    """Share of requests, in percent, that must meet the objectives (latency_sensitive only); 99."""
-
-    admission: bool = True
-    """Whether requests are taken only where their first token is predicted to come in time; others
-    are refused at once, or go to the fallback (latency_sensitive only)."""
-    fallback: Name | None = None
-    """The best_effort tier of requests that would be late, and of those that demote_after_tokens
-    sends on (latency_sensitive only)."""
-    max_waiting: int | None = Field(default=None, ge=1, le=1 << 20)
-    """Most requests of the tier that wait for one model; others are refused. Unset: any number."""
-    demote_after_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
-    """Output tokens after which a request goes on as best_effort (latency_sensitive only)."""
-
-    @property
-    def objectives(self) -> Objectives | None:
-        """As the policy takes them; None of a best_effort tier."""
-        if self.ttft_ms is None or self.tpot_ms is None or self.percentile is None:
-            return None
-        return Objectives(self.ttft_ms / 1e3, self.tpot_ms / 1e3, self.percentile / 100)
-
-    @property
-    def settings(self) -> TierSettings:
-        """As the engine takes it."""
-        rules = TierRules(self.admission, self.fallback, self.max_waiting, self.demote_after_tokens)
-        return TierSettings(self.name, self.service_class, self.objectives, rules)
-
-    @field_validator("name")
-    @classmethod
-    def _not_reserved(cls, value: str) -> str:
-        if value in RESERVED_TIER_NAMES:
-            raise refuse(f"must not be one of {', '.join(RESERVED_TIER_NAMES)}, which are reserved")
-        return value
-
-    @field_validator("ttft_ms", "tpot_ms", "percentile")
-    @classmethod
-    def _objective(cls, value: float | None, info: ValidationInfo) -> float | None:
-        service_class = info.data.get("service_class")
-        if service_class == "best_effort" and value is not None:
-            raise refuse("is not allowed for a best_effort tier, which has no objectives")
-        if service_class == "latency_sensitive" and value is None:
-            if info.field_name == "percentile":
-                return DEFAULT_PERCENTILE
-            raise refuse("is required for a latency_sensitive tier: a positive number")
-        return value
-
-
 class DaemonConfig(Section):
     """How the daemon starts, watches over its engine and stops."""
 
@@ -210,6 +138,7 @@ class Config(Section):
             if model.default_tier is not None and model.default_tier not in tier_names:
                 text = f"must name a tier: {', '.join(tier_names)}"
                 raise refuse(text, ("models", index, "default_tier"))
+        check_tiers(self.tiers)
         return self
 
     @model_validator(mode="after")

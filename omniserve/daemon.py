@@ -10,21 +10,23 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from omniserve.checkpoint import inspect_checkpoint
 from omniserve.config import Config
 from omniserve.config_piggyback import describe_piggybacking
 from omniserve.config_values import is_loopback, split_address
-from omniserve.engine_client import EngineClient, EngineState, EngineSupervision
+from omniserve.engine_client import EngineClient, EngineState
 from omniserve.engine_process_handle import remove_stale_directories
+from omniserve.engine_supervision import EngineSupervision
 from omniserve.errors import CheckpointError, ConfigError
 from omniserve.logs import LogSettings, get_logger, log_event
+from omniserve.tier_table import TierTable
 
 if TYPE_CHECKING:
     from omniserve.front import Front
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ENGINE_STOP_S = 5.0
 """How long an engine without work may take to exit."""
 SERVER_STOP_S = 2.0
@@ -35,11 +37,13 @@ _logger = get_logger(__name__)
 
 async def serve(
     config: Config,
+    config_path: Path,
     announce: Callable[[str], None],
     log_settings: LogSettings,
 ) -> None:
     """Runs the daemon until a stop signal; `announce` gets the one line that says it is ready.
 
+    SIGHUP reads `config_path`, which is where `config` comes from, again and takes over its tiers.
     Raises ConfigError or CheckpointError where the daemon cannot start, and whatever else ends it.
     A second signal ends the process at once, with the status 128 + signal number.
     """
@@ -52,7 +56,8 @@ async def serve(
         if not is_loopback(address):
             log_event(_logger, "open_to_the_network", level=logging.WARNING, address=address)
     log_event(_logger, "piggybacking", models=describe_piggybacking(config.piggybacking()))
-    await Daemon(config, announce, supervision_of(config, log_settings)).run()
+    supervision = supervision_of(config, log_settings)
+    await Daemon(config, config_path, announce, supervision).run()
 
 
 def _raise_descriptor_limit() -> None:
@@ -77,13 +82,20 @@ class Daemon:
     """Owns the engine client and the servers, and decides when they start and stop."""
 
     def __init__(
-        self, config: Config, announce: Callable[[str], None], supervision: EngineSupervision
+        self,
+        config: Config,
+        config_path: Path,
+        announce: Callable[[str], None],
+        supervision: EngineSupervision,
     ) -> None:
         self._config = config
+        self._config_path = config_path
         self._announce = announce
-        self._engine = EngineClient(config.engine_settings(), supervision)
+        tiers = TierTable(config.tiers, config.models)
+        self._engine = EngineClient(config.engine_settings(), supervision, tiers.all_settings)
         self._front: Front | None = None
         self._stop_requested = asyncio.Event()
+        self._reload_requested = asyncio.Event()
 
     async def run(self) -> None:
         with self._signals():
@@ -107,7 +119,7 @@ class Daemon:
         engine = asyncio.create_task(self._engine.start(), name="engine-start")
         try:
             front_class = await asyncio.to_thread(_import_front)
-            self._front = front_class(self._config, self._engine)
+            self._front = front_class(self._config, self._config_path, self._engine)
             await self._front.start()
             await engine
         finally:
@@ -122,6 +134,7 @@ class Daemon:
         watches = [
             asyncio.create_task(self._engine.failure(), name="watch-engine-supervision"),
             asyncio.create_task(front.failure(), name="watch-servers"),
+            asyncio.create_task(self._reload_on_request(front), name="reload-on-signal"),
         ]
         try:
             done, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
@@ -129,6 +142,13 @@ class Daemon:
         finally:
             for watch in watches:
                 watch.cancel()
+
+    async def _reload_on_request(self, front: "Front") -> NoReturn:
+        while True:
+            await self._reload_requested.wait()
+            # Before the file is read: a signal that comes from now on is for a later file.
+            self._reload_requested.clear()
+            await front.reload_tiers()
 
     def _follow_engine(self, state: EngineState) -> None:
         if self._front is not None:
@@ -167,11 +187,16 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for signum in STOP_SIGNALS:
             loop.add_signal_handler(signum, self._on_signal, signum)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
         try:
             yield
         finally:
-            for signum in STOP_SIGNALS:
+            for signum in (*STOP_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(signum)
+
+    def _on_reload_signal(self) -> None:
+        log_event(_logger, "signal", signal=signal.SIGHUP.name)
+        self._reload_requested.set()
 
     def _on_signal(self, signum: signal.Signals) -> None:
         log_event(_logger, "signal", signal=signum.name)

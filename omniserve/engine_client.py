@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 
 import msgspec
@@ -11,8 +10,11 @@ import zmq
 import zmq.asyncio
 
 from omniserve.backoff import Backoff
-from omniserve.engine_process_handle import ENGINE_COMMAND, EngineProcessHandle
+from omniserve.decision import Decision
+from omniserve.engine_process_handle import EngineProcessHandle
+from omniserve.engine_questions import EngineQuestions
 from omniserve.engine_streams import RequestStreams
+from omniserve.engine_supervision import EngineSupervision
 from omniserve.errors import CheckpointError, EngineError, EngineUnavailable
 from omniserve.logs import get_logger, log_event
 from omniserve.messages import (
@@ -20,13 +22,14 @@ from omniserve.messages import (
     Configure,
     EngineFailed,
     EngineReady,
+    Explained,
     Outputs,
-    Shutdown,
+    SetTiers,
     Stats,
     Submit,
     ToFront,
 )
-from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.requests import EngineRequest, RequestOutput, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from omniserve.tasks import TaskGuard
 
@@ -38,34 +41,27 @@ _LAST_WORDS_S = 0.2
 _logger = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSupervision:
-    """How the engine process is run and when it is given up."""
-
-    heartbeat_s: float = 30.0
-    """An engine that is ready and says nothing for this long is killed."""
-    load_s: float = 600.0
-    """An engine that is not ready after this long is killed."""
-    command: Sequence[str] = ENGINE_COMMAND
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Set for the engine process on top of the front's own environment."""
-
-
 class EngineClient:
     """Generates through a supervised engine process. Made inside a running event loop."""
 
     def __init__(
-        self, settings: EngineSettings, supervision: EngineSupervision | None = None
+        self,
+        settings: EngineSettings,
+        supervision: EngineSupervision | None = None,
+        tiers: tuple[TierSettings, ...] = (),
     ) -> None:
+        """`tiers` are those in force; the engine goes by them, until `set_tiers` names others."""
         self.state: EngineState = "starting"
         self.models: dict[str, ModelInfo] = {}
         self.stats: dict[str, ModelStats] = {}
         self.device = ""
         self.num_restarts = 0
-        self._settings = settings
+        self.settings = settings
         self._supervision = supervision or EngineSupervision()
+        self._tiers = tiers
         self._listeners: list[Callable[[EngineState], None]] = []
         self._streams = RequestStreams()
+        self._questions = EngineQuestions()
         self._guard = TaskGuard()
         self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._context: zmq.asyncio.Context | None = None
@@ -110,11 +106,11 @@ class EngineClient:
         """Ends open streams and the engine: kindly where it is ready, by force after `grace_s`."""
         was_ready = self.ready
         self._set_state("stopping")
-        self._streams.fail_all("the daemon is stopping")
+        self._fail_all("the daemon is stopping")
         await self._guard.cancel()
         if self._process is not None:
             if was_ready:
-                await self._shut_down(self._process, grace_s)
+                await self._process.shut_down(grace_s)
             await self._process.close()
             self._process = None
         if self._context is not None:
@@ -129,6 +125,13 @@ class EngineClient:
         """Waits for a fault of the supervision itself; engines that die are not one."""
         return await self._guard.failure()
 
+    def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None:
+        """These are in force from now on, also for requests that wait or run, and in every engine
+        that is started later."""
+        self._tiers = tiers
+        if self._process is not None:
+            self._process.send(SetTiers(tiers))
+
     async def wait_idle(self) -> None:
         """Returns once no request is in flight."""
         await self._streams.wait_idle()
@@ -138,9 +141,7 @@ class EngineClient:
 
         Raises EngineUnavailable where no engine is ready, or when the engine dies meanwhile.
         """
-        process = self._process
-        if not self.ready or process is None:
-            raise EngineUnavailable(f"the engine is {self.state}; try again later")
+        process = self._ready_process()
         queue = self._streams.open(request.request_id)
         owes_abort = True
         try:
@@ -158,6 +159,16 @@ class EngineClient:
             self._streams.close(request.request_id)
             if owes_abort and self._process is process:
                 process.send(Abort((request.request_id,)))
+
+    async def explain(self, request_id: str) -> tuple[Decision, ...]:
+        """What the engine decided about the newest request that a client calls so, in order of
+        time; empty where it knows of none. Raises EngineUnavailable as `generate` does."""
+        return await self._questions.ask(self._ready_process().send, request_id)
+
+    def _ready_process(self) -> EngineProcessHandle:
+        if not self.ready or self._process is None:
+            raise EngineUnavailable(f"the engine is {self.state}; try again later")
+        return self._process
 
     async def _supervise(self) -> None:
         backoff = Backoff()
@@ -194,7 +205,8 @@ class EngineClient:
         except (OSError, zmq.ZMQError) as error:
             return EngineError(f"cannot start the engine process: {error}")
         log_event(_logger, "engine_spawned", pid=process.pid, num_restarts=self.num_restarts)
-        process.send(Configure(self._settings))
+        process.send(Configure(self.settings))
+        process.send(SetTiers(self._tiers))
         duties = {
             asyncio.create_task(self._receive(process), name="engine-receiver"),
             asyncio.create_task(self._watch(), name="engine-watchdog"),
@@ -222,6 +234,8 @@ class EngineClient:
     def _handle(self, message: ToFront) -> None:
         if isinstance(message, Outputs):
             self._streams.deliver(message.outputs)
+        elif isinstance(message, Explained):
+            self._questions.answer(message)
         elif isinstance(message, Stats):
             self.stats = {stats.name: stats for stats in message.models}
         elif isinstance(message, EngineReady):
@@ -253,26 +267,18 @@ class EngineClient:
             await asyncio.sleep(_LAST_WORDS_S)
         return EngineError(how)
 
-    async def _shut_down(self, process: EngineProcessHandle, grace_s: float) -> None:
-        process.send(Shutdown())
-        try:
-            async with asyncio.timeout(grace_s):
-                await process.wait()
-        except TimeoutError:
-            log_event(
-                _logger,
-                "engine_killed",
-                level=logging.WARNING,
-                reason="no end within the grace period",
-            )
-
     def _lose_engine(self) -> EngineProcessHandle | None:
         """From here on nobody speaks to the process, which is returned to be closed."""
         process, self._process = self._process, None
         self.stats = {}
         self._set_state("restarting")
-        self._streams.fail_all("the engine was lost; it is being restarted, try again later")
+        self._fail_all("the engine was lost; it is being restarted, try again later")
         return process
+
+    def _fail_all(self, message: str) -> None:
+        """Nobody is left waiting for the engine."""
+        self._streams.fail_all(message)
+        self._questions.fail_all(message)
 
     def _set_state(self, state: EngineState) -> None:
         if state != self.state:

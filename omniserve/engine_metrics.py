@@ -11,6 +11,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from omniserve.control_metrics import control_metrics
 from omniserve.settings import ModelStats, PiggybackStats
 
 _Number = Callable[[PiggybackStats], float]
@@ -79,24 +80,32 @@ class EngineCollector(Collector):
     """Asks `stats` for the newest snapshot of every model at each scrape."""
 
     def __init__(
-        self, stats: Callable[[], Mapping[str, ModelStats]], tiers: tuple[str, ...]
+        self, stats: Callable[[], Mapping[str, ModelStats]], zeros: Mapping[str, int]
     ) -> None:
+        """`zeros` has every tier there is, also those that are added to it later."""
         self._stats = stats
         # A series that disappears when nothing runs would keep its last value in a graph.
-        self._zeros = dict.fromkeys(tiers, 0)
+        self._zeros = zeros
 
     def describe(self) -> Iterable[Metric]:
-        return (*_model_metrics({}, self._zeros), *_piggyback_metrics({}))
+        return (
+            *_model_metrics({}, self._zeros),
+            *control_metrics({}),
+            *_piggyback_metrics({}),
+        )
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         yield from _model_metrics(stats, self._zeros)
+        yield from control_metrics(
+            {name: model.control for name, model in stats.items() if model.control}
+        )
         yield from _piggyback_metrics(
             {name: model.piggyback for name, model in stats.items() if model.piggyback}
         )
 
 
-def _model_metrics(stats: Mapping[str, ModelStats], zeros: dict[str, int]) -> Iterator[Metric]:
+def _model_metrics(stats: Mapping[str, ModelStats], zeros: Mapping[str, int]) -> Iterator[Metric]:
     by_tier, by_pool = ("model", "tier"), ("model", "pool")
     running = GaugeMetricFamily(
         "omniserve_running_requests", "Sequences that run, on device or host.", labels=by_tier
@@ -108,7 +117,7 @@ def _model_metrics(stats: Mapping[str, ModelStats], zeros: dict[str, int]) -> It
     total = GaugeMetricFamily("omniserve_kv_total_bytes", "KV memory there is.", labels=by_pool)
     for name, model in stats.items():
         for family, tiers in ((running, model.running), (waiting, model.waiting)):
-            for tier, count in (zeros | dict(tiers)).items():
+            for tier, count in {**zeros, **tiers}.items():
                 family.add_metric((name, tier), count)
         used.add_metric((name, "device"), model.kv_used_bytes)
         total.add_metric((name, "device"), model.kv_total_bytes)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -15,7 +16,8 @@ import zmq
 import zmq.asyncio
 
 from omniserve.installation import environment_with_packages
-from omniserve.messages import ToEngine, ToFront, decode_to_front, encode
+from omniserve.logs import get_logger, log_event
+from omniserve.messages import Shutdown, ToEngine, ToFront, decode_to_front, encode
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "omniserve.engine.process")
 """Run with its socket's address as one more argument. -P: no imports from the working directory."""
@@ -32,6 +34,8 @@ ENGINE_DEFAULTS = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }
+
+_logger = get_logger(__name__)
 
 _MAX_DIRECTORY_BYTES = 107 - len("/engine.sock")
 """What the kernel's limit on socket paths leaves for the directory."""
@@ -102,6 +106,20 @@ class EngineProcessHandle:
         if status >= 0:
             return f"the engine process exited with status {status}"
         return f"the engine process was ended by {signal.Signals(-status).name}"
+
+    async def shut_down(self, grace_s: float) -> None:
+        """Asks the process to end, and gives it so long for it; `close` ends it by force."""
+        self.send(Shutdown())
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.wait()
+        except TimeoutError:
+            log_event(
+                _logger,
+                "engine_killed",
+                level=logging.WARNING,
+                reason="no end within the grace period",
+            )
 
     def kill(self) -> None:
         """Ends the process and whatever it has started, without waiting."""

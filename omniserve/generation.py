@@ -33,6 +33,12 @@ class GenerationRequest:
     default_max_tokens: int | None = None
     """Used, as far as the context leaves room, where `sampling.max_tokens` is None."""
     arrival_s: float = field(default_factory=time.monotonic)
+    tenant: str = ""
+    """Whose request it is, for a fair share of best-effort service."""
+    deadline_ms: int | None = None
+    """From the arrival until the last token has to be there."""
+    call_deadline_s: float | None = None
+    """When the client stops waiting, on the monotonic clock; the earlier of both counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Chunk:
     stop_reason: str | int | None = None
     usage: Usage | None = None
     """On the last chunk of the request only."""
+    tier: str = ""
+    """On the last chunk of the request only: the tier that served it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,29 @@
 """One running request: its sequences in the engine, and what they give, merged for the client."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from omniserve.errors import EngineError, OmniServeError, Overloaded, RequestCancelled
+from omniserve.errors import (
+    DeadlineExceeded,
+    EngineError,
+    OmniServeError,
+    Overloaded,
+    RequestCancelled,
+)
 from omniserve.generation import Choice, Chunk, GenerationResult, Usage
 from omniserve.output_buffer import OutputBuffer
 from omniserve.request_record import RequestRecord
 from omniserve.requests import EngineRequest, RequestOutput, TokenLogprob
 from omniserve.tokenization import ModelTokenizer
+
+_MISSED = "the deadline passed before the last token"
+_AHEAD_S = 0.05
+"""A client that waits for so long and no longer gives up by its own clock, which began earlier."""
 
 
 class Generates(Protocol):
@@ -34,25 +45,40 @@ class GenerationStream:
         sequences: tuple[EngineRequest, ...],
         record: RequestRecord,
         tokenizer: ModelTokenizer,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.request_id = record.request_id
         self.model = record.model
-        self.tier = record.tier
         self.tokenizer = tokenizer
         self.num_choices = len(sequences)
         self._engine = engine
         self._sequences = sequences
         self._record = record
+        record.hold_to(sequences[0])
         self._buffer = OutputBuffer()
         self._num_unfinished = len(sequences)
         self._num_taken_tokens = 0
+        self._num_pumping = len(sequences)
         self._pumps: list[asyncio.Task[None]] = []
+        self._deadline_s = sequences[0].deadline_s
+        self._clock = clock
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def tier(self) -> str:
+        """The tier that serves it; of a request with several sequences, the fallback if it serves
+        one of them. It may change until the last output."""
+        return self._record.fallback or self._record.tier
 
     async def __aenter__(self) -> Self:
         self._pumps = [
             asyncio.create_task(self._pump(index, sequence), name=sequence.request_id)
             for index, sequence in enumerate(self._sequences)
         ]
+        if self._deadline_s is not None:
+            loop = asyncio.get_running_loop()
+            left_s = max(0.0, self._deadline_s - self._clock())
+            self._alarm = loop.call_later(left_s, self._miss_deadline)
         return self
 
     async def __aexit__(
@@ -63,6 +89,9 @@ class GenerationStream:
     ) -> None:
         if error is None and self._num_unfinished:
             error = RequestCancelled("the client stopped reading")
+        if isinstance(error, asyncio.CancelledError) and self._is_time_up:
+            error = DeadlineExceeded(_MISSED)
+        self._stop_alarm()
         self._record.end(error)
         self._cancel_pumps()
         if self._pumps:
@@ -77,6 +106,8 @@ class GenerationStream:
         index, output = await self._buffer.take()
         if output.finish_reason is not None:
             self._num_unfinished -= 1
+        if output.token_ids and not self._num_taken_tokens:
+            self._record.on_first_token_taken()
         self._num_taken_tokens += len(output.token_ids)
         return Chunk(
             index=index,
@@ -86,6 +117,7 @@ class GenerationStream:
             finish_reason=output.finish_reason,
             stop_reason=output.stop_reason,
             usage=None if self._num_unfinished else self._record.usage,
+            tier="" if self._num_unfinished else self.tier,
         )
 
     @property
@@ -112,12 +144,29 @@ class GenerationStream:
                     self._record.on_output(index, output)
                     self._buffer.put(index, output)
                     if output.finish_reason is not None:
+                        self._num_pumping -= 1
+                        if not self._num_pumping:
+                            # All is there in time, however late the client takes it.
+                            self._stop_alarm()
                         return
             raise EngineError("the engine ended the request without a reason")
         # Also what nobody expects: without this the client would wait for ever.
         except Exception as error:
             self._buffer.fail(error)
             self._cancel_pumps()
+
+    def _miss_deadline(self) -> None:
+        self._buffer.fail(DeadlineExceeded(_MISSED))
+        self._cancel_pumps()
+
+    @property
+    def _is_time_up(self) -> bool:
+        deadline_s = self._deadline_s
+        return deadline_s is not None and self._clock() >= deadline_s - _AHEAD_S
+
+    def _stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def _cancel_pumps(self) -> None:
         for pump in self._pumps:
@@ -129,6 +178,8 @@ def _raise_if_failed(output: RequestOutput) -> None:
     failure: OmniServeError
     if output.retry_after_s is not None:
         failure = Overloaded(output.error or "the server is overloaded", output.retry_after_s)
+    elif output.missed_deadline:
+        failure = DeadlineExceeded(output.error or _MISSED)
     elif output.finish_reason == "error":
         failure = EngineError(output.error or "the engine failed on this request")
     elif output.finish_reason == "cancelled":

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from omniserve.decision import Decision
 from omniserve.requests import EngineRequest, RequestOutput, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from scheduler.step_time import LinearStepTime
@@ -65,22 +66,6 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
     """Engine to front, about every 0.25 s while working and every second when idle."""
 
     models: tuple[ModelStats, ...]
-
-
-class Decision(msgspec.Struct, frozen=True):
-    """One entry of a request's timeline."""
-
-    sequence: int
-    """Which of the request's sequences, from 0."""
-    at_s: float
-    """On the monotonic clock that all processes share."""
-    last_s: float
-    """When it happened last, where equal ones came in a row."""
-    times: int
-    event: str
-    reason: str
-    """Empty where the event needs none."""
-    detail: str
 
 
 class Explained(msgspec.Struct, tag=True, frozen=True):

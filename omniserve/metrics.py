@@ -4,6 +4,7 @@ One client request is one observation, whatever its number of prompts and choice
 Every duration starts when the request arrived at the front.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
@@ -16,10 +17,11 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from omniserve.attainment import Attainment
 from omniserve.engine_metrics import EngineCollector
 from omniserve.settings import ModelStats
 
-Outcome = Literal["ok", "cancelled", "invalid", "unavailable", "error"]
+Outcome = Literal["ok", "late", "refused", "cancelled", "invalid", "unavailable", "error"]
 TokenKind = Literal["prompt", "cached", "output", "piggybacked"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -41,11 +43,12 @@ E2E_BUCKETS_S = (
 class Metrics:
     """Records requests and tokens; the engine's are read from snapshots when scraped."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         # Else every series is there twice, once with the time of its creation.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._tiers: tuple[str, ...] = ()
+        self._tiers: dict[str, int] = {}
+        """All that ever were, each with the zero that its gauges begin with."""
         labels = ("model", "tier")
         self.ttft = self._histogram(
             "omniserve_ttft_seconds", "Time from arrival to the first token.", TTFT_BUCKETS_S
@@ -71,24 +74,37 @@ class Metrics:
             (*labels, "kind"),
             registry=self._registry,
         )
+        self.goodput = Counter(
+            "omniserve_goodput_tokens_total",
+            "Output tokens of requests that ended well and met their objectives and deadline.",
+            labels,
+            registry=self._registry,
+        )
+        self.attainment = Attainment(clock)
+        self._registry.register(self.attainment)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, ("model", "tier"), registry=self._registry, buckets=buckets)
 
     def expect(self, models: Iterable[str], tiers: Iterable[str]) -> None:
-        """Creates every series at zero, so that rates are right from the first request on."""
-        tiers = self._tiers = tuple(tiers)
+        """Creates every series at zero, so that rates are right from the first request on.
+
+        May be called again with other tiers: series that are there stay.
+        """
+        tiers = tuple(tiers)
+        self._tiers |= dict.fromkeys(tiers, 0)
         for model in models:
             for tier in tiers:
                 for histogram in (self.ttft, self.tpot, self.e2e):
                     histogram.labels(model, tier)
                 for outcome in get_args(Outcome):
                     self.requests.labels(model, tier, outcome)
+                self.goodput.labels(model, tier)
                 for kind in get_args(TokenKind):
                     self.tokens.labels(model, tier, kind)
 
     def watch_engine(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
-        """Adds what the engine counts, read from `stats` at every scrape; call `expect` before."""
+        """Adds what the engine counts, read from `stats` at every scrape."""
         self._registry.register(EngineCollector(stats, self._tiers))
 
     def num_tokens(self, model: str, kind: TokenKind) -> int:

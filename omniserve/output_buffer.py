@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omniserve.errors import ClientTooSlow
 from omniserve.requests import RequestOutput, TokenLogprob
@@ -84,16 +84,9 @@ def _merged(pending: _Pending) -> RequestOutput:
     assert last is not None
     if len(pending.texts) == 1:
         return last
-    return RequestOutput(
-        request_id=last.request_id,
+    return replace(
+        last,
         text="".join(pending.texts),
         token_ids=tuple(pending.token_ids),
         logprobs=tuple(pending.logprobs),
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        num_prompt_tokens=last.num_prompt_tokens,
-        num_cached_tokens=last.num_cached_tokens,
-        num_output_tokens=last.num_output_tokens,
-        num_piggybacked_tokens=last.num_piggybacked_tokens,
-        error=last.error,
     )

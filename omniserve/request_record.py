@@ -2,24 +2,35 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from omniserve.errors import (
     ClientTooSlow,
+    DeadlineExceeded,
     EngineUnavailable,
     InvalidRequest,
+    OmniServeError,
+    Overloaded,
     RequestCancelled,
     UnknownModel,
 )
+from omniserve.front_notes import RequestNotes
 from omniserve.generation import Prompt, Usage
 from omniserve.logs import get_logger, log_event
 from omniserve.metrics import Metrics, Outcome
-from omniserve.requests import RequestOutput
+from omniserve.promise import Promise
+from omniserve.reload.arrivals import Arrival
+from omniserve.requests import EngineRequest, RequestOutput
 
 _logger = get_logger(__name__)
 
+_JUDGED = frozenset({"ok", "late", "error"})
+"""Outcomes of requests that count as having met their objectives, or not."""
+
 _OUTCOMES: tuple[tuple[tuple[type[BaseException], ...], Outcome], ...] = (
     ((asyncio.CancelledError, GeneratorExit, RequestCancelled, ClientTooSlow), "cancelled"),
+    ((DeadlineExceeded,), "late"),
+    ((Overloaded,), "refused"),
     ((InvalidRequest, UnknownModel), "invalid"),
     ((EngineUnavailable,), "unavailable"),
 )
@@ -35,10 +46,17 @@ class RequestRecord:
         prompts: tuple[Prompt, ...],
         arrival_s: float,
         clock: Callable[[], float] = time.monotonic,
+        notes: RequestNotes | None = None,
     ) -> None:
+        """`notes` are told what the front does with the request, for whoever asks later."""
+        self._notes = notes or RequestNotes()
+        self._notes.add(arrival_s, "received")
         self.request_id = request_id
         self.model = ""
         self.tier = ""
+        """The one that the client sent it for, by which it is counted."""
+        self.fallback = ""
+        """The tier that took it over, or one of its sequences."""
         self._metrics = metrics
         self._prompts = prompts
         self._texts: dict[int, list[str]] = {}
@@ -51,20 +69,40 @@ class RequestRecord:
         self._last_s: dict[int, float] = {}
         self._num_output_tokens: dict[int, int] = {}
         self._num_piggybacked_tokens: dict[int, int] = {}
+        self._promise: Promise | None = None
+        self._arrivals: Sequence[Arrival] = ()
         self._has_ended = False
 
     def start(self, num_prompt_tokens: tuple[int, ...], num_choices_each: int) -> None:
         """The prompts are tokenised; `num_choices_each` sequences continue each of them."""
         self._num_prompt_tokens = num_prompt_tokens
         self._num_choices_each = num_choices_each
+        num_sequences = len(num_prompt_tokens) * num_choices_each
+        detail = f"{sum(num_prompt_tokens)} prompt tokens, sequences to generate: {num_sequences}"
+        self._notes.add(self._clock(), "tokenised", "", detail)
         tokens = self._metrics.tokens
         self._output_counter = tokens.labels(self.model, self.tier, "output")
         self._piggybacked_counter = tokens.labels(self.model, self.tier, "piggybacked")
 
+    def hold_to(self, sequence: EngineRequest) -> None:
+        """What is promised to this one, as to all sequences of the request, is to be kept."""
+        self._promise = Promise(self._arrival_s, sequence)
+
+    def tell_lengths(self, arrivals: Sequence[Arrival]) -> None:
+        """At the end each sequence's arrival is told how many tokens it had."""
+        self._arrivals = arrivals
+
+    def on_first_token_taken(self) -> None:
+        """The first chunk with a token goes out to the client."""
+        self._notes.add(self._clock(), "first token sent")
+
     def on_output(self, index: int, output: RequestOutput) -> None:
         """The engine gave this output of choice `index`."""
+        self.fallback = output.tier or self.fallback
         now = self._clock()
         if output.token_ids:
+            if self._promise is not None:
+                self._promise.note(index, output, now)
             if not self._first_s:
                 self._metrics.ttft.labels(self.model, self.tier).observe(now - self._arrival_s)
             if index not in self._first_s:
@@ -103,6 +141,7 @@ class RequestRecord:
             return
         self._has_ended = True
         outcome = outcome_of(error)
+        self._note_end(outcome, error)
         e2e_s = self._clock() - self._arrival_s
         tpot_s = self._tpot_s()
         if outcome == "ok":
@@ -110,7 +149,24 @@ class RequestRecord:
             if tpot_s is not None:
                 self._metrics.tpot.labels(self.model, self.tier).observe(tpot_s)
         self._metrics.requests.labels(self.model, self.tier, outcome).inc()
+        if self._promise is not None:
+            self._judge(self._promise, outcome)
+        for index, arrival in enumerate(self._arrivals):
+            arrival.note_length(self._num_output_tokens.get(index, 0))
         self._log(outcome, e2e_s, tpot_s)
+
+    def _note_end(self, outcome: Outcome, error: BaseException | None) -> None:
+        # Anything else may hold text of the request.
+        detail = str(error) if isinstance(error, OmniServeError) else ""
+        self._notes.add(self._clock(), "ended", outcome, detail)
+
+    def _judge(self, promise: Promise, outcome: Outcome) -> None:
+        verdict = promise.verdict(is_complete=outcome == "ok")
+        if verdict is not None and outcome in _JUDGED:
+            self._metrics.attainment.note(self.model, self.tier, verdict)
+        if outcome == "ok" and promise.is_kept:
+            num_tokens = self.usage.num_output_tokens
+            self._metrics.goodput.labels(self.model, self.tier).inc(num_tokens)
 
     def _tpot_s(self) -> float | None:
         """Mean over the choices of the mean time per token after the first."""
@@ -131,6 +187,7 @@ class RequestRecord:
             request_id=self.request_id,
             model=self.model,
             tier=self.tier,
+            fallback=self.fallback or None,
             outcome=outcome,
             prompt_tokens=usage.num_prompt_tokens,
             cached_tokens=usage.num_cached_tokens,

@@ -45,6 +45,8 @@ class TierRules:
     """Requests of the tier that may wait in one model's queue; None: any number."""
     demote_after_tokens: int | None = None
     """Output tokens after which a request goes on as best-effort; None: never."""
+    fallback_max_waiting: int | None = None
+    """`max_waiting` of the fallback, for those that it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +112,7 @@ class RequestOutput:
     error: str | None = None
     retry_after_s: float | None = None
     """Of a request that was refused for the load there is: when it may be tried again."""
+    missed_deadline: bool = False
+    """Of a request that was refused because its deadline had passed."""
     tier: str = ""
     """The tier that serves it, where that is not the one it was sent for."""

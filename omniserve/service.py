@@ -8,22 +8,34 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from omniserve import __version__
-from omniserve.config import Config, TierConfig
-from omniserve.errors import EngineUnavailable, InvalidRequest, UnknownModel
+from omniserve.config import Config
+from omniserve.config_tier import TierConfig
+from omniserve.decision import Decision
+from omniserve.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    InvalidRequest,
+    UnknownModel,
+)
+from omniserve.explanation import explain
+from omniserve.front_notes import FrontNotes
 from omniserve.generation import ChatPrompt, GenerationRequest, Prompt
 from omniserve.generation_stream import GenerationStream
 from omniserve.metrics import Metrics
+from omniserve.reload.arrivals import ArrivalRecord
 from omniserve.request_record import RequestRecord
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
 from omniserve.sampling import check_sampling
 from omniserve.served_model import ServedModel
 from omniserve.settings import ModelInfo, ModelStats
+from omniserve.tier_table import TierTable
 
 MAX_PROMPTS = 128
 MAX_SEQUENCES = 128
 """Prompts times choices of one request."""
 MAX_REQUEST_ID_CHARS = 128
-_CLASS_OF_ROLE = {"priority": "latency_sensitive", "flex": "best_effort"}
+MAX_TENANT_CHARS = 64
+MAX_DEADLINE_MS = 86_400_000
 
 
 class Engine(Protocol):
@@ -42,6 +54,7 @@ class Engine(Protocol):
     @property
     def stats(self) -> Mapping[str, ModelStats]: ...
     def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]: ...
+    async def explain(self, request_id: str) -> tuple[Decision, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +83,14 @@ class GenerationService:
         self.config = config
         self.engine = engine
         self.metrics = metrics
+        self.tiers = TierTable(config.tiers, config.models)
+        """The tiers that new requests get; `set_tiers` puts others in their place."""
         self.draining = False
         """While true new requests are refused as retryable."""
         self._clock = clock
         self._start_s = clock()
+        self.arrivals = ArrivalRecord(clock)
+        self._notes = FrontNotes()
         self._request_numbers = itertools.count(1)
         self._models = {model.name: ServedModel.load(model) for model in config.models}
         metrics.expect(self._models, (tier.name for tier in config.tiers))
@@ -111,16 +128,33 @@ class GenerationService:
         request_id = request.request_id or f"req-{secrets.token_hex(8)}"
         shown_id = request_id[:MAX_REQUEST_ID_CHARS]
         record = RequestRecord(
-            self.metrics, shown_id, request.prompts, request.arrival_s, self._clock
+            self.metrics,
+            shown_id,
+            request.prompts,
+            request.arrival_s,
+            self._clock,
+            self._notes.begin(shown_id),
         )
         try:
-            _check_request_id(request_id)
+            _check_words(request_id, request.tenant)
             sequences = await self._sequences(request, record)
         except BaseException as error:
             record.end(error)
             raise
+        record.tell_lengths(self.arrivals.note(request.tier, request.arrival_s, sequences))
         tokenizer = self._models[request.model].tokenizer
-        return GenerationStream(self.engine, sequences, record, tokenizer)
+        return GenerationStream(self.engine, sequences, record, tokenizer, self._clock)
+
+    def set_tiers(self, tiers: tuple[TierConfig, ...]) -> None:
+        """From now on requests get these tiers; raises ReloadRefused, and changes nothing, where a
+        model's default is not among them."""
+        table = self.tiers.with_tiers(tiers)
+        self.metrics.expect(self._models, (tier.name for tier in tiers))
+        self.tiers = table
+
+    async def explain(self, request_id: str) -> tuple[Decision, ...]:
+        """What became of a request and why; raises UnknownRequest or EngineUnavailable."""
+        return await explain(self._notes, self.engine.explain, request_id)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
         """The token ids that generation would start from."""
@@ -133,24 +167,6 @@ class GenerationService:
         info = self.model_info(model)
         served = self._model(model)
         return served.detokenize(token_ids, info, keep_special_tokens=keep_special_tokens)
-
-    def resolve_tier(self, model: str, name: str | None) -> TierConfig:
-        """The tier that a request for this served model means; raises InvalidRequest."""
-        tiers = self.config.tiers
-        if name in (None, "", "auto", "default"):
-            return self.config.default_tier(model)
-        assert name is not None
-        if name in _CLASS_OF_ROLE:
-            wanted = _CLASS_OF_ROLE[name]
-            found = next((tier for tier in tiers if tier.service_class == wanted), None)
-        else:
-            found = self.config.tier(name)
-        if found is None:
-            classes = {tier.service_class for tier in tiers}
-            roles = [role for role, wanted in _CLASS_OF_ROLE.items() if wanted in classes]
-            allowed = ", ".join([*(tier.name for tier in tiers), "auto", "default", *roles])
-            raise InvalidRequest(f"tier: {name[:64]!r} is not served; allowed: {allowed}", "tier")
-        return found
 
     def _model(self, name: str) -> ServedModel:
         served = self._models.get(name)
@@ -166,8 +182,10 @@ class GenerationService:
     ) -> tuple[EngineRequest, ...]:
         served = self._model(request.model)
         record.model = request.model
-        tier = self.resolve_tier(request.model, request.tier)
+        tiers = self.tiers
+        tier = tiers.settings(tiers.resolve(request.model, request.tier))
         record.tier = tier.name
+        deadline_s = _deadline_s(request)
         if self.draining:
             raise EngineUnavailable("the server is shutting down; try again elsewhere or later")
         info = self.model_info(request.model)
@@ -178,6 +196,8 @@ class GenerationService:
             for place, prompt in enumerate(request.prompts)
         ]
         record.start(tuple(len(prompt) for prompt in prompts), request.n)
+        if deadline_s is not None and self._clock() >= deadline_s:
+            raise DeadlineExceeded("the deadline passed before the request could be sent on")
         # Unique, because clients may reuse their ids and the engine may not see one twice.
         unique_id = f"{record.request_id}/{next(self._request_numbers)}"
         return tuple(
@@ -189,6 +209,10 @@ class GenerationService:
                 service_class=tier.service_class,
                 tier=tier.name,
                 objectives=tier.objectives,
+                rules=tier.rules,
+                tenant=request.tenant,
+                arrival_s=request.arrival_s,
+                deadline_s=deadline_s,
             )
             for place, prompt in enumerate(prompts)
             for choice in range(request.n)
@@ -230,10 +254,29 @@ def _check_num_sequences(request: GenerationRequest) -> None:
         )
 
 
-def _check_request_id(request_id: str) -> None:
-    if len(request_id) > MAX_REQUEST_ID_CHARS or not request_id.isprintable():
-        allowed = f"up to {MAX_REQUEST_ID_CHARS} printable characters"
-        raise InvalidRequest(f"request_id: not allowed; allowed: {allowed}", "request_id")
+def _check_words(request_id: str, tenant: str) -> None:
+    """The words of a client that are passed on as they are."""
+    for name, value, most_chars in (
+        ("request_id", request_id, MAX_REQUEST_ID_CHARS),
+        ("tenant", tenant, MAX_TENANT_CHARS),
+    ):
+        if len(value) > most_chars or not value.isprintable():
+            allowed = f"up to {most_chars} printable characters"
+            raise InvalidRequest(f"{name}: not allowed; allowed: {allowed}", name)
+
+
+def _deadline_s(request: GenerationRequest) -> float | None:
+    """On the clock of the arrival."""
+    deadline_ms, deadline_s = request.deadline_ms, request.call_deadline_s
+    if deadline_ms is None:
+        return deadline_s
+    if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
+        raise InvalidRequest(
+            f"deadline_ms: {deadline_ms} is not allowed; allowed: 1 to {MAX_DEADLINE_MS}",
+            "deadline_ms",
+        )
+    own_s = request.arrival_s + deadline_ms / 1e3
+    return own_s if deadline_s is None else min(own_s, deadline_s)
 
 
 def _prompt_name(prompts: tuple[Prompt, ...], place: int) -> str:

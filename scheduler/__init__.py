@@ -1,6 +1,7 @@
 """Scheduling policy: pure functions and small managers. Standard library only; no clock, no I/O."""
 
 from scheduler.host_blocks import HostBlocks
+from scheduler.host_cores_rule import HostCoresRule
 from scheduler.integrity import IntegrityError
 from scheduler.lane_limits import NO_LANES, LaneAllowance, LaneLimits
 from scheduler.objectives import Objectives
@@ -22,6 +23,7 @@ __all__ = [
     "NO_LANES",
     "Copy",
     "HostBlocks",
+    "HostCoresRule",
     "IntegrityError",
     "LaneAllowance",
     "LaneEntry",

@@ -22,6 +22,10 @@ class Aims:
     def of(self, tier: str) -> float:
         return self._by_tier.get(tier, 1.0)
 
+    def by_tier(self) -> dict[str, float]:
+        """Of the tiers of which requests have ended."""
+        return dict(self._by_tier)
+
     def note(self, tier: str, objectives: Objectives, *, is_met: bool) -> None:
         """A request of the tier ended, and its tokens came in time or not."""
         moved = self.of(tier) + _STEP * ((1.0 - objectives.share) if is_met else -objectives.share)

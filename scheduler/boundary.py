@@ -10,6 +10,7 @@ from scheduler.integrity import require_equal
 from scheduler.plan import LaneEntry
 from scheduler.queues import RequestQueues
 from scheduler.request import Request
+from scheduler.timeline import Reason
 
 _arrival_index = attrgetter("arrival_index")
 
@@ -43,6 +44,7 @@ class Boundary:
     def enter(self, num_most: int) -> tuple[LaneEntry, ...]:
         """Let up to `num_most` requests enter the lanes."""
         if not self.is_open:
+            self._note_next(Reason.LANES_CLOSED)
             return ()
         entries: list[LaneEntry] = []
         while len(entries) < num_most and self._lacking and self._residency.can_grow:
@@ -57,12 +59,21 @@ class Boundary:
             else:
                 self._lacking.add(request)
                 self._residency.num_owed += 1
+                self._queues.journal.wait(request.request_id, Reason.HOST_MEMORY)
+        self._note_next(Reason.LANES, f"{num_most} may enter")
         return tuple(entries)
+
+    def _note_next(self, reason: Reason, detail: str = "") -> None:
+        """Who is next in line waits for this reason, and all others for it."""
+        for request_id in self._line:
+            self._queues.journal.wait(request_id, reason, detail)
+            return
 
     def _enter(self, request: Request) -> LaneEntry:
         stay = request.stay
         assert stay is not None
         self._residency.grow(request)
+        self._queues.journal.go_on(request.request_id)
         stay.phase = Phase.IN_LANES
         first_new, stay.num_announced = stay.num_announced, len(stay.block_ids)
         return LaneEntry(

@@ -8,6 +8,8 @@ from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
 from scheduler.step_builder import StepBuilder
+from scheduler.timeline import Reason
+from scheduler.wait_notes import WaitNotes
 
 
 def list_plannable(
@@ -45,6 +47,7 @@ class ClassPlanner:
         self._residency = residency
         self._preemptor = preemptor
         self._forecast = forecast
+        self._notes = WaitNotes(queues, residency, preemptor)
 
     def plan_running(
         self,
@@ -61,33 +64,42 @@ class ClassPlanner:
         num_decodes_left = sum(num_tokens == 1 for _, num_tokens in plannable)
         outcome = Room.ENOUGH
         for request, num_tokens in plannable:
+            num_kept = 0
             if num_tokens == 1:
                 num_decodes_left -= 1
                 num_granted = step.most_tokens(request, 1)
             else:
-                num_wanted = min(num_tokens, step.budget - num_decodes_left)
+                num_kept = num_decodes_left
+                num_wanted = min(num_tokens, step.budget - num_kept)
                 num_granted = step.most_tokens(request, num_wanted, at_least=least_chunk)
             # An older one may have taken its memory meanwhile, or be about to.
             has_yielded = request.status is not Status.RUNNING or request.request_id in withheld_ids
-            if num_granted <= 0 or has_yielded:
+            if has_yielded:
                 continue
-            room = self._add_rows(request, num_granted, step)
+            if num_granted <= 0:
+                self._notes.passed_over(request, step, num_kept)
+                continue
+            room = self._add_rows(request, num_granted, step, num_kept)
             if room is Room.IN_FLIGHT:
                 return room
             if room is not Room.ENOUGH:
                 outcome = room
         return outcome
 
-    def _add_rows(self, request: Request, num_tokens: int, step: StepBuilder) -> Room:
+    def _add_rows(
+        self, request: Request, num_tokens: int, step: StepBuilder, num_kept: int
+    ) -> Room:
         table_len = len(request.block_ids)
         num_new = self._residency.num_missing(request, request.num_scheduled + num_tokens)
         new_block_ids: tuple[int, ...] = ()
         if num_new:
             room = self._preemptor.make_room(request, num_new, needs_slot=False)
             if room is not Room.ENOUGH:
+                self._notes.lacks_room(request, room, num_new)
                 return room
             new_block_ids = self._residency.extend(request, num_new)
         step.add(request, num_tokens, table_len, new_block_ids)
+        self._notes.got_rows(request, num_tokens, step, num_kept)
         return Room.ENOUGH
 
     def admit_waiting(
@@ -104,10 +116,13 @@ class ClassPlanner:
         waiting = self._queues.waiting[service_class]
         while waiting:
             request = waiting.next(now_s)
+            self._notes.is_next(request)
             if not step.most_tokens(request, request.num_unscheduled, at_least=least_chunk):
+                self._notes.has_no_budget(request, step)
                 break
             # It would take back what it has just yielded.
             if self._preemptor.was_just_preempted(request):
+                self._notes.lacks(request, Reason.MEMORY)
                 break
             if service_class is ServiceClass.BEST_EFFORT and not self._will_fit(request):
                 break
@@ -117,17 +132,27 @@ class ClassPlanner:
             self._start(request, step, least_chunk)
         return Room.ENOUGH
 
+    def hold_back(self, service_class: ServiceClass, now_s: float) -> None:
+        """Nobody is admitted in this step, as those that run lack room."""
+        waiting = self._queues.waiting[service_class]
+        if waiting:
+            self._notes.lacks(waiting.next(now_s), Reason.RUNNING)
+
     def _will_fit(self, request: Request) -> bool:
         if self._forecast is None:
             return True
         blocks = self._residency.blocks
         urgent = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         num_blocks = blocks.num_blocks - sum(len(other.block_ids) for other in urgent)
-        return self._forecast.fits(request, num_blocks * blocks.block_size)
+        if self._forecast.fits(request, num_blocks * blocks.block_size):
+            return True
+        self._notes.lacks(request, Reason.EXPECTED_MEMORY, self._forecast.last_shortage)
+        return False
 
     def _enter(self, request: Request) -> Room:
         """Give a waiting request its slot and cached prefix, if all its tokens will find room."""
         if not self._preemptor.may_get_slot(request):
+            self._notes.lacks(request, Reason.SLOTS)
             return Room.SHORT
         self._residency.hold_prefix(request)
         num_blocks = self._residency.num_missing_to_start(request)
@@ -135,8 +160,10 @@ class ClassPlanner:
         if room is Room.ENOUGH:
             self._residency.enter(request)
             self._queues.start(request)
+            self._notes.admitted(request)
         else:
             self._residency.release(request)
+            self._notes.lacks_room(request, room, num_blocks, needs_slot=True)
         return room
 
     def _start(self, request: Request, step: StepBuilder, least_chunk: int) -> None:
@@ -148,3 +175,4 @@ class ClassPlanner:
         num_new = self._residency.num_missing(request, request.num_scheduled + num_tokens)
         self._residency.extend(request, num_new)
         step.add(request, num_tokens, 0, tuple(request.block_ids))
+        self._notes.got_rows(request, num_tokens, step)

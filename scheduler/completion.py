@@ -1,10 +1,132 @@
-"""What a completed plan changes in a request that is still running."""
+"""What completed plans change in requests, and what is let go when one ends."""
 
-from scheduler.plan import PlannedRows, StepResult
-from scheduler.request import Request
+from scheduler.first_token_forecast import FirstTokenForecast
+from scheduler.first_tokens import FirstTokens
+from scheduler.kv_forecast import KvForecast
+from scheduler.piggyback import Piggyback
+from scheduler.plan import PlannedRows, StepPlan, StepResult
+from scheduler.preemption import Preemptor, Room
+from scheduler.queues import RequestQueues
+from scheduler.request import Request, ServiceClass, Status
+from scheduler.residency import Residency
+from scheduler.step_control import StepControl
+from scheduler.timeline import Event, Reason
 
 
-def record_rows(request: Request, rows: PlannedRows, result: StepResult) -> None:
+class Completion:
+    """Brings every manager that knows of a request up to date."""
+
+    def __init__(
+        self,
+        queues: RequestQueues,
+        residency: Residency,
+        preemptor: Preemptor,
+        piggyback: Piggyback,
+        control: StepControl,
+        first_tokens: FirstTokens,
+        ttft_forecast: FirstTokenForecast,
+        forecast: KvForecast | None,
+    ) -> None:
+        self._queues = queues
+        self._residency = residency
+        self._preemptor = preemptor
+        self._piggyback = piggyback
+        self._control = control
+        self._first_tokens = first_tokens
+        self._ttft_forecast = ttft_forecast
+        self._forecast = forecast
+
+    def record(self, plan: StepPlan, result: StepResult, now_s: float) -> tuple[Request, ...]:
+        """Take over what a plan computed; returns the requests that finished with it."""
+        finished = [
+            request for rows in plan.rows if (request := self._record_rows(rows, result, now_s))
+        ]
+        finished += [
+            request
+            for request_id, token_id in result.lane_sampled.items()
+            if (request := self._record_lane(request_id, token_id, result))
+        ]
+        return tuple(finished)
+
+    def end(self, request: Request) -> None:
+        """It gets no more tokens; what is still in use of it is let go when that is done."""
+        if self._forecast is not None:
+            self._forecast.forget(request)
+        self._piggyback.let_go(request)
+        self._preemptor.forget(request)
+        self._queues.end(request)
+        self._first_tokens.stop_expecting(request.request_id)
+        self._first_tokens.last_outcome = Room.ENOUGH
+        if not request.is_in_use:
+            self._residency.release(request)
+
+    def _record_rows(self, rows: PlannedRows, result: StepResult, now_s: float) -> Request | None:
+        """The request, if it finished."""
+        request = self._queues.by_id[rows.request_id]
+        request.num_plans_in_flight -= 1
+        if request.status is Status.FINISHED:
+            self._drain(request)
+            return None
+        _count_rows(request, rows, result)
+        self._charge(request, rows)
+        self._residency.publish(request, rows.start)
+        if rows.samples:
+            self._first_tokens.stop_expecting(request.request_id)
+            request.last_token_s = now_s
+            if request.first_token_s is None:
+                request.first_token_s = now_s
+                self._ttft_forecast.note_first_token(request)
+                self._note_first_token(request, now_s)
+        if not _is_finished(request, result):
+            if request.is_straggler and request.status is Status.RUNNING:
+                self._queues.demote(request)
+            return None
+        self._finish(request)
+        return request
+
+    def _note_first_token(self, request: Request, now_s: float) -> None:
+        detail = f"{(now_s - request.arrival_s) * 1e3:.1f} ms after it came"
+        if request.objectives is not None:
+            detail += f", promised within {request.objectives.ttft_s * 1e3:g} ms"
+        self._queues.journal.note(request.request_id, Event.FIRST_TOKEN, Reason.NONE, detail)
+
+    def _charge(self, request: Request, rows: PlannedRows) -> None:
+        num_prompt_tokens = max(0, min(request.num_prompt_tokens, rows.end) - rows.start)
+        self._queues.shares[request.service_class].charge(
+            request.tenant,
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=rows.num_tokens - num_prompt_tokens,
+        )
+
+    def _record_lane(self, request_id: str, token_id: int, result: StepResult) -> Request | None:
+        """The offloaded request, if it finished."""
+        request = self._queues.by_id[request_id]
+        self._piggyback.record_token(request, token_id)
+        share = self._queues.shares[request.service_class]
+        share.charge(request.tenant, num_output_tokens=1)
+        if not _is_finished(request, result):
+            self._piggyback.boundary.arrive(request)
+            return None
+        self._finish(request)
+        return request
+
+    def _finish(self, request: Request) -> None:
+        """It had all its tokens: what it was like is expected of others."""
+        self._control.pace.note_end(request)
+        if self._forecast is not None and request.service_class is ServiceClass.BEST_EFFORT:
+            self._forecast.note_length(request.num_output_tokens)
+        detail = f"{request.num_output_tokens} tokens"
+        self._queues.journal.end(request.request_id, Event.FINISHED, Reason.NONE, detail)
+        self.end(request)
+
+    def _drain(self, request: Request) -> None:
+        if not request.num_plans_in_flight:
+            self._residency.release(request)
+            self._queues.forget_drained(request)
+            self._first_tokens.last_outcome = Room.ENOUGH
+
+
+def _count_rows(request: Request, rows: PlannedRows, result: StepResult) -> None:
     """Count the rows as computed and take over the token they sampled."""
     assert request.num_computed == rows.start, (
         f"{rows.request_id}: rows from {rows.start} completed after {request.num_computed}"
@@ -15,7 +137,7 @@ def record_rows(request: Request, rows: PlannedRows, result: StepResult) -> None
         request.token_ids.append(result.sampled[rows.request_id])
 
 
-def is_finished(request: Request, result: StepResult) -> bool:
+def _is_finished(request: Request, result: StepResult) -> bool:
     """Whether the sequence has reached its length or the engine ended it."""
     return (
         len(request.token_ids) >= request.max_total_tokens

@@ -23,6 +23,14 @@ class Counts:
     def waiting_by_tier(self) -> Counter[str]:
         return count_by_tier(self._queues.waiting.values())
 
+    def num_waiting_in(self, tier: str) -> int:
+        """Requests of one tier that wait; unlike `waiting_by_tier` at no cost for each of them."""
+        return sum(line.num_waiting[tier] for line in self._queues.waiting.values())
+
+    def num_left_waiting(self, tier: str) -> int:
+        """Requests of one tier that ever stopped waiting, to run or to end."""
+        return sum(line.num_left[tier] for line in self._queues.waiting.values())
+
     def offloaded_by_tier(self) -> Counter[str]:
         return count_by_tier([self._queues.offloaded])
 

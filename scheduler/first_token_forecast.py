@@ -1,14 +1,26 @@
 """When a latency-sensitive request would have its first token, if it were taken now."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import inf
 
-from scheduler.request import Request
+from scheduler.forecast_margins import ForecastMargins
+from scheduler.queues import RequestQueues
+from scheduler.request import Request, ServiceClass
+from scheduler.residency import Residency
+from scheduler.step_control import LEAST_PROMPT_SHARE, StepControl
 from scheduler.step_load import StepLoad
-from scheduler.step_time import StepCosts
+from scheduler.step_time import StepCosts, StepShape
 
-_LEAST_SHARE = 0.1
-"""Of a step that prompts get beside decodes, however little time these leave."""
+
+@dataclass(frozen=True, slots=True)
+class UrgentLoad:
+    """What the latency-sensitive requests of a model need of a device."""
+
+    prompts_s: float = 0.0
+    """Until all its prompts are computed, were nothing else there."""
+    decode_share: float = 0.0
+    """Part of the device's time with which its decodes keep their pace."""
 
 
 def prefill_s(costs: StepCosts, num_done: int, num_left: int, max_step_tokens: int) -> float:
@@ -21,31 +33,100 @@ def prefill_s(costs: StepCosts, num_done: int, num_left: int, max_step_tokens: i
     return total_s
 
 
-def queue_s(
-    costs: StepCosts,
-    prompts: Iterable[Request],
-    decodes: Iterable[Request],
-    token_s: float,
-    max_step_tokens: int,
-) -> float:
-    """Until all `prompts` have had their first tokens, first come first served.
+class FirstTokenForecast:
+    """Reckons with the step that runs, with all prompts that came before, and with the time that
+    decodes take to keep their pace; best-effort work waits.
 
-    All that is queued is reckoned as one batch, as in the admission test of OmniServe (its section
-    3.3.2). `decodes` keep their pace of one token every `token_s` meanwhile, so prompts get what
-    is left of each step; best-effort work waits.
+    All prompts are reckoned as one batch, first come first served, as in the admission test of
+    OmniServe (its section 3.3.2). A forecast takes time for each prompt that waits, and none for
+    requests that decode: these are summed up whenever a step is planned.
     """
-    work_s = sum(
-        prefill_s(
-            costs,
-            request.num_scheduled,
-            len(request.token_ids) - request.num_scheduled,
-            max_step_tokens,
+
+    def __init__(
+        self,
+        control: StepControl,
+        queues: RequestQueues,
+        residency: Residency,
+        max_step_tokens: int,
+    ) -> None:
+        self._control = control
+        self._queues = queues
+        self._residency = residency
+        self._max_step_tokens = max_step_tokens
+        self._margins = ForecastMargins()
+        self._prompts: Sequence[Request] = ()
+        self._decode_share = 0.0
+
+    def note_running(self, prompts: Sequence[Request], decodes: StepShape, token_s: float) -> None:
+        """A step is being planned while these run; `decodes` is the shape of all those that
+        decode, and the most demanding of them needs a token every `token_s`."""
+        self._prompts = prompts
+        # Where latency-sensitive requests need the host's cores they get them.
+        decodes_s = self._control.costs_alone.step_s(decodes)
+        self._decode_share = 0.0 if token_s == inf else decodes_s / token_s
+
+    @property
+    def load(self) -> UrgentLoad:
+        """Of the requests that are there; nothing where step times are not known."""
+        if not self._control.is_predicting:
+            return UrgentLoad()
+        return UrgentLoad(self._queued_s(), self._decode_share)
+
+    def ttft_s(self, request: Request, now_s: float, others: Iterable[UrgentLoad] = ()) -> float:
+        """From the arrival of a new request on, if it is added now; `others` are the loads of
+        other models on the device. Infinite where all the memory there is is held or awaited; 0
+        where nothing is known of step times."""
+        if not self._control.is_predicting:
+            return 0.0
+        if self._lacks_memory_for(request):
+            return inf
+        own_s = self._prefill_s(request, self._residency.num_cached(request))
+        queued_s, share = self._queued_s() + own_s, self._decode_share
+        for other in others:
+            queued_s, share = queued_s + other.prompts_s, share + other.decode_share
+        queued_s = queued_s / max(
+            LEAST_PROMPT_SHARE, 1.0 - share
+        ) + self._control.urgent_residual_s(now_s)
+        margin = self._margins.of(request.tier)
+        waited_s = max(0.0, now_s - request.arrival_s)
+        request.expected_prefill_s, request.expected_ttft_s = own_s, waited_s + queued_s
+        return waited_s + margin * queued_s
+
+    def spare_s(self, starts_s: float) -> float:
+        """Time that best-effort work may take from `starts_s` on before the prompts that are here
+        have to be computed; infinite without any."""
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        running, waiting = self._queues.running[service_class], self._queues.waiting[service_class]
+        prompts = [each for each in running if each.first_token_s is None]
+        return self._control.until_first_tokens_s(
+            [*prompts, *waiting], starts_s, self._decode_share
         )
-        for request in prompts
-    )
-    load = StepLoad(costs)
-    for request in decodes:
-        load.add(request.num_scheduled, 1, samples=True)
-    if not load.num_rows or token_s == inf:
-        return work_s
-    return work_s / max(_LEAST_SHARE, 1.0 - load.seconds / token_s)
+
+    def note_first_token(self, request: Request) -> None:
+        """It is there: forecasts for its tier are believed more or less from now on."""
+        expected_s, first_s = request.expected_ttft_s, request.first_token_s
+        if expected_s is not None and first_s is not None and request.objectives is not None:
+            measured_s = first_s - request.arrival_s
+            self._margins.note(request.tier, request.objectives, expected_s, measured_s)
+
+    def _lacks_memory_for(self, request: Request) -> bool:
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        running, waiting = self._queues.running[service_class], self._queues.waiting[service_class]
+        if not waiting and self._residency.has_free_for(request):
+            return False
+        return self._residency.lacks_blocks_for([*running, *waiting, request])
+
+    def _queued_s(self) -> float:
+        running = (each for each in self._prompts if each.num_unscheduled)
+        running_s = sum(self._prefill_s(each, each.num_scheduled) for each in running)
+        waiting = self._queues.waiting[ServiceClass.LATENCY_SENSITIVE]
+        return running_s + sum(map(self._waiting_prefill_s, waiting))
+
+    def _waiting_prefill_s(self, request: Request) -> float:
+        if request.expected_prefill_s is None:
+            request.expected_prefill_s = self._prefill_s(request, 0)
+        return request.expected_prefill_s
+
+    def _prefill_s(self, request: Request, num_done: int) -> float:
+        num_left = len(request.token_ids) - num_done
+        return prefill_s(self._control.costs_alone, num_done, num_left, self._max_step_tokens)

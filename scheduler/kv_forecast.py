@@ -26,6 +26,8 @@ class KvForecast:
         self._random = Random(0)
         self._expected: dict[str, int] = {}
         """Output tokens, by request."""
+        self.last_shortage = ""
+        """In words, why a request did not fit when last one did not."""
 
     def note_length(self, num_output_tokens: int) -> None:
         """A best-effort request had all its tokens, so many."""
@@ -42,7 +44,11 @@ class KvForecast:
             # Nobody whose end would be worth waiting for.
             return True
         capacity = self._share * (num_device_tokens + self._num_host_tokens)
-        return peak_tokens(self._lengths([*there, newcomer])) <= capacity
+        num_tokens = peak_tokens(self._lengths([*there, newcomer]))
+        if num_tokens <= capacity:
+            return True
+        self.last_shortage = f"{num_tokens} tokens at one time are expected, {capacity:.0f} may be"
+        return False
 
     def _lengths(self, requests: Iterable[Request]) -> Iterable[tuple[int, int]]:
         for request in requests:

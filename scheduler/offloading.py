@@ -8,6 +8,7 @@ from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
 from scheduler.settings import PiggybackLimits
 from scheduler.swaps import Swaps
+from scheduler.timeline import Event, Reason
 
 
 class Offloader:
@@ -25,6 +26,8 @@ class Offloader:
     ) -> None:
         self.is_allowed = True
         self.departing: dict[str, Request] = {}
+        self._why: dict[str, Reason] = {}
+        """Of those that depart."""
         self.num_begun = 0
         """Offloads since the start."""
         self._queues = queues
@@ -46,20 +49,22 @@ class Offloader:
         is_best_effort = request.service_class is ServiceClass.BEST_EFFORT
         return self.is_allowed and is_best_effort and request.is_decoding
 
-    def offload(self, request: Request) -> bool:
+    def offload(self, request: Request, reason: Reason) -> bool:
         """Offload an idle request now; False where that is not possible."""
         if not self.may_go(request) or not self._swaps.begin_out(request):
             return False
         self.num_begun += 1
+        self._queues.journal.note(request.request_id, Event.OFFLOADED, reason)
         return True
 
-    def send_away(self, request: Request) -> bool:
+    def send_away(self, request: Request, reason: Reason) -> bool:
         """Offload a request now or as soon as it is idle; False where that is not possible."""
         if not request.num_plans_in_flight:
-            return self.offload(request)
+            return self.offload(request, reason)
         if not self.may_go(request) or not self._host.can_take(request, len(self.departing)):
             return False
         self.departing[request.request_id] = request
+        self._why[request.request_id] = reason
         return True
 
     def send_departing(self) -> None:
@@ -68,7 +73,7 @@ class Offloader:
             if self.is_allowed and request.num_plans_in_flight:
                 continue
             del self.departing[request.request_id]
-            self.offload(request)
+            self.offload(request, self._why.pop(request.request_id))
 
     def keep_to_limit(self) -> None:
         """Send away the youngest decodes beyond those that may stay."""
@@ -81,7 +86,7 @@ class Offloader:
             if self._limits.may_stay(num_decodes, num_blocks):
                 return
             num_decodes, num_blocks = num_decodes - 1, num_blocks - len(request.block_ids)
-            if not self.send_away(request):
+            if not self.send_away(request, Reason.RESIDENT_LIMIT):
                 return
 
     def youngest_decodes(self) -> Iterator[Request]:
@@ -93,6 +98,7 @@ class Offloader:
     def forget(self, request: Request) -> None:
         """The request has ended."""
         self.departing.pop(request.request_id, None)
+        self._why.pop(request.request_id, None)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless all that depart are running."""

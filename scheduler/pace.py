@@ -31,11 +31,13 @@ class Pace:
 
     def tightest_s(self, decodes: Iterable[Request]) -> float:
         """Time per token at which the most demanding of these is paced; infinite without any."""
+        # The objectives are the tier's: asking each of hundreds of requests would take too long.
+        by_tier = {each.tier: each.objectives for each in decodes}
         return min(
             (
-                each.objectives.tpot_s * self._aims.of(each.tier)
-                for each in decodes
-                if each.objectives is not None
+                objectives.tpot_s * self._aims.of(tier)
+                for tier, objectives in by_tier.items()
+                if objectives is not None
             ),
             default=inf,
         )

@@ -11,6 +11,7 @@ from scheduler.request import Request, Status
 from scheduler.residency import Residency
 from scheduler.settings import PiggybackLimits, SchedulerSettings
 from scheduler.swaps import Swaps
+from scheduler.timeline import Event, Reason
 
 
 class Piggyback:
@@ -38,7 +39,7 @@ class Piggyback:
         """Send one request back to waiting where the oldest could not go on otherwise."""
         request = self.boundary.find_one_to_yield()
         if request is not None:
-            self.recompute(request)
+            self.recompute(request, Reason.HOST_MEMORY)
 
     def record_token(self, request: Request, token_id: int) -> None:
         """The last known token of the request is computed, and this one follows."""
@@ -49,10 +50,12 @@ class Piggyback:
         request.token_ids.append(token_id)
         self.host.register(request, num_full_before)
 
-    def recompute(self, request: Request) -> None:
+    def recompute(self, request: Request, reason: Reason) -> None:
         """Send an offloaded request back to waiting, now or when a copy under way has landed."""
         stay = request.stay
         assert stay is not None
+        detail = f"{request.num_computed} tokens are computed again"
+        self._queues.journal.note(request.request_id, Event.PREEMPTED, reason, detail)
         if stay.is_copying:
             stay.is_cancelled = True
             return

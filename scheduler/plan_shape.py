@@ -16,4 +16,5 @@ def shape_of(plan: StepPlan) -> StepShape:
         prefill_pairs=sum(count_pairs(rows.start, rows.num_tokens) for rows in chunks),
         prefill_context_tokens=sum(rows.start + rows.num_tokens for rows in chunks),
         num_sampled_rows=sum(rows.samples for rows in plan.rows),
+        num_prefill_chunks=len(chunks),
     )

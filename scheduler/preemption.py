@@ -9,6 +9,7 @@ from scheduler.offloading import Offloader
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
+from scheduler.timeline import Event, Reason
 
 
 class Room(Enum):
@@ -148,7 +149,7 @@ class Preemptor:
         victims = victims_among([other for other in lower if not other.num_plans_in_flight])
         # 2. Waiting for plans in flight is better than preempting the request's own class.
         if victims is None and victims_among([*lower, *draining]):
-            return self._await_plans(victims_among(lower))
+            return self._await_plans(request, victims_among(lower))
         # 3. Younger requests of its own class as well.
         if victims is None:
             victims = victims_among([*lower, *peers])
@@ -157,19 +158,20 @@ class Preemptor:
                     return Room.IN_FLIGHT
                 # 4. The host, where a decode goes on that finds no room here.
                 if self._offloader.may_go(request):
-                    self._offloader.send_away(request)
+                    self._offloader.send_away(request, Reason.MEMORY)
                     return Room.SHORT
-                return self._send_away(victims_among(self._movable_peers(request)))
+                return self._send_away(request, victims_among(self._movable_peers(request)))
             if any(victim.num_plans_in_flight for victim in victims):
-                return self._await_plans(victims)
-        self._evict(victims)
+                return self._await_plans(request, victims)
+        self._evict(request, victims)
         return Room.ENOUGH
 
-    def _await_plans(self, victims: list[Request] | None) -> Room:
+    def _await_plans(self, request: Request, victims: list[Request] | None) -> Room:
         """Let victims depart once they are idle; where not all can, others must leave them idle."""
         if victims is None or not all(map(self._offloader.may_go, victims)):
             return Room.IN_FLIGHT
-        return Room.ENOUGH if self._send_away(victims) is Room.ENOUGH else Room.IN_FLIGHT
+        room = self._send_away(request, victims)
+        return Room.ENOUGH if room is Room.ENOUGH else Room.IN_FLIGHT
 
     def _lower_class(self, request: Request) -> Sequence[Request]:
         if request.service_class is ServiceClass.BEST_EFFORT:
@@ -187,15 +189,27 @@ class Preemptor:
             return ()
         return list(self._offloader.youngest_decodes())
 
-    def _send_away(self, decodes: list[Request] | None) -> Room:
-        if decodes is None or not all(map(self._offloader.send_away, decodes)):
+    def _send_away(self, request: Request, decodes: list[Request] | None) -> Room:
+        if decodes is None:
             return Room.SHORT
-        return Room.ENOUGH
+        send = self._offloader.send_away
+        were_sent = all(send(decode, _why_yields(decode, request)) for decode in decodes)
+        return Room.ENOUGH if were_sent else Room.SHORT
 
-    def _evict(self, victims: Iterable[Request]) -> None:
+    def _evict(self, request: Request, victims: Iterable[Request]) -> None:
         for victim in victims:
-            if not self._offloader.offload(victim):
+            reason = _why_yields(victim, request)
+            if not self._offloader.offload(victim, reason):
+                detail = f"{victim.num_computed} tokens are computed again"
+                self._queues.journal.note(victim.request_id, Event.PREEMPTED, reason, detail)
                 self._residency.release(victim)
                 self._queues.preempt(victim)
                 self._unreported_ids[victim.request_id] = None
                 self._just_preempted_ids.add(victim.request_id)
+
+
+def _why_yields(victim: Request, request: Request) -> Reason:
+    """Why `victim` lets go of what it holds for the sake of `request`."""
+    if request.service_class is not victim.service_class:
+        return Reason.URGENT
+    return Reason.OLDER if request.status is Status.RUNNING else Reason.NEWCOMER

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from scheduler.arrival_list import ArrivalList
 from scheduler.fair_share import FairShare
 from scheduler.integrity import require_equal
+from scheduler.journal import Journal
 from scheduler.request import Request, ServiceClass, Status
+from scheduler.timeline import Event, Reason
 from scheduler.waiting_line import WaitingLine
 
 
@@ -30,6 +32,7 @@ class RequestQueues:
         self.offloaded = ArrivalList()
         self.draining: dict[str, Request] = {}
         self.num_preemptions = 0
+        self.journal = Journal()
 
     @property
     def num_waiting(self) -> int:
@@ -49,7 +52,15 @@ class RequestQueues:
 
     def add(self, request: Request) -> None:
         self.by_id[request.request_id] = request
-        self.waiting[request.service_class].add(request)
+        line = self.waiting[request.service_class]
+        self._note_queued(request, len(line))
+        line.add(request)
+
+    def _note_queued(self, request: Request, num_before: int) -> None:
+        detail = f"tier {request.tier!r}, {request.num_prompt_tokens} prompt tokens"
+        self.journal.note(request.request_id, Event.QUEUED, Reason.NONE, detail)
+        if num_before:
+            self.journal.wait(request.request_id, Reason.QUEUE, f"{num_before} when it came")
 
     def start(self, request: Request) -> None:
         """Waiting to running."""
@@ -80,8 +91,12 @@ class RequestQueues:
 
     def demote(self, request: Request) -> None:
         """A running latency-sensitive request goes on as a best-effort one, without objectives."""
+        tier = request.fallback_tier or request.tier
+        detail = f"after {request.num_output_tokens} tokens; tier {tier!r} from now on"
+        self.journal.note(request.request_id, Event.DEMOTED, Reason.LENGTH, detail)
         self.running[request.service_class].remove(request)
         request.service_class = ServiceClass.BEST_EFFORT
+        request.tier = tier
         request.objectives = None
         self.running[request.service_class].add(request)
 

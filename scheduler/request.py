@@ -47,6 +47,8 @@ class Request:
     """When its last token is to be there, on the clock of `arrival_s`."""
     demote_after_tokens: int | None = None
     """Output tokens after which a latency-sensitive request goes on as a best-effort one."""
+    fallback_tier: str | None = None
+    """The best-effort tier that has it from then on; None: its own name goes on being used."""
     needs_known_tokens: bool = False
     """Sampling reads earlier output tokens, so a row is planned only when all of them are known."""
 
@@ -70,6 +72,10 @@ class Request:
     num_plans_in_flight: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    expected_prefill_s: float | None = None
+    """That its prompt alone takes on the device, as it was reckoned when it came."""
+    expected_ttft_s: float | None = None
+    """As it was forecast when it came."""
     first_token_s: float | None = None
     """When its first token was complete, on the clock of `arrival_s`."""
     last_token_s: float | None = None

@@ -30,6 +30,11 @@ class Residency:
         num_tokens = min(len(request.token_ids) + 1, request.max_total_tokens - 1)
         return self.num_missing(request, num_tokens)
 
+    def has_free_for(self, request: Request) -> bool:
+        """Whether a slot, and blocks for all that is known of a new request, are free."""
+        num_blocks = self.blocks.num_needed(len(request.token_ids) + 1)
+        return num_blocks <= self.blocks.num_free and self.slots.num_free > 0
+
     def lacks_blocks_for(self, requests: Collection[Request]) -> bool:
         """Whether slots or blocks are too few for all these at once, were nobody else there."""
         num_blocks = sum(self.blocks.num_needed(len(each.token_ids) + 1) for each in requests)
@@ -37,15 +42,22 @@ class Residency:
 
     def hold_prefix(self, request: Request) -> None:
         """Give a waiting request the blocks that the prefix cache knows for it."""
+        matched = self._match_prefix(request)
+        self.blocks.share(matched)
+        request.block_ids = matched
+
+    def num_cached(self, request: Request) -> int:
+        """Tokens of a request that is not running whose KV the prefix cache holds now."""
+        return len(self._match_prefix(request)) * self._block_size
+
+    def _match_prefix(self, request: Request) -> list[int]:
         if not self._prefix_caching:
-            return
+            return []
         # The last known token is always computed: its output is what the next token is drawn from.
         num_blocks = (len(request.token_ids) - 1) // self._block_size
         hashes = request.block_hashes
         extend_block_hashes(hashes, request.token_ids, num_blocks, self._block_size)
-        matched = self.blocks.match_prefix(hashes[:num_blocks])
-        self.blocks.share(matched)
-        request.block_ids = matched
+        return self.blocks.match_prefix(hashes[:num_blocks])
 
     def enter(self, request: Request) -> None:
         """Take a slot, and count the tokens of the held prefix as computed."""

@@ -7,6 +7,7 @@ from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
 from scheduler.residency import Residency
 from scheduler.settings import PiggybackLimits
+from scheduler.timeline import Event, Reason
 
 _MARGIN_SHARE = 8
 _MIN_MARGIN = 2
@@ -50,6 +51,8 @@ class Returner:
         self._count(plan_id, has_room)
         if has_room and oldest.phase is Phase.AT_BOUNDARY and self._is_time():
             self._swaps.begin_in(oldest)
+            reason = Reason.ROOM if self._offloader.is_allowed else Reason.OFFLOADING_OFF
+            self._queues.journal.note(oldest.request_id, Event.RETURNED, reason)
         elif may_stay and not self._offloader.is_allowed:
             self._keep_room(num_blocks)
 

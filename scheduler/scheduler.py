@@ -1,24 +1,32 @@
 """The scheduling policy of one model: requests in, plans out."""
 
+from collections.abc import Mapping
 from math import inf
 
-from scheduler.completion import is_finished, record_rows
+from scheduler.completion import Completion
 from scheduler.counts import Counts
+from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
 from scheduler.host_blocks import HostBlocks, NoHostBlocks
+from scheduler.journal import Journal
 from scheduler.kv_forecast import KvForecast
 from scheduler.limits import find_max_total_tokens
 from scheduler.piggyback import Piggyback
-from scheduler.plan import Copy, PlannedRows, StepPlan, StepResult
+from scheduler.plan import Copy, StepPlan, StepResult
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
 from scheduler.settings import PiggybackLimits, SchedulerSettings
+from scheduler.standing import explain
+from scheduler.step_books import StepBooks
 from scheduler.step_control import StepControl
 from scheduler.step_planner import StepPlanner
 from scheduler.step_time import LinearStepTime
+from scheduler.tier_terms import TierTerms, follow_terms
+from scheduler.timeline import Entry, Event, Reason
+from scheduler.urgent_pressure import UrgentPressure
 
 _NO_LANES = PiggybackLimits(num_lanes=0, max_lane_rows=0, max_lane_rows_beside_ls=0)
 
@@ -60,6 +68,12 @@ class Scheduler:
         if settings.kv_reserve_share is not None:
             num_host_tokens = blocks.num_blocks * settings.block_size
             self._forecast = KvForecast(self._queues, num_host_tokens, settings.kv_reserve_share)
+        self.ttft_forecast = FirstTokenForecast(
+            self._control, self._queues, self._residency, settings.max_step_tokens
+        )
+        """For whoever decides which latency-sensitive requests are added."""
+        self.pressure = UrgentPressure(self._control, self._queues)
+        """For whoever decides when the host has cores of the device."""
         self._planner = StepPlanner(
             settings,
             limits,
@@ -69,9 +83,21 @@ class Scheduler:
             self._piggyback,
             self._flights,
             self._control,
+            self.ttft_forecast,
+            self.pressure,
             self._forecast,
         )
         self._first_tokens = FirstTokens()
+        self._completion = Completion(
+            self._queues,
+            self._residency,
+            self._preemptor,
+            self._piggyback,
+            self._control,
+            self._first_tokens,
+            self.ttft_forecast,
+            self._forecast,
+        )
         self.counts = Counts(self._queues, self._residency, self._piggyback.host.lanes)
         self._num_added = 0
 
@@ -85,6 +111,15 @@ class Scheduler:
     def settings(self) -> SchedulerSettings:
         return self._settings
 
+    @property
+    def journal(self) -> Journal:
+        """What was decided; whoever knows the time tells it before it adds or aborts."""
+        return self._queues.journal
+
+    def explain(self, request_id: str) -> tuple[Entry, ...] | None:
+        """What was decided about a request, in order of time; None of one that is not known."""
+        return explain(self._queues, request_id)
+
     def add(self, request: Request) -> None:
         """Queue a new request. ValueError if its id is in use or it could never run."""
         if request.request_id in self._queues.by_id:
@@ -92,16 +127,23 @@ class Scheduler:
         request.max_total_tokens = find_max_total_tokens(request, self._settings)
         request.arrival_index = self._num_added
         self._num_added += 1
+        self.journal.advance(request.arrival_s)
         self._queues.add(request)
         self._first_tokens.expect(request)
+        self.pressure.note_arrival(request, request.arrival_s)
 
     def abort(self, request_id: str) -> bool:
         """End a request now; False if it is unknown or has ended already."""
         request = self._queues.by_id.get(request_id)
         if request is None or request.status is Status.FINISHED:
             return False
-        self._end(request)
+        self.journal.end(request_id, Event.ABORTED)
+        self._completion.end(request)
         return True
+
+    def set_terms(self, by_tier: Mapping[str, TierTerms]) -> None:
+        """These tiers have changed: requests that wait or run follow them."""
+        follow_terms(self._queues, by_tier)
 
     def schedule(
         self,
@@ -121,6 +163,7 @@ class Scheduler:
         attention has its cores. `num_ready_lane_rows` could join a step now; where there
         are any, a plan may consist of them alone.
         """
+        self.journal.advance(now_s)
         load = self._control.begin(now_s, is_host_active=is_host_active)
         if latency_sensitive_only:
             plan = self._planner.plan_latency_sensitive(load)
@@ -158,7 +201,7 @@ class Scheduler:
         request = self._queues.by_id.get(request_id)
         if request is None or request.status is not Status.OFFLOADED:
             return False
-        self._piggyback.recompute(request)
+        self._piggyback.recompute(request, Reason.HOST_LOST)
         return True
 
     @property
@@ -169,6 +212,15 @@ class Scheduler:
     @offload_allowed.setter
     def offload_allowed(self, is_allowed: bool) -> None:
         self._piggyback.offloader.is_allowed = is_allowed
+
+    @property
+    def host_rests(self) -> bool:
+        """While True requests in the lanes stay where they are: no row of theirs joins a step."""
+        return self._planner.host_rests
+
+    @host_rests.setter
+    def host_rests(self, rests: bool) -> None:
+        self._planner.host_rests = rests
 
     @property
     def lanes_open(self) -> bool:
@@ -187,83 +239,11 @@ class Scheduler:
         self._control.land(
             plan, now_s, result.num_lane_rows, is_undisturbed=not result.was_interrupted
         )
-        finished = [
-            request for rows in plan.rows if (request := self._complete_rows(rows, result, now_s))
-        ]
-        finished += [
-            request
-            for request_id, token_id in result.lane_sampled.items()
-            if (request := self._complete_lane(request_id, token_id, result))
-        ]
+        self.journal.advance(now_s)
+        finished = self._completion.record(plan, result, now_s)
         if plan.has_best_effort:
             self._first_tokens.last_outcome = Room.ENOUGH
-        return tuple(finished)
-
-    def _complete_rows(self, rows: PlannedRows, result: StepResult, now_s: float) -> Request | None:
-        """The request, if it finished."""
-        request = self._queues.by_id[rows.request_id]
-        request.num_plans_in_flight -= 1
-        if request.status is Status.FINISHED:
-            self._drain(request)
-            return None
-        record_rows(request, rows, result)
-        self._charge(request, rows)
-        self._residency.publish(request, rows.start)
-        if rows.samples:
-            self._first_tokens.stop_expecting(request.request_id)
-            request.last_token_s = now_s
-            if request.first_token_s is None:
-                request.first_token_s = now_s
-        if not is_finished(request, result):
-            if request.is_straggler and request.status is Status.RUNNING:
-                self._queues.demote(request)
-            return None
-        self._note_finished(request)
-        return request
-
-    def _charge(self, request: Request, rows: PlannedRows) -> None:
-        num_prompt_tokens = max(0, min(request.num_prompt_tokens, rows.end) - rows.start)
-        self._queues.shares[request.service_class].charge(
-            request.tenant,
-            num_prompt_tokens=num_prompt_tokens,
-            num_output_tokens=rows.num_tokens - num_prompt_tokens,
-        )
-
-    def _complete_lane(self, request_id: str, token_id: int, result: StepResult) -> Request | None:
-        """The offloaded request, if it finished."""
-        request = self._queues.by_id[request_id]
-        self._piggyback.record_token(request, token_id)
-        share = self._queues.shares[request.service_class]
-        share.charge(request.tenant, num_output_tokens=1)
-        if not is_finished(request, result):
-            self._piggyback.boundary.arrive(request)
-            return None
-        self._note_finished(request)
-        return request
-
-    def _note_finished(self, request: Request) -> None:
-        """It had all its tokens: what it was like is expected of others."""
-        self._control.pace.note_end(request)
-        if self._forecast is not None and request.service_class is ServiceClass.BEST_EFFORT:
-            self._forecast.note_length(request.num_output_tokens)
-        self._end(request)
-
-    def _end(self, request: Request) -> None:
-        if self._forecast is not None:
-            self._forecast.forget(request)
-        self._piggyback.let_go(request)
-        self._preemptor.forget(request)
-        self._queues.end(request)
-        self._first_tokens.stop_expecting(request.request_id)
-        self._first_tokens.last_outcome = Room.ENOUGH
-        if not request.is_in_use:
-            self._residency.release(request)
-
-    def _drain(self, request: Request) -> None:
-        if not request.num_plans_in_flight:
-            self._residency.release(request)
-            self._queues.forget_drained(request)
-            self._first_tokens.last_outcome = Room.ENOUGH
+        return finished
 
     @property
     def num_running(self) -> int:
@@ -294,31 +274,24 @@ class Scheduler:
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         return self._first_tokens.can_come_closer(running)
 
-    def predicted_ttft_s(self, request: Request, now_s: float) -> float:
-        """From the arrival of a new latency-sensitive request to its first token, if it is added
-        now: it waits for the step that runs and for all prompts of its class that came before.
-
-        Infinite where latency-sensitive requests hold or await all the memory there is; 0 where
-        nothing is known of step times.
-        """
-        if not self._control.is_predicting:
-            return 0.0
-        service_class = ServiceClass.LATENCY_SENSITIVE
-        running, waiting = self._queues.running[service_class], self._queues.waiting[service_class]
-        if self._residency.lacks_blocks_for([*running, *waiting, request]):
-            return inf
-        decodes = [each for each in running if each.is_decoding]
-        prompts = [each for each in running if not each.is_decoding]
-        queue_s = self._control.first_token_s(
-            [*prompts, *waiting, request], decodes, self._settings.max_step_tokens
-        )
-        return now_s - request.arrival_s + queue_s
-
     def slack_s(self, now_s: float) -> float:
         """Time that others may take of the device before these latency-sensitive requests need it;
-        infinite where nothing is known of times, or none has had its first token."""
+        infinite where nothing is known of times, or nobody needs it."""
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
-        return self._control.slack_s([each for each in running if each.is_decoding], now_s)
+        decodes = [each for each in running if each.is_decoding]
+        return min(
+            self._control.slack_s(decodes, now_s),
+            self.ttft_forecast.spare_s(now_s),
+        )
+
+    @property
+    def step_books(self) -> StepBooks | None:
+        """What predictions came to so far; None where nothing is known of step times."""
+        return self._control.books if self._control.is_predicting else None
+
+    def aims(self) -> dict[str, float]:
+        """Part of its time per token at which each tier is paced now; without one it is all."""
+        return self._control.aims.by_tier()
 
     def check_integrity(self) -> None:
         """Raise IntegrityError where requests, queues, slots, blocks, lanes and plans disagree."""

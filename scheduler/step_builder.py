@@ -89,6 +89,8 @@ class StepBuilder:
     ) -> None:
         """Close the latency-sensitive part; if it has rows, they limit what may follow."""
         self._close_class()
+        if self.load is not None:
+            self.load.end_urgent()
         if self._closed_rows:
             self.budget = min(self.budget, max_tokens_beside_ls)
         if max_tokens is not None:

@@ -4,13 +4,18 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from scheduler.aim import Aims
-from scheduler.first_token_forecast import queue_s
 from scheduler.pace import Pace
 from scheduler.plan import StepPlan
 from scheduler.request import Request
+from scheduler.step_books import PlannedStep, StepBooks
 from scheduler.step_load import StepLoad
 from scheduler.step_refit import StepRefit
-from scheduler.step_time import LinearStepTime, StepShape
+from scheduler.step_time import LinearStepTime, StepCosts
+
+LEAST_PROMPT_SHARE = 0.1
+"""Of the device that prompts get beside decodes, however little time these leave."""
+_HOPELESS_SHARE = 0.25
+"""Of the objective: a first token that is later by more is given up."""
 
 
 class StepControl:
@@ -22,14 +27,18 @@ class StepControl:
             alone = StepRefit(step_time.alone)
             beside = step_time.beside_host
             self._refits = {False: alone, True: alone if beside is None else StepRefit(beside)}
-        self.pace = Pace(Aims())
+        self.aims = Aims()
+        self.pace = Pace(self.aims)
+        self.books = StepBooks()
         self.now_s = 0.0
         """When the plan that is being made was asked for."""
         self._is_host_active = False
         self._busy_until_s = 0.0
         """When the plans in flight are done, as far as is predicted."""
+        self._urgent_until_s = 0.0
+        """Of those with latency-sensitive rows."""
         self._last_landed_s = 0.0
-        self._planned: dict[int, tuple[float, StepShape, bool]] = {}
+        self._planned: dict[int, PlannedStep] = {}
 
     @property
     def is_predicting(self) -> bool:
@@ -40,7 +49,23 @@ class StepControl:
         self.now_s, self._is_host_active = now_s, is_host_active
         if not self._refits:
             return None
-        return StepLoad(self._refits[is_host_active].costs)
+        return StepLoad(self.costs)
+
+    @property
+    def costs(self) -> StepCosts:
+        """Of steps as the last one was planned, with or without the host's cores."""
+        return self._refits[self._is_host_active].costs
+
+    @property
+    def costs_alone(self) -> StepCosts:
+        """Of steps that have all cores of the device."""
+        return self._refits[False].costs
+
+    @property
+    def costs_beside_host(self) -> StepCosts | None:
+        """Of steps without the cores of the host; None where that makes no difference."""
+        alone, beside = self._refits.get(False), self._refits.get(True)
+        return None if beside is None or beside is alone else beside.costs
 
     @property
     def starts_s(self) -> float:
@@ -57,58 +82,71 @@ class StepControl:
         """Time that other models may take before a step with these has to begin."""
         if not self._refits or not decodes:
             return inf
-        load = StepLoad(self._refits[self._is_host_active].costs)
+        load = StepLoad(self.costs)
         for request in decodes:
             load.add(request.num_scheduled, 1, samples=True)
         fastest_s = load.seconds
         starts_s = max(now_s, self._busy_until_s)
         return self.pace.allowed_s(decodes, starts_s, fastest_s) - fastest_s
 
-    def until_first_tokens_s(self, awaited: Iterable[Request]) -> float:
-        """That a step may take before the prompts of `awaited`, so that what is left of each can
-        still be computed in time; requests whose time has passed hold up nobody."""
+    def until_first_tokens_s(
+        self, awaited: Iterable[Request], now_s: float, decode_share: float
+    ) -> float:
+        """Time that others may take from `now_s` on before the prompts of `awaited`, one after the
+        other beside decodes that take `decode_share` of the device, so that each is in time.
+
+        Requests that are late whatever happens hold up nobody.
+        """
         if not self._refits:
             return inf
-        costs = self._refits[False].costs
-        least_s = inf
+        costs = self.costs_alone
+        stretch = 1.0 / max(LEAST_PROMPT_SHARE, 1.0 - decode_share)
+        least_s, ready_s = inf, now_s
         for request in awaited:
+            num_left = len(request.token_ids) - request.num_scheduled
             if request.objectives is None:
                 continue
-            due_s = request.arrival_s + request.objectives.ttft_s - self.starts_s
-            num_left = len(request.token_ids) - request.num_scheduled
             if num_left > 0:
-                due_s -= StepLoad(costs).seconds_with(request.num_scheduled, num_left)
-            if due_s > 0.0:
-                least_s = min(least_s, due_s)
+                more_s = StepLoad(costs).seconds_with(request.num_scheduled, num_left)
+                ready_s += stretch * more_s
+            spare_s = request.arrival_s + request.objectives.ttft_s - ready_s
+            # A little late may still be in time: the forecast is not that good.
+            if spare_s > -_HOPELESS_SHARE * request.objectives.ttft_s:
+                least_s = min(least_s, max(0.0, spare_s))
         return least_s
 
-    def first_token_s(
-        self, prompts: Sequence[Request], decodes: Sequence[Request], max_step_tokens: int
-    ) -> float:
-        """From now until all `prompts` have had their first tokens, beside `decodes`."""
-        costs = self._refits[self._is_host_active].costs
-        token_s = self.pace.tightest_s(decodes)
-        return queue_s(costs, prompts, decodes, token_s, max_step_tokens)
+    def urgent_residual_s(self, now_s: float) -> float:
+        """Until the steps in flight with latency-sensitive rows are done: nothing interrupts
+        them."""
+        return max(0.0, self._urgent_until_s - now_s)
 
     def depart(self, plan: StepPlan, load: StepLoad) -> None:
         """The plan is handed out."""
-        shape = load.shape
-        self._planned[plan.plan_id] = (self.now_s, shape, self._is_host_active)
+        self._planned[plan.plan_id] = PlannedStep(
+            self.now_s,
+            self.costs,
+            load.urgent_shape,
+            load.shape,
+            plan.budget_s,
+            self._is_host_active,
+        )
         self._busy_until_s = self.starts_s + load.seconds
+        if plan.has_latency_sensitive:
+            self._urgent_until_s = self._busy_until_s
 
     def land(
         self, plan: StepPlan, now_s: float, num_lane_rows: float, *, is_undisturbed: bool
     ) -> None:
         """The plan is complete, and had so many lane rows at each layer, on average."""
-        planned = self._planned.pop(plan.plan_id, None)
-        if planned is None:
+        step = self._planned.pop(plan.plan_id, None)
+        if step is None:
             return
-        planned_s, shape, is_host_active = planned
-        began_s = max(planned_s, self._last_landed_s)
+        measured_s = now_s - max(step.planned_s, self._last_landed_s)
         self._last_landed_s = now_s
         if not self._planned:
-            self._busy_until_s = now_s
-        if is_undisturbed and plan.rows:
-            self._refits[is_host_active].observe(
-                shape.with_lane_rows(num_lane_rows), now_s - began_s
-            )
+            self._busy_until_s = self._urgent_until_s = now_s
+        is_telling = is_undisturbed and bool(plan.rows)
+        self.books.note(step, num_lane_rows, measured_s if is_telling else None)
+        if is_telling:
+            shape = step.shape.with_lane_rows(num_lane_rows)
+            self._refits[step.is_host_active].observe(shape, measured_s)

@@ -14,8 +14,10 @@ class StepLoad:
         self._prefill_pairs = 0
         self._prefill_context_tokens = 0
         self._num_sampled_rows = 0
+        self._num_prefill_chunks = 0
         self._linear_s = costs.overhead_s
         """All but the dense layers."""
+        self._urgent: StepShape | None = None
 
     @property
     def num_rows(self) -> int:
@@ -36,7 +38,17 @@ class StepLoad:
             self._prefill_context_tokens,
             0.0,
             self._num_sampled_rows,
+            self._num_prefill_chunks,
         )
+
+    @property
+    def urgent_shape(self) -> StepShape:
+        """Of its latency-sensitive rows."""
+        return self.shape if self._urgent is None else self._urgent
+
+    def end_urgent(self) -> None:
+        """All latency-sensitive rows have joined; what follows is best-effort."""
+        self._urgent = self.shape
 
     def seconds_with(self, start: int, num_tokens: int, *, samples: bool = True) -> float:
         """Of the step with so many tokens more, the first of them at position `start`."""
@@ -71,6 +83,7 @@ class StepLoad:
             self._num_prefill_tokens += num_tokens
             self._prefill_pairs += count_pairs(start, num_tokens)
             self._prefill_context_tokens += start + num_tokens
+            self._num_prefill_chunks += 1
         self._num_sampled_rows += samples
 
     def _linear_cost_s(self, start: int, num_tokens: int, samples: bool) -> float:

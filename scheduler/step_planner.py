@@ -1,8 +1,7 @@
 """What the next step of a model is made of."""
 
-from collections.abc import Iterator
-
 from scheduler.class_planner import ClassPlanner, list_plannable
+from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.flights import Flights
 from scheduler.kv_forecast import KvForecast
 from scheduler.lane_limits import NO_LANES, LaneLimits
@@ -10,13 +9,14 @@ from scheduler.piggyback import Piggyback
 from scheduler.plan import LaneEntry, StepPlan
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues
-from scheduler.request import Request, ServiceClass
+from scheduler.request import ServiceClass
 from scheduler.residency import Residency
 from scheduler.returning import Returner
 from scheduler.settings import PiggybackLimits, SchedulerSettings
 from scheduler.step_builder import StepBuilder
 from scheduler.step_control import StepControl
 from scheduler.step_load import StepLoad
+from scheduler.urgent_pressure import UrgentPressure
 
 
 class StepPlanner:
@@ -32,10 +32,14 @@ class StepPlanner:
         piggyback: Piggyback,
         flights: Flights,
         control: StepControl,
+        first_tokens: FirstTokenForecast,
+        pressure: UrgentPressure,
         forecast: KvForecast | None,
     ) -> None:
         self.ls_outcome = Room.ENOUGH
         """Where the latency-sensitive part of the last plan had to stop."""
+        self.host_rests = False
+        """While true no lane row joins a step."""
         self._settings = settings
         self._limits = limits
         self._preemptor = preemptor
@@ -43,6 +47,8 @@ class StepPlanner:
         self._flights = flights
         self._queues = queues
         self._control = control
+        self._first_tokens = first_tokens
+        self._pressure = pressure
         self._classes = ClassPlanner(queues, residency, preemptor, forecast)
         self._returner = Returner(limits, queues, residency, preemptor, piggyback)
 
@@ -66,6 +72,8 @@ class StepPlanner:
         # Best-effort rows planned now would keep in flight what latency-sensitive work waits for.
         if self.ls_outcome is not Room.IN_FLIGHT:
             self._add_best_effort(step, max_best_effort_tokens, max_best_effort_s)
+        else:
+            self._classes.hold_back(ServiceClass.BEST_EFFORT, self._control.now_s)
         limits = step.lane_limits(self._max_lane_rows(is_beside_ls, max_best_effort_tokens))
         entries = self._piggyback.boundary.enter(limits.max_entries)
         self._piggyback.free_blocks_for_oldest()
@@ -80,7 +88,12 @@ class StepPlanner:
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         plannable = list_plannable(running, withheld_ids)
         if load is not None:
-            step.expect_decodes(request for request, num_tokens in plannable if num_tokens == 1)
+            decodes = [request for request, num_tokens in plannable if num_tokens == 1]
+            step.expect_decodes(decodes)
+            prompts = [request for request, num_tokens in plannable if num_tokens > 1]
+            token_s = self._control.pace.tightest_s(decodes)
+            self._first_tokens.note_running(prompts, load.shape, token_s)
+            self._pressure.note_running(load.shape, token_s if decodes else 0.0)
             step.budget_s = self._control.allowed_s(running, load.seconds)
         least_chunk = self._settings.block_size
         room = self._classes.plan_running(plannable, step, withheld_ids, least_chunk)
@@ -89,12 +102,14 @@ class StepPlanner:
             room = self._classes.admit_waiting(
                 service_class, step, self._control.now_s, least_chunk
             )
+        else:
+            self._classes.hold_back(ServiceClass.LATENCY_SENSITIVE, self._control.now_s)
         self.ls_outcome = room
         return step
 
     def _add_best_effort(self, step: StepBuilder, max_tokens: int | None, max_s: float) -> None:
         service_class = ServiceClass.BEST_EFFORT
-        max_s = min(max_s, self._control.until_first_tokens_s(self._awaiting_first_tokens()))
+        max_s = min(max_s, self._first_tokens.spare_s(self._control.starts_s))
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader
         offloader.keep_to_limit()
@@ -103,14 +118,13 @@ class StepPlanner:
         self._returner.consider(self._flights.next_plan_id)
         if room is Room.ENOUGH:
             self._classes.admit_waiting(service_class, step, self._control.now_s)
-
-    def _awaiting_first_tokens(self) -> Iterator[Request]:
-        service_class = ServiceClass.LATENCY_SENSITIVE
-        for queue in (self._queues.running[service_class], self._queues.waiting[service_class]):
-            yield from (request for request in queue if request.first_token_s is None)
+        else:
+            self._classes.hold_back(service_class, self._control.now_s)
 
     def _max_lane_rows(self, is_beside_ls: bool, max_best_effort_tokens: int | None) -> int:
         limits = self._limits
+        if self.host_rests:
+            return 0
         num_rows = limits.max_lane_rows_beside_ls if is_beside_ls else limits.max_lane_rows
         return num_rows if max_best_effort_tokens is None else min(num_rows, max_best_effort_tokens)
 

@@ -25,6 +25,7 @@ class StepShape:
     """Rows from the host that join, the mean over the layers."""
     num_sampled_rows: int = 0
     """Rows whose residual goes through the output head."""
+    num_prefill_chunks: int = 0
 
     def with_lane_rows(self, num_lane_rows: float) -> "StepShape":
         return replace(self, num_lane_rows=num_lane_rows)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from omniserve.bench.colocate.control.control_plan import ControlPlan
+from omniserve.bench.colocate.control.loads import LOADS
 from omniserve.bench.colocate.figures import Cell, Figures
 from omniserve.bench.colocate.frames import frame
 from omniserve.bench.colocate.plan import Plan
@@ -11,7 +13,7 @@ from omniserve.bench.colocate.workload import BacklogShape, Workload
 from omniserve.bench.trace.trace import Trace, TraceRequest
 
 NUM_BE = 8
-LIMITS = Limits("bfloat16", 256, 128, 16, 16)
+LIMITS = Limits("bfloat16", 256, 128, 16, 16, "auto")
 BACKLOG = BacklogShape(NUM_BE, 100, 60)
 
 
@@ -40,7 +42,28 @@ def make_workload(trace: Trace | None = None) -> Workload:
     return Workload(trace or make_trace(), BACKLOG, window_s=6.0, seed=0)
 
 
-def make_plan(rounds: int = 2, vllm: str | None = "0.32.0", ls_rate: float | None = 2.0) -> Plan:
+def make_control(capacity: float | None = 4.0, rounds: int = 2) -> ControlPlan:
+    return ControlPlan(
+        scenes=(SceneChoice("emulated", "one", (8,)),),
+        loads=tuple(LOADS),
+        choice="both",
+        capacity=capacity,
+        ttft_factor=5.0,
+        tpot_factor=2.0,
+        rounds=rounds,
+        warm_up_s=2.0,
+        duration_s=10.0,
+        drain_s=1.0,
+        max_tries=1,
+    )
+
+
+def make_plan(
+    rounds: int = 2,
+    vllm: str | None = "0.32.0",
+    ls_rate: float | None = 2.0,
+    control: ControlPlan | None = None,
+) -> Plan:
     return Plan(
         ls_model="/models/a",
         be_model="/models/b",
@@ -59,6 +82,7 @@ def make_plan(rounds: int = 2, vllm: str | None = "0.32.0", ls_rate: float | Non
         drain_s=1.0,
         unloaded_s=2.0,
         max_tries=2,
+        control=control,
         seed=0,
         omniserve="0.1.0",
         vllm=vllm,
@@ -66,9 +90,12 @@ def make_plan(rounds: int = 2, vllm: str | None = "0.32.0", ls_rate: float | Non
     )
 
 
-def make_figures(joint: float = 1.0, be_tokens_per_s: float = 100.0) -> Figures:
+def make_figures(
+    joint: float = 1.0, be_tokens_per_s: float = 100.0, num_refused: int = 0, num_ls: int = 20
+) -> Figures:
     return Figures(
-        num_ls=20,
+        num_ls=num_ls,
+        num_refused=num_refused,
         ls_joint=joint,
         ls_ttft_share=joint,
         ls_tpot_share=1.0,
@@ -76,6 +103,7 @@ def make_figures(joint: float = 1.0, be_tokens_per_s: float = 100.0) -> Figures:
         ls_ttft_p99_ms=90.0,
         ls_tpot_p50_ms=8.0,
         ls_tpot_p99_ms=12.0,
+        ls_goodput_tokens_per_s=30.0 * joint,
         be_tokens_per_s=be_tokens_per_s,
         num_failed=0,
         generator_cores=0.02,

@@ -12,7 +12,8 @@ from typing import NoReturn
 from omniserve import daemon
 from omniserve.cli import main
 from omniserve.config import Config
-from omniserve.engine_client import EngineClient, EngineSupervision
+from omniserve.engine_client import EngineClient
+from omniserve.engine_supervision import EngineSupervision
 from omniserve.logs import LogSettings
 
 SCRIPT = str(Path(__file__).parent / "scripted_engine.py")

@@ -7,12 +7,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omniserve.config import Config
+from omniserve.decision import Decision
 from omniserve.errors import EngineUnavailable
 from omniserve.generation import GenerationRequest, GenerationResult, Prompt
 from omniserve.metrics import Metrics
-from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, TokenLogprob
+from omniserve.requests import (
+    EngineRequest,
+    RequestOutput,
+    SamplingParams,
+    TierSettings,
+    TokenLogprob,
+)
 from omniserve.service import GenerationService
-from omniserve.settings import ModelInfo, ModelStats, PiggybackStats
+from omniserve.settings import (
+    DeviceSettings,
+    EngineSettings,
+    ModelInfo,
+    ModelSettings,
+    ModelStats,
+    PiggybackStats,
+)
+from scheduler.step_time import LinearStepTime
 
 VOCAB_SIZE = 4096
 MAX_MODEL_LEN = 256
@@ -134,6 +149,11 @@ class ScriptedEngine:
     max_model_len: int = MAX_MODEL_LEN
     started: list[EngineRequest] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
+    timelines: dict[str, tuple[Decision, ...]] = field(default_factory=dict)
+    settings: EngineSettings = EngineSettings(DeviceSettings(), (ModelSettings("demo", "/demo"),))
+    step_times: dict[str, LinearStepTime] = field(default_factory=dict)
+    tiers: tuple[TierSettings, ...] = ()
+    """As it was last told."""
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -150,6 +170,14 @@ class ScriptedEngine:
             eos_token_ids=(0,),
         )
         return {"demo": info}
+
+    def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None:
+        self.tiers = tiers
+
+    async def explain(self, request_id: str) -> tuple[Decision, ...]:
+        if not self.ready:
+            raise EngineUnavailable(f"the engine is {self.state}; try again")
+        return self.timelines.get(request_id, ())
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
         if not self.ready:

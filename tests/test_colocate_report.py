@@ -19,6 +19,7 @@ from omniserve.bench.colocate.contenders import (
 )
 from omniserve.bench.colocate.figures import Cell, Spread, figures_of, spread_of
 from omniserve.bench.colocate.goals import goal_results
+from omniserve.bench.colocate.measured import Measured
 from omniserve.bench.colocate.objectives import Objectives, Unloaded, objectives_of, unloaded_of
 from omniserve.bench.colocate.publish import publish
 from omniserve.bench.run_record import RunRecord, StreamInfo
@@ -164,7 +165,7 @@ def test_everything_is_published(
         )
         for number in (1, 4)
     ]
-    publish(tmp_path, make_plan(), results, 100.0)
+    publish(tmp_path, make_plan(), Measured(results), 100.0)
     printed = capsys.readouterr().out
     markdown = (tmp_path / "colocate.md").read_text()
     for text in (printed, markdown):

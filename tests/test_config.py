@@ -67,6 +67,7 @@ def test_defaults(tmp_path: Path) -> None:
         str(tmp_path / "models/demo"),
         piggyback=PiggybackSettings(host_kv_bytes=2 << 30),
         kv_reserve_share=0.05,
+        measures_step_time=True,
     )
     assert settings.models == (defaults,)
     assert settings.device.kind == "auto"
@@ -168,6 +169,10 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
         "ttft_ms",
         "tpot_ms",
         "percentile",
+        "admission",
+        "fallback",
+        "max_waiting",
+        "demote_after_tokens",
     }
     assert "Checkpoint directory in Hugging Face layout" in text
 

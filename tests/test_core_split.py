@@ -14,13 +14,6 @@ CORES = sorted(os.sched_getaffinity(0))
 pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 
 
-class Clock:
-    now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture(autouse=True)
 def keep_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -33,30 +26,25 @@ def state() -> tuple[int, list[int]]:
     return torch.get_num_threads(), sorted(os.sched_getaffinity(0))
 
 
-def test_the_device_lends_its_cores_while_the_host_is_active() -> None:
+def test_the_device_lends_its_cores_and_takes_them_back() -> None:
     torch.set_num_threads(len(CORES))
-    clock = Clock()
-    split = CoreSplit(CORES[-1:], clock)
+    split = CoreSplit(CORES[-1:])
     assert split.costs_device_threads
     before = state()
-    split.update(host_active=False)
+    split.update(is_split=False)
     assert state() == before
-    split.update(host_active=True)
+    split.update(is_split=True)
     assert state() == (len(CORES) - 1, CORES[:-1])
-    clock.now_s = 0.4
-    split.update(host_active=False)
-    assert state() == (len(CORES) - 1, CORES[:-1]), "given back too soon"
-    clock.now_s = 0.6
-    split.update(host_active=False)
+    split.update(is_split=False)
     assert state() == before
 
 
 def test_a_device_that_leaves_cores_free_keeps_off_the_hosts_for_good() -> None:
     torch.set_num_threads(1)
-    split = CoreSplit(CORES[-1:], Clock())
+    split = CoreSplit(CORES[-1:])
     assert not split.costs_device_threads
     assert state() == (1, CORES[:-1])
-    split.update(host_active=False)
+    split.update(is_split=False)
     assert state() == (1, CORES[:-1])
     split.unite()
 
@@ -80,9 +68,9 @@ def test_compute_threads_that_stay_keep_off_the_hosts_cores_too() -> None:
     ended = threading.Event()
     helper = threading.Thread(target=ended.wait)
     helper.start()
-    split = CoreSplit(CORES[-1:], Clock())
+    split = CoreSplit(CORES[-1:])
     try:
-        split.update(host_active=True)
+        split.update(is_split=True)
         of_helper, others = cores_of_threads(helper)
         assert of_helper == set(CORES), "not the device's to move"
         assert len(others) >= len(CORES)

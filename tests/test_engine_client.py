@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from omniserve.backoff import MAX_DELAY_S, Backoff
-from omniserve.engine_client import EngineClient, EngineSupervision
+from omniserve.engine_client import EngineClient
 from omniserve.engine_process_handle import remove_stale_directories
+from omniserve.engine_supervision import EngineSupervision
 from omniserve.errors import CheckpointError, EngineError, EngineUnavailable, InvalidRequest
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings

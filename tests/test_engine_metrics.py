@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_builders import make_piggyback_stats, sample
 
 from omniserve.metrics import Metrics
-from omniserve.settings import ModelStats
+from omniserve.settings import ControlStats, ModelStats
 
 IDLE = ModelStats("demo", {}, {}, 0, 1 << 20, 1, 0, 0, 1.0)
 BUSY = ModelStats(
@@ -101,6 +101,39 @@ def test_hops_are_a_histogram_over_steps(metrics: Metrics, stats: dict[str, Mode
         assert value(metrics, "omniserve_lane_hop_steps_bucket", le=bound) == count
     assert value(metrics, "omniserve_lane_hop_steps_count") == 28
     assert value(metrics, "omniserve_lane_hop_steps_sum") == 300
+
+
+CONTROL = ControlStats(
+    num_steps=7,
+    predicted_s=1.5,
+    measured_s=1.25,
+    mean_error=0.2,
+    used_s={"overhead": 0.5, "lanes": 0.25},
+    budget_s=2.5,
+    aims={"interactive": 0.875},
+)
+
+
+def test_control_follows_the_snapshot(metrics: Metrics, stats: dict[str, ModelStats]) -> None:
+    stats["demo"] = replace(IDLE, control=CONTROL)
+    assert value(metrics, "omniserve_step_predicted_seconds_total") == 1.5
+    assert value(metrics, "omniserve_step_measured_seconds_total") == 1.25
+    assert value(metrics, "omniserve_step_budget_seconds_total") == 2.5
+    assert value(metrics, "omniserve_step_error") == 0.2
+    assert value(metrics, "omniserve_step_used_seconds_total", kind="overhead") == 0.5
+    assert value(metrics, "omniserve_step_used_seconds_total", kind="lanes") == 0.25
+    assert value(metrics, "omniserve_tier_aim", tier="interactive") == 0.875
+
+
+def test_a_model_without_step_times_has_no_series_of_control(
+    metrics: Metrics, stats: dict[str, ModelStats]
+) -> None:
+    stats["demo"] = IDLE
+    stats["new"] = replace(IDLE, name="new", control=replace(CONTROL, num_steps=0))
+    text = metrics.exposition()
+    assert b'omniserve_step_used_seconds_total{kind="overhead",model="new"}' in text
+    assert b"omniserve_step_error{" not in text
+    assert b'omniserve_step_predicted_seconds_total{model="demo"}' not in text
 
 
 def test_a_host_that_is_down_or_left_alone(metrics: Metrics, stats: dict[str, ModelStats]) -> None:

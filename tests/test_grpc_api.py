@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from api_servers import serving
+from api_servers import make_reloader, serving
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -297,7 +297,8 @@ async def test_status_of_work_on_the_host(tiny_checkpoint: Path) -> None:
 async def test_a_port_in_use_is_named(tiny_checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        server = GrpcServer(make_service(tiny_checkpoint), address)
+        service = make_service(tiny_checkpoint)
+        server = GrpcServer(service, address, make_reloader(service, Path("not-there.yaml")))
         with pytest.raises(ConfigError, match=f"listen.grpc: cannot listen on {address}"):
             await server.start()
         await server.stop(0)

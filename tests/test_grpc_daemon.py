@@ -155,3 +155,24 @@ def test_a_client_built_from_reflection_alone(daemon: RunningDaemon) -> None:
         assert sum(len(chunk.token_ids) for chunk in chunks) == 5
         assert chunks[-1].finish_reason == "length"
         assert chunks[-1].usage.output_tokens == 5
+
+
+def test_a_deadline_ends_a_request_in_the_engine(daemon: RunningDaemon, stub: Any) -> None:
+    limit = stub.Tokenize(pb.TokenizeRequest(model="demo", text="Hello"), timeout=PATIENCE_S)
+    num_tokens = limit.max_model_len - len(limit.token_ids)
+    request = make_request(max_tokens=num_tokens, ignore_eos=True)
+    request.deadline_ms = 50
+    chunks = []
+    with pytest.raises(grpc.RpcError) as failed:
+        for chunk in stub.Generate(request, timeout=PATIENCE_S):
+            chunks.append(chunk)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert sum(len(chunk.token_ids) for chunk in chunks) < num_tokens
+    with grpc.insecure_channel(daemon.grpc_address) as channel:
+        admin = omniserve_pb2_grpc.AdminStub(channel)
+        for status in admin.WatchStatus(pb.WatchStatusRequest(interval_ms=100), timeout=PATIENCE_S):
+            if not any(status.models[0].running.values()):
+                break
+    # What comes next is served as ever.
+    result = complete(stub, make_request())
+    assert (result.tier, len(result.choices[0].token_ids)) == ("interactive", 8)

@@ -6,7 +6,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from service_builders import make_output, sample
 
-from omniserve.errors import EngineError, EngineUnavailable, InvalidRequest, RequestCancelled
+from omniserve.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineUnavailable,
+    InvalidRequest,
+    Overloaded,
+    RequestCancelled,
+)
 from omniserve.generation import Usage
 from omniserve.metrics import Metrics
 from omniserve.request_record import RequestRecord
@@ -114,6 +121,8 @@ def test_one_token_has_no_time_per_token(metrics: Metrics, clock: ManualClock) -
         (RequestCancelled("x"), "cancelled"),
         (InvalidRequest("x"), "invalid"),
         (EngineUnavailable("x"), "unavailable"),
+        (DeadlineExceeded("x"), "late"),
+        (Overloaded("x", 1.0), "refused"),
         (EngineError("x"), "error"),
         (ZeroDivisionError(), "error"),
     ],
@@ -161,6 +170,14 @@ def test_names_are_the_contract_and_nothing_else(metrics: Metrics, clock: Manual
         ("omniserve_e2e_seconds", "histogram"),
         ("omniserve_requests", "counter"),
         ("omniserve_tokens", "counter"),
+        ("omniserve_goodput_tokens", "counter"),
+        ("omniserve_slo_attainment", "gauge"),
+        ("omniserve_step_predicted_seconds", "counter"),
+        ("omniserve_step_measured_seconds", "counter"),
+        ("omniserve_step_budget_seconds", "counter"),
+        ("omniserve_step_used_seconds", "counter"),
+        ("omniserve_step_error", "gauge"),
+        ("omniserve_tier_aim", "gauge"),
         ("omniserve_running_requests", "gauge"),
         ("omniserve_waiting_requests", "gauge"),
         ("omniserve_kv_used_bytes", "gauge"),

@@ -46,7 +46,7 @@ def test_memory_that_lands_amid_a_step_is_used_at_the_next_layer(fleet: Fleet) -
     """Its best-effort step is left at the first boundary after the copy, not at its end."""
     runtime = fleet.engine.runtime(model_name(ARCH, "short_of_device"))
     assert runtime._piggyback is not None
-    copies = runtime._piggyback._swapper._under_way
+    copies = runtime._piggyback.swapper._under_way
     for index in range(3):
         prompt = range(10 + index, 50 + index)
         fleet.engine.add(request(f"be{index}", "short_of_device", prompt, 40, "best_effort"))

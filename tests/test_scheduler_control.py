@@ -1,92 +1,20 @@
 """Steps that are held to objectives: budgets, by the model's own reckoning and on a clock."""
 
-from array import array
 from math import inf
 
 import pytest
+from builders_control import COSTS, SETTINGS, Clocked, chat, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler import Objectives, Request, Scheduler, SchedulerSettings, ServiceClass, StepResult
-from scheduler.plan import StepPlan
+from scheduler import Objectives, Request, Scheduler, ServiceClass
 from scheduler.plan_shape import shape_of
-from scheduler.step_time import LinearStepTime, StepCosts, StepShape
-
-COSTS = StepCosts(
-    overhead_s=1e-3,
-    dense_ladder=((1, 5e-3), (8, 7e-3), (64, 40e-3), (256, 160e-3)),
-    decode_context_token_s=2e-6,
-    prefill_pair_s=2e-8,
-    prefill_step_s=5e-4,
-    sampled_row_s=5e-5,
-)
-SETTINGS = SchedulerSettings(
-    num_blocks=128,
-    block_size=16,
-    max_running_requests=32,
-    max_step_tokens=128,
-    best_effort_tokens_beside_ls=128,
-    max_model_len=512,
-    prefix_caching=False,
-)
-
-
-def make_request(
-    name: str,
-    num_tokens: int,
-    max_tokens: int,
-    arrival_s: float = 0.0,
-    objectives: Objectives | None = None,
-    demote_after_tokens: int | None = None,
-) -> Request:
-    is_urgent = objectives is not None
-    return Request(
-        request_id=name,
-        service_class=ServiceClass.LATENCY_SENSITIVE if is_urgent else ServiceClass.BEST_EFFORT,
-        tier="chat" if is_urgent else "batch",
-        arrival_s=arrival_s,
-        token_ids=array("q", [1] * num_tokens),
-        max_tokens=max_tokens,
-        objectives=objectives,
-        demote_after_tokens=demote_after_tokens,
-    )
-
-
-class Clocked:
-    """A scheduler on a clock: each step takes what its plan is reckoned to take, times a factor."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        self.scheduler = Scheduler(SETTINGS, step_time=LinearStepTime(COSTS))
-        self.now_s = 0.0
-        self.plans: list[StepPlan] = []
-        self._factor = factor
-
-    def step(self) -> list[Request]:
-        """Those that finished; time stands still where there is nothing to do."""
-        plan = self.scheduler.schedule(now_s=self.now_s)
-        if plan is None:
-            return []
-        self.plans.append(plan)
-        self.now_s += self._factor * COSTS.step_s(shape_of(plan))
-        sampled = {rows.request_id: 1 for rows in plan.rows if rows.samples}
-        done = self.scheduler.complete(plan, StepResult(sampled), now_s=self.now_s)
-        self.scheduler.check_integrity()
-        return list(done)
-
-    def run(self) -> list[Request]:
-        done = []
-        while self.scheduler.has_unfinished:
-            done += self.step()
-        return done
+from scheduler.step_time import StepShape
 
 
 def tpot_s(request: Request) -> float:
     assert request.first_token_s is not None and request.last_token_s is not None
     return (request.last_token_s - request.first_token_s) / (request.num_output_tokens - 1)
-
-
-def chat(name: str, arrival_s: float = 0.0, max_tokens: int = 40) -> Request:
-    return make_request(name, 20, max_tokens, arrival_s, Objectives(0.5, 15e-3))
 
 
 def test_a_plan_is_reckoned_as_the_model_says() -> None:
@@ -118,7 +46,7 @@ def test_without_step_times_tokens_alone_limit() -> None:
     plan = scheduler.schedule(now_s=5.0)
     assert plan is not None
     assert (plan.num_tokens, plan.budget_s, plan.predicted_s) == (128, inf, 0.0)
-    assert scheduler.predicted_ttft_s(chat("next"), 5.0) == 0.0
+    assert scheduler.ttft_forecast.ttft_s(chat("next"), 5.0) == 0.0
 
 
 def test_steps_that_take_longer_than_reckoned_are_learnt() -> None:
@@ -134,13 +62,13 @@ def test_the_longer_the_queue_the_later_the_first_token() -> None:
     forecasts = []
     for number in range(5):
         newcomer = chat(f"{number}")
-        forecasts.append(clocked.scheduler.predicted_ttft_s(newcomer, 0.0))
+        forecasts.append(clocked.scheduler.ttft_forecast.ttft_s(newcomer, 0.0))
         clocked.scheduler.add(newcomer)
     assert forecasts == sorted(forecasts)
     assert forecasts[0] == pytest.approx(COSTS.step_s(shape_of_prompt(20)))
     # The time that it has waited before it came here is part of it.
     late = chat("late", arrival_s=-0.4)
-    more_s = clocked.scheduler.predicted_ttft_s(late, 0.0) - forecasts[-1]
+    more_s = clocked.scheduler.ttft_forecast.ttft_s(late, 0.0) - forecasts[-1]
     assert more_s > 0.4
 
 
@@ -158,7 +86,7 @@ def test_a_forecast_is_what_comes_about() -> None:
     for name in names:
         clocked.scheduler.add(chat(name))
     last = chat("last")
-    forecast_s = clocked.scheduler.predicted_ttft_s(last, 0.0)
+    forecast_s = clocked.scheduler.ttft_forecast.ttft_s(last, 0.0)
     clocked.scheduler.add(last)
     clocked.run()
     assert last.first_token_s == pytest.approx(forecast_s, rel=0.35)
@@ -169,7 +97,7 @@ def test_where_latency_sensitive_requests_fill_the_memory_nobody_is_promised_any
     for number in range(6):
         clocked.scheduler.add(make_request(f"{number}", 300, 40, 0.0, Objectives(9.0, 0.1)))
     newcomer = make_request("next", 300, 40, 0.0, Objectives(9.0, 0.1))
-    assert clocked.scheduler.predicted_ttft_s(newcomer, 0.0) == inf
+    assert clocked.scheduler.ttft_forecast.ttft_s(newcomer, 0.0) == inf
 
 
 def test_a_straggler_goes_on_as_best_effort_work() -> None:

@@ -137,7 +137,7 @@ def test_tier_names(
     tiny_checkpoint: Path, default_tier: str | None, asked: str | None, expected: str
 ) -> None:
     service = make_service(tiny_checkpoint, default_tier=default_tier)
-    assert service.resolve_tier("demo", asked).name == expected
+    assert service.tiers.resolve("demo", asked).name == expected
 
 
 @pytest.mark.asyncio
@@ -153,9 +153,9 @@ def test_flex_needs_a_best_effort_tier(tiny_checkpoint: Path) -> None:
     config = config.model_copy(update={"tiers": config.tiers[:2]})
     service = GenerationService(config, ScriptedEngine(), Metrics())
     with pytest.raises(InvalidRequest, match="^tier: 'flex' is not served; allowed: interactive"):
-        service.resolve_tier("demo", "flex")
+        service.tiers.resolve("demo", "flex")
     with pytest.raises(InvalidRequest, match="voice, auto, default, priority$"):
-        service.resolve_tier("demo", "gold")
+        service.tiers.resolve("demo", "gold")
 
 
 @pytest.mark.asyncio

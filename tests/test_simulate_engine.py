@@ -183,7 +183,7 @@ def test_what_can_never_run_fails_and_says_why() -> None:
         agenda := Agenda(clock),
         Random(0),
         lambda model, sampled, finished: None,
-        lambda model, request, error: refused.append((request.request_id, error)),
+        lambda model, request, error: refused.append((request.request_id, str(error))),
     )
     fleet.submit("m", _request("r", 5000, 1, "latency_sensitive"))
     while agenda.next_s is not None:
@@ -237,7 +237,7 @@ def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: in
         agenda,
         Random(0),
         lambda model, sampled, finished: None,
-        lambda model, request, error: pytest.fail(error),
+        lambda model, request, error: pytest.fail(str(error)),
     )
     simulated: list[StepPlan] = []
     for each in fleet.engines[0].models.values():

@@ -2,9 +2,11 @@
 
 import asyncio
 
-from omniserve.api.grpc_codec import model_status_message
+from omniserve.api.grpc_codec import explanation_message, model_status_message
 from omniserve.api.grpc_errors import Context
+from omniserve.api.grpc_reload import dry_run_message, reload_message
 from omniserve.errors import InvalidRequest
+from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
@@ -17,8 +19,9 @@ MAX_INTERVAL_MS = 60_000
 class AdminServicer(omniserve_pb2_grpc.AdminServicer):
     """Answers in every state of the engine."""
 
-    def __init__(self, service: GenerationService) -> None:
+    def __init__(self, service: GenerationService, reloader: Reloader) -> None:
         self._service = service
+        self._reloader = reloader
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:
         return self._status()
@@ -32,6 +35,18 @@ class AdminServicer(omniserve_pb2_grpc.AdminServicer):
         while True:
             await context.write(self._status())
             await asyncio.sleep(interval_ms / 1000)
+
+    async def ReloadTiers(
+        self, request: pb.ReloadTiersRequest, context: Context
+    ) -> pb.ReloadTiersResponse:
+        if request.dry_run:
+            return dry_run_message(await self._reloader.dry_run())
+        return reload_message(await self._reloader.reload())
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        if not request.request_id:
+            raise InvalidRequest("request_id: must be given", "request_id")
+        return explanation_message(await self._service.explain(request.request_id))
 
     def _status(self) -> pb.Status:
         status = self._service.status()

@@ -1,9 +1,11 @@
 """Between protobuf messages and the service's own words."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from omniserve.chat import ChatMessage
-from omniserve.config import TierConfig
+from omniserve.config_tier import TierConfig
+from omniserve.decision import Decision
 from omniserve.errors import InvalidRequest
 from omniserve.generation import ChatPrompt, Choice, Chunk, GenerationRequest, Prompt, Usage
 from omniserve.requests import SamplingParams, TokenLogprob
@@ -17,18 +19,31 @@ _PLAIN_SAMPLING_FIELDS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class CallDetails:
+    """What comes with a message: metadata, and for how long the client waits."""
+
+    tier: str = ""
+    tenant: str = ""
+    left_s: float | None = None
+
+
 def generation_request(
-    request: pb.GenerateRequest, metadata_tier: str | None, arrival_s: float
+    request: pb.GenerateRequest, call: CallDetails, arrival_s: float
 ) -> GenerationRequest:
-    """The tier in the message wins over the one in the metadata."""
+    """Tier and tenant in the message win over those in the metadata."""
+    left_s = call.left_s
     return GenerationRequest(
         model=request.model,
         prompts=(prompt_of(request),),
         sampling=_sampling(request.sampling),
         n=request.sampling.n if request.sampling.HasField("n") else 1,
-        tier=request.tier or metadata_tier,
+        tier=request.tier or call.tier,
         request_id=request.request_id,
         arrival_s=arrival_s,
+        tenant=request.tenant or call.tenant,
+        deadline_ms=request.deadline_ms if request.HasField("deadline_ms") else None,
+        call_deadline_s=None if left_s is None else arrival_s + left_s,
     )
 
 
@@ -72,6 +87,7 @@ def chunk_message(chunk: Chunk, request_id: str, tokenizer: ModelTokenizer) -> p
         message.stop_reason.CopyFrom(_stop_reason(chunk.stop_reason))
     if chunk.usage is not None:
         message.usage.CopyFrom(usage_message(chunk.usage))
+        message.tier = chunk.tier
     return message
 
 
@@ -140,6 +156,29 @@ def tier_message(tier: TierConfig) -> pb.Tier:
         ttft_ms=tier.ttft_ms,
         tpot_ms=tier.tpot_ms,
         percentile=tier.percentile,
+        admission=tier.admission and tier.service_class == "latency_sensitive",
+        fallback=tier.fallback or "",
+        max_waiting=tier.max_waiting,
+        demote_after_tokens=tier.demote_after_tokens,
+    )
+
+
+def explanation_message(timeline: tuple[Decision, ...]) -> pb.ExplainResponse:
+    """With times since the first entry; there is at least one."""
+    first_s = timeline[0].at_s
+    return pb.ExplainResponse(
+        timeline=[
+            pb.TimelineEntry(
+                at_s=entry.at_s - first_s,
+                last_s=entry.last_s - first_s,
+                times=entry.times,
+                sequence=entry.sequence,
+                event=entry.event,
+                reason=entry.reason,
+                detail=entry.detail,
+            )
+            for entry in timeline
+        ]
     )
 
 

@@ -3,6 +3,7 @@
 import time
 
 from omniserve.api.grpc_codec import (
+    CallDetails,
     choice_message,
     chunk_message,
     generation_request,
@@ -18,6 +19,7 @@ from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
 
 TIER_METADATA_KEY = "x-omniserve-tier"
+TENANT_METADATA_KEY = "x-omniserve-tenant"
 
 
 class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
@@ -28,13 +30,13 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         # Chunks are written, not yielded: a cancelled call then leaves the block here and now.
-        wanted = generation_request(request, _metadata_tier(context), time.monotonic())
+        wanted = generation_request(request, _call_details(context), time.monotonic())
         async with await self._service.start(wanted) as stream:
             async for chunk in stream:
                 await context.write(chunk_message(chunk, stream.request_id, stream.tokenizer))
 
     async def Complete(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResult:
-        wanted = generation_request(request, _metadata_tier(context), time.monotonic())
+        wanted = generation_request(request, _call_details(context), time.monotonic())
         async with await self._service.start(wanted) as stream:
             result = await stream.result()
         return pb.GenerateResult(
@@ -63,22 +65,25 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        config = self._service.config
+        models, tiers = self._service.config.models, self._service.tiers
         return pb.ListModelsResponse(
             models=[
-                model_message(
-                    self._service.model_info(model.name), config.default_tier(model.name).name
-                )
-                for model in config.models
+                model_message(self._service.model_info(model.name), tiers.default(model.name).name)
+                for model in models
             ],
-            tiers=[tier_message(tier) for tier in config.tiers],
+            tiers=[tier_message(tier) for tier in tiers.tiers],
         )
 
 
-def _metadata_tier(context: Context) -> str | None:
+def _call_details(context: Context) -> CallDetails:
+    found = {TIER_METADATA_KEY: "", TENANT_METADATA_KEY: ""}
     for key, value in context.invocation_metadata() or ():
-        if key == TIER_METADATA_KEY:
+        if key in found:
             if not isinstance(value, str):
-                raise InvalidRequest(f"{TIER_METADATA_KEY}: must be text", "tier")
-            return value
-    return None
+                param = key.removeprefix("x-omniserve-")
+                raise InvalidRequest(f"{key}: must be text", param)
+            # The first counts where there are several.
+            found[key] = found[key] or value
+    return CallDetails(
+        found[TIER_METADATA_KEY], found[TENANT_METADATA_KEY], context.time_remaining()
+    )

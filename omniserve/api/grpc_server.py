@@ -11,6 +11,7 @@ from omniserve.api.grpc_errors import ErrorInterceptor
 from omniserve.api.grpc_inference import InferenceServicer
 from omniserve.config_values import split_address
 from omniserve.errors import ConfigError
+from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2, omniserve_pb2_grpc
 
@@ -38,7 +39,7 @@ OPTIONS = (
 class GrpcServer:
     """Serves a GenerationService at one address. Made inside a running event loop."""
 
-    def __init__(self, service: GenerationService, address: str) -> None:
+    def __init__(self, service: GenerationService, address: str, reloader: Reloader) -> None:
         self.address = address
         """host:port; once started, with the port that is really listened on."""
         self._health = health.aio.HealthServicer()
@@ -49,7 +50,9 @@ class GrpcServer:
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
         omniserve_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(service), self._server)
-        omniserve_pb2_grpc.add_AdminServicer_to_server(AdminServicer(service), self._server)
+        omniserve_pb2_grpc.add_AdminServicer_to_server(
+            AdminServicer(service, reloader), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

@@ -26,6 +26,7 @@ MAX_DISCARDED_BYTES = 64 << 20
 """Up to here a body that is too large is read on: few clients take an answer before that."""
 BODY_TIMEOUT_S = 60
 TIER_HEADER = "x-omniserve-tier"
+TENANT_HEADER = "x-omniserve-tenant"
 REQUEST_ID_HEADER = "x-request-id"
 
 
@@ -80,6 +81,7 @@ class _Endpoints:
     ) -> GenerationResponse:
         head = RequestHead(
             tier=request.headers.get(TIER_HEADER),
+            tenant=request.headers.get(TENANT_HEADER, ""),
             request_id=request.headers.get(REQUEST_ID_HEADER, ""),
             arrival_s=time.monotonic(),
         )

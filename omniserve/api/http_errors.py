@@ -42,8 +42,9 @@ async def error_response(request: Request, error: Exception) -> Response:
     headers = dict(getattr(error, "headers", None) or {})
     retry_after_s = retry_after_s_of(error)
     if retry_after_s is not None:
-        # The header knows whole seconds only.
+        # The standard header knows whole seconds only; clients of OpenAI read the other first.
         headers["retry-after"] = str(ceil(retry_after_s))
+        headers["retry-after-ms"] = str(ceil(1e3 * retry_after_s))
     if status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         # The rest of the body is not going to be read.
         headers["connection"] = "close"

@@ -23,6 +23,7 @@ class RequestHead:
     """What comes with a body: headers, and when the request arrived."""
 
     tier: str | None
+    tenant: str
     request_id: str
     arrival_s: float
 
@@ -106,6 +107,7 @@ class GenerationBody(_Body, ABC):
     repetition_penalty: float | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    deadline_ms: int | None = None
 
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -184,6 +186,8 @@ class CompletionBody(GenerationBody):
             request_id=head.request_id,
             default_max_tokens=COMPLETION_DEFAULT_MAX_TOKENS,
             arrival_s=head.arrival_s,
+            tenant=head.tenant,
+            deadline_ms=self.deadline_ms,
         )
 
 
@@ -237,6 +241,8 @@ class ChatBody(GenerationBody):
             tier=self.service_tier or head.tier,
             request_id=head.request_id,
             arrival_s=head.arrival_s,
+            tenant=head.tenant,
+            deadline_ms=self.deadline_ms,
         )
 
     def _max_tokens(self) -> int | None:

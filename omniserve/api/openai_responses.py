@@ -121,7 +121,7 @@ class ChatFormat:
 
 
 class _Frame:
-    """What all bodies and events of one response have in common, encoded once."""
+    """What all bodies and events of one response have in common."""
 
     def __init__(
         self,
@@ -135,17 +135,18 @@ class _Frame:
             "id": f"{id_prefix}-{stream.request_id}",
             "created": int(time.time()),
             "model": stream.model,
-            "service_tier": stream.tier,
         }
         self._body_object = body_object
-        event_head = to_json(self._head | {"object": event_object})
-        self._event_start = b"data: " + event_head[:-1] + b',"choices":['
+        self._event_object = event_object
+        self._event_tier = ""
+        self._event_start = b""
         self._stream = stream
         self._usage_events = usage_events
         self._plain_end = b"]}\n\n" if usage_events is UsageEvents.NONE else b'],"usage":null}\n\n'
 
     def body(self, choices: list[dict[str, Any]], usage: Usage) -> bytes:
-        body = self._head | {"object": self._body_object, "choices": choices}
+        head = self._head | {"service_tier": self._stream.tier, "object": self._body_object}
+        body = head | {"choices": choices}
         return to_json(body | {"usage": _usage(usage)})
 
     def is_told(self, chunk: Chunk) -> bool:
@@ -157,10 +158,18 @@ class _Frame:
     def event(self, choice: dict[str, Any]) -> bytes:
         is_counted = self._usage_events is UsageEvents.ALL
         end = _usage_end(self._stream.usage_so_far) if is_counted else self._plain_end
-        return self._event_start + to_json(choice) + end
+        return self._start() + to_json(choice) + end
 
     def usage_event(self, usage: Usage) -> bytes:
-        return self._event_start + _usage_end(usage)
+        return self._start() + _usage_end(usage)
+
+    def _start(self) -> bytes:
+        """What events begin with, encoded once for each tier that serves the request."""
+        tier = self._stream.tier
+        if tier != self._event_tier:
+            head = to_json(self._head | {"service_tier": tier, "object": self._event_object})
+            self._event_tier, self._event_start = tier, b"data: " + head[:-1] + b',"choices":['
+        return self._event_start
 
 
 def _usage_end(usage: Usage) -> bytes:

@@ -1,17 +1,23 @@
 """The engine: several models, one device, one step at a time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
+from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
 from omniserve.engine.build import build_runtimes
-from omniserve.engine.model_runtime import ModelRuntime, RunningStep
+from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.engine.running_step import RunningStep
+from omniserve.engine.tiers_in_force import TiersInForce
+from omniserve.engine.timelines import explain
 from omniserve.errors import CheckpointError, UnknownModel
-from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
+from omniserve.piggyback.host_link import HostLink
+from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from scheduler import ModelTurns
+from scheduler.urgent_pressure import pressure_on
 
 _HOST_POLL_S = 50e-6
 _LOST_HOST_POLL_S = 1e-3
@@ -47,6 +53,7 @@ class Engine:
         self._runtimes, self._host = build_runtimes(settings, device)
         self._poll_arrivals = poll_arrivals
         self._turns = ModelTurns(list(self._runtimes))
+        self._tiers = TiersInForce()
         self._parked: tuple[ModelRuntime, RunningStep] | None = None
 
     @property
@@ -78,8 +85,34 @@ class Engine:
         Raises:
             UnknownModel: no model of that name is loaded.
             InvalidRequest: the model cannot take this prompt.
+            Overloaded, DeadlineExceeded: it is refused, as `ModelRuntime.add` says.
         """
-        self.runtime(request.model).add(request)
+        runtime = self.runtime(request.model)
+        others = (
+            each.scheduler.ttft_forecast.load
+            for each in self._runtimes.values()
+            if each is not runtime
+        )
+        runtime.add(self._tiers.applied_to(request), others)
+
+    def set_tiers(self, tiers: Iterable[TierSettings]) -> None:
+        """These tiers are in force from now on.
+
+        Requests that wait or run get the objectives of their tier and are demoted by its rules;
+        admission and `max_waiting` concern those that come later. Requests of a tier that is gone,
+        or that changed its class, go on with what they had.
+        """
+        self._tiers = TiersInForce(tiers)
+        for runtime in self._runtimes.values():
+            runtime.set_terms(self._tiers.terms)
+
+    def explain(self, request_id: str) -> tuple[Decision, ...]:
+        """What was decided about a request, in order of time; empty where nothing is known of it.
+
+        Of requests that the front sent, the newest one of those that the client called so.
+        """
+        schedulers = [runtime.scheduler for runtime in self._runtimes.values()]
+        return explain(schedulers, request_id)
 
     def abort(self, request_id: str) -> None:
         """Forgets a request in any phase; no output follows for it."""
@@ -109,6 +142,16 @@ class Engine:
                             raise CheckpointError(f"model {name!r}: {output.error}")
             self._runtimes[name].warm_up()
 
+    @property
+    def host_costs_threads(self) -> bool:
+        """Whether host attention, while it has work, takes cores that the device would use."""
+        return self._host is not None and self._host.costs_device_threads
+
+    def hold_host_cores(self, is_held: bool) -> None:
+        """Computes as if the host had work, until told otherwise."""
+        if self._host is not None:
+            self._host.hold_cores(is_held)
+
     def close(self) -> None:
         """Ends the host attention process and gives shared memory back; requests are forgotten."""
         if self._host is not None:
@@ -134,11 +177,14 @@ class Engine:
             self._host.collect()
             for runtime in self._runtimes.values():
                 runtime.poll()
-            self._host.share_cores(sum(r.num_offloaded for r in self._runtimes.values()))
+            self._share_cores(self._host)
         if self._parked is not None:
             outputs = self._pass_urgent()
             return self._resume() if outputs is None else outputs
-        demands = {name: runtime.demand() for name, runtime in self._runtimes.items()}
+        is_alone = len(self._runtimes) == 1
+        demands = {
+            name: runtime.demand(is_alone=is_alone) for name, runtime in self._runtimes.items()
+        }
         turn = self._turns.next(demands)
         if turn is None:
             return []
@@ -156,6 +202,12 @@ class Engine:
         if step.plan.has_latency_sensitive:
             return self._run_through(runtime, step)
         return self._run_yielding(runtime, step)
+
+    def _share_cores(self, host: HostLink) -> None:
+        runtimes = self._runtimes.values()
+        now_s = time.monotonic()
+        pressure = pressure_on(each.scheduler.pressure.at(now_s) for each in runtimes)
+        host.share_cores(sum(each.num_offloaded for each in runtimes), pressure)
 
     def _run_through(self, runtime: ModelRuntime, step: RunningStep) -> list[RequestOutput]:
         runtime.advance(step, runtime.num_layers)

@@ -1,53 +1,32 @@
 """One served model: its scheduler, executor, KV pool and the sequences it is working on."""
 
 import time
-from array import array
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
-from omniserve.engine.executor import Executor, StepCursor
+from omniserve.engine.admission import Admission
+from omniserve.engine.control_stats import control_stats
+from omniserve.engine.executor import Executor
 from omniserve.engine.host_copy import HostCopy
 from omniserve.engine.kv_pool import DeviceKvPool
-from omniserve.engine.limits import check_prompt, most_output_tokens
-from omniserve.engine.penalties import has_penalties
-from omniserve.engine.sampler import Sampled, sample
+from omniserve.engine.limits import check_prompt
+from omniserve.engine.running_step import RunningStep
+from omniserve.engine.sampler import sample
+from omniserve.engine.scheduler_request import scheduler_request
 from omniserve.engine.sequence import Sequence
 from omniserve.engine.sequences import Advance, SampledRow, Sequences
 from omniserve.engine.text import TextModel
 from omniserve.engine.timings import StepTimings
-from omniserve.errors import InvalidRequest, Overloaded
+from omniserve.errors import InvalidRequest
 from omniserve.piggyback.lane_run import LaneRun
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.settings import ModelInfo, ModelStats
-from scheduler import ModelDemand, Request, Scheduler, ServiceClass, StepPlan, StepResult
-
-_MOST_RETRY_S = 10.0
-"""Longest wait that a refused request is told: what is predicted for later is little worth."""
-
-
-@dataclass(slots=True)
-class RunningStep:
-    """A planned step and how far it has come."""
-
-    plan: StepPlan
-    cursor: StepCursor
-    started_s: float
-    rows: tuple[SampledRow, ...] = ()
-    """Rows that are sampled; those of offloaded requests come last."""
-    sampled: Sampled | None = None
-    tokens: HostCopy | None = None
-    """The sampled tokens on their way to the host."""
-    was_interrupted: bool = False
-    """Whether other work ran between its layers."""
-
-    @property
-    def num_lane_rows(self) -> float:
-        """The mean over the layers."""
-        lanes = self.cursor.lanes
-        return 0.0 if lanes is None else float(lanes.rows.counts.mean())
+from scheduler import ModelDemand, Scheduler, SchedulerSettings, StepPlan
+from scheduler.first_token_forecast import UrgentLoad
+from scheduler.step_time import LinearStepTime
+from scheduler.tier_terms import TierTerms
 
 
 class ModelRuntime:
@@ -69,13 +48,18 @@ class ModelRuntime:
         self.timings = StepTimings()
         self.last_plan: StepPlan | None = None
         """Of the step that was completed last; for whoever measures steps."""
+        self.last_lane_rows = 0.0
+        """That joined it, the mean over the layers."""
+        self.last_num_sampled = 0
+        """Rows of which tokens came, those from lanes among them."""
         self._executor = executor
         self._kv_pool = kv_pool
         self._text = text
-        self._pipeline_depth = pipeline_depth
+        self.pipeline_depth = pipeline_depth
         self._piggyback = piggyback
         self._clock = clock
         self._sequences = Sequences()
+        self._admission = Admission(scheduler)
         self._in_flight: deque[RunningStep] = deque()
         self._num_steps = 0
         self._last_step_s = 0.0
@@ -106,37 +90,54 @@ class ModelRuntime:
         if self._piggyback is not None:
             self._piggyback.reset_counters()
 
-    def demand(self) -> ModelDemand:
-        """What this model could do with a turn; steps in flight are to be collected as well."""
+    def start_over(self, settings: SchedulerSettings, step_time: LinearStepTime | None) -> None:
+        """With a new scheduler, as if nothing had run so far; nothing may be unfinished."""
+        assert not self.has_unfinished, f"{self.scheduler!r} is to be replaced"
+        host_blocks = None if self._piggyback is None else self._piggyback.host_blocks
+        self.scheduler = Scheduler(settings, host_blocks, step_time)
+        self._admission = Admission(self.scheduler)
+        self.timings.reset()
+        self.last_plan, self.last_lane_rows, self.last_num_sampled = None, 0.0, 0
+        self._num_steps, self._last_step_s = 0, 0.0
+        if self._piggyback is not None:
+            self._piggyback.follow(self.scheduler)
+            self._piggyback.reset_counters()
+
+    @property
+    def piggyback(self) -> Piggyback | None:
+        """For whoever measures it; None where it is off."""
+        return self._piggyback
+
+    def demand(self, *, is_alone: bool) -> ModelDemand:
+        """What this model could do with a turn; steps in flight are to be collected as well.
+
+        One that is alone on its device need not know what it could spare for others.
+        """
         scheduler = self.scheduler
         return ModelDemand(
             latency_sensitive=scheduler.has_latency_sensitive_work,
             best_effort=self.has_unfinished,
             awaits_first_token=scheduler.awaits_first_token,
             best_effort_tokens_beside_ls=scheduler.settings.best_effort_tokens_beside_ls,
-            slack_s=scheduler.slack_s(self._clock()),
+            slack_s=inf if is_alone else scheduler.slack_s(self._clock()),
         )
 
-    def add(self, request: EngineRequest) -> None:
-        """Queues a request.
+    def add(self, request: EngineRequest, others: Iterable[UrgentLoad] = ()) -> None:
+        """Queues a request, in the fallback of its tier where that is to take it.
+
+        `others` are what other models on the device need of it.
 
         Raises:
-            Overloaded: its first token would come later than promised.
+            DeadlineExceeded: its deadline has passed.
+            Overloaded: its first token would come later than promised, or the queue is full.
             InvalidRequest: the id is in use, or the prompt is empty, too long or of another
                 vocabulary.
         """
         check_prompt(request, self.info)
-        state = Request(
-            request_id=request.request_id,
-            service_class=ServiceClass(request.service_class),
-            tier=request.tier,
-            arrival_s=self._clock(),
-            token_ids=array("q", request.prompt_token_ids),
-            max_tokens=most_output_tokens(request, self.info),
-            objectives=request.objectives,
-            needs_known_tokens=has_penalties(request.sampling),
-        )
-        self._refuse_late(state)
+        now_s = self._clock()
+        self.scheduler.journal.advance(now_s)
+        state = scheduler_request(request, self.info, now_s)
+        self._admission.judge(state, request.rules, now_s, others)
         try:
             self.scheduler.add(state)
         except ValueError as error:
@@ -152,25 +153,15 @@ class ModelRuntime:
             )
         )
 
-    def _refuse_late(self, state: Request) -> None:
-        """Raises Overloaded for a request whose first token would come too late."""
-        if state.objectives is None:
-            return
-        ttft_s = self.scheduler.predicted_ttft_s(state, self._clock())
-        promised_s = state.objectives.ttft_s
-        if ttft_s > promised_s:
-            retry_after_s = min(_MOST_RETRY_S, ttft_s - promised_s)
-            when = "not be had soon" if ttft_s == inf else f"take {ttft_s * 1e3:.0f} ms"
-            raise Overloaded(
-                f"tier {state.tier!r} promises the first token within {promised_s * 1e3:.0f} ms, "
-                f"but it would {when} now; try again in {retry_after_s:.1f} s",
-                retry_after_s,
-            )
+    def set_terms(self, by_tier: Mapping[str, TierTerms]) -> None:
+        """Requests that wait or run follow the new terms of their tiers."""
+        self.scheduler.set_terms(by_tier)
 
     def abort(self, request_id: str) -> bool:
         """Forgets a request and frees its KV; false if it is not known here."""
         if not self._sequences.remove(request_id):
             return False
+        self.scheduler.journal.advance(self._clock())
         self.scheduler.abort(request_id)
         self._settle()
         return True
@@ -211,7 +202,7 @@ class ModelRuntime:
         """Samples a step whose layers are done; outputs are those of the oldest step in flight."""
         self._sample(step)
         self._in_flight.append(step)
-        if len(self._in_flight) < self._pipeline_depth and self.scheduler.has_unfinished:
+        if len(self._in_flight) < self.pipeline_depth and self.scheduler.has_unfinished:
             return []
         return self.collect()
 
@@ -226,7 +217,8 @@ class ModelRuntime:
         with self.timings.phase("complete"):
             outputs = self._complete(step, advances)
         self.timings.num_steps += 1
-        self.last_plan = step.plan
+        self.last_plan, self.last_num_sampled = step.plan, len(step.rows)
+        self.last_lane_rows = step.num_lane_rows
         self._num_steps += 1
         self._last_step_s = self._clock() - step.started_s
         return outputs
@@ -265,6 +257,7 @@ class ModelRuntime:
             num_cached_prompt_tokens=scheduler.counts.num_cached_prompt_tokens,
             step_ms=self._last_step_s * 1e3,
             piggyback=None if self._piggyback is None else self._piggyback.stats(),
+            control=control_stats(scheduler),
         )
 
     def _sample(self, step: RunningStep) -> None:
@@ -297,26 +290,7 @@ class ModelRuntime:
         return [SampledRow(*row, from_lane=True) for row in self._piggyback.end_step(lanes)]
 
     def _complete(self, step: RunningStep, advances: dict[str, Advance]) -> list[RequestOutput]:
-        result = StepResult(
-            sampled={
-                request_id: advance.token_id
-                for request_id, advance in advances.items()
-                if not advance.from_lane
-            },
-            lane_sampled={
-                request_id: advance.token_id
-                for request_id, advance in advances.items()
-                if advance.from_lane
-            },
-            finished_ids=frozenset(
-                request_id
-                for request_id, advance in advances.items()
-                if advance.progress.finish_reason is not None
-            ),
-            num_lane_rows=step.num_lane_rows,
-            was_interrupted=step.was_interrupted,
-        )
-        completed = self.scheduler.complete(step.plan, result, self._clock())
+        completed = self.scheduler.complete(step.plan, step.result(advances), self._clock())
         finished = {state.request_id for state in completed}
         self._settle()
         return self._sequences.outputs(advances, step.sampled, finished)

@@ -9,14 +9,23 @@ import time
 
 import zmq
 
-from omniserve.errors import CheckpointError, ConfigError, OmniServeError, Overloaded
+from omniserve.errors import (
+    CheckpointError,
+    ConfigError,
+    DeadlineExceeded,
+    OmniServeError,
+    Overloaded,
+)
 from omniserve.logs import LogSettings, configure_logging, get_logger, log_event
 from omniserve.messages import (
     Abort,
     Configure,
     EngineFailed,
     EngineReady,
+    Explain,
+    Explained,
     Outputs,
+    SetTiers,
     Shutdown,
     Stats,
     Submit,
@@ -88,6 +97,10 @@ class EngineProcess:
                 case Abort(request_ids=request_ids):
                     for request_id in request_ids:
                         self._engine.abort(request_id)
+                case SetTiers(tiers=tiers):
+                    self._engine.set_tiers(tiers)
+                case Explain(question=question, request_id=request_id):
+                    self._send(Explained(question, self._engine.explain(request_id)))
                 case Shutdown():
                     self._stopping = True
                 case Configure():
@@ -97,6 +110,7 @@ class EngineProcess:
         try:
             self._engine.add(request)
         except OmniServeError as error:
+            is_late = isinstance(error, DeadlineExceeded)
             retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
             self._rejected.append(
                 RequestOutput(
@@ -106,6 +120,7 @@ class EngineProcess:
                     finish_reason="error",
                     error=str(error),
                     retry_after_s=retry_after_s,
+                    missed_deadline=is_late,
                 )
             )
 

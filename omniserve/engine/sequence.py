@@ -59,6 +59,11 @@ class Sequence:
         """Whether tokens may come from its lane; not one whose id a cancelled request had there."""
         return self.state.status is Status.OFFLOADED
 
+    @property
+    def _other_tier(self) -> str:
+        """The tier that serves it, where that is not the one it was sent for."""
+        return "" if self.state.tier == self.request.tier else self.state.tier
+
     def sampling_row(self, index: int) -> SamplingRow:
         """How output token `index` is to be sampled."""
         return SamplingRow(self.request.sampling, self._seed, index, self._adjuster)
@@ -85,6 +90,7 @@ class Sequence:
             num_prompt_tokens=self.state.num_prompt_tokens,
             num_output_tokens=self.num_output_tokens,
             num_piggybacked_tokens=self.num_piggybacked_tokens,
+            tier=self._other_tier,
             error="the model's logits are not finite: broken weights, or its dtype overflows",
         )
 
@@ -106,4 +112,5 @@ class Sequence:
             num_cached_tokens=self.state.num_cached_tokens,
             num_output_tokens=self.num_output_tokens,
             num_piggybacked_tokens=self.num_piggybacked_tokens,
+            tier=self._other_tier,
         )

@@ -2,35 +2,27 @@
 
 import os
 import threading
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import torch
 
-_QUIET_S = 0.5
-"""So long nobody must have been offloaded before the device takes the host's cores back."""
-
 
 class CoreSplit:
-    """With nothing on the host the device has all its threads; else the host's cores are its own.
+    """Either the device has all its threads, or the host's cores are the host's own.
 
     A polling host worker on a core that torch's threads also use stalls their barriers. To change
     the number of threads takes about half a millisecond, so it changes on transitions only.
     """
 
-    def __init__(
-        self, host_cores: Sequence[int], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, host_cores: Sequence[int]) -> None:
         """Of the calling thread, which is the one that computes."""
         self._all_cores = os.sched_getaffinity(0)
         self._device_cores = self._all_cores - set(host_cores)
         self._all_threads = torch.get_num_threads()
         self.num_shared_threads = min(self._all_threads, len(self._device_cores))
         """Threads of the device while the host is active."""
-        self._clock = clock
         self._is_split = False
-        self._active_s = 0.0
         if not self.costs_device_threads:
             # Nothing to give back ever, so nothing to change ever.
             self.split()
@@ -45,17 +37,10 @@ class CoreSplit:
         """Whether the host has its cores."""
         return self._is_split
 
-    def update(self, host_active: bool) -> None:
-        """To be called once a step."""
-        if not self.costs_device_threads or not (host_active or self._is_split):
-            return
-        now_s = self._clock()
-        if host_active:
-            self._active_s = now_s
-            if not self._is_split:
-                self.split()
-        elif now_s - self._active_s >= _QUIET_S:
-            self.unite()
+    def update(self, *, is_split: bool) -> None:
+        """Makes it so, where it is not so yet and makes a difference."""
+        if self.costs_device_threads and is_split != self._is_split:
+            self.split() if is_split else self.unite()
 
     def split(self) -> None:
         """Takes the host's cores from the device."""

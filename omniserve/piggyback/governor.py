@@ -23,7 +23,7 @@ class Governor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
-        self._speed = speed
+        self.speed = speed
         self._settings = settings
         self._num_layers = num_layers
         self._kv_bytes_per_token = kv_bytes_per_token
@@ -31,12 +31,17 @@ class Governor:
         self._allows = False
         self._next_s = 0.0
 
+    def follow(self, scheduler: Scheduler) -> None:
+        """From now on it is this one whose requests count."""
+        self._scheduler = scheduler
+        self._allows, self._next_s = False, 0.0
+
     def allows(self) -> bool:
         """Whether requests may be offloaded now; to be asked once a step."""
         now_s = self._clock()
         if now_s >= self._next_s:
             self._next_s = now_s + _PERIOD_S
-            self._allows = is_worth_offloading(self._load(), self._speed, self._allows)
+            self._allows = is_worth_offloading(self._load(), self.speed, self._allows)
         return self._allows
 
     def _load(self) -> Load:

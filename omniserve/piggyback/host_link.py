@@ -11,6 +11,7 @@ from cpu_attn.host import HostAttention, HostModel, HostResults, HostSettings, H
 from omniserve.logs import get_logger, log_event
 from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.lane_book import LaneBook
+from scheduler import HostCoresRule
 
 _LOG = get_logger(__name__)
 _RETRY_S = 60.0
@@ -37,6 +38,8 @@ class HostLink:
         self.host = HostAttention(models, HostSettings(tuple(cores), num_slots=num_lanes))
         self._books: dict[int, LaneBook] = {}
         self._core_split = core_split
+        self._rule = HostCoresRule()
+        self._are_cores_held = False
         self._clock = clock
         self._failed_s: float | None = None
         self._logged_state = ""
@@ -81,15 +84,41 @@ class HostLink:
             log_event(_LOG, "host_attention_ready", restarts=num_restarts)
         self._logged_state = state
 
-    def share_cores(self, num_offloaded: int) -> None:
-        """Gives the device the host's cores while nobody is offloaded."""
-        if self._core_split is not None:
-            self._core_split.update(num_offloaded > 0)
+    def share_cores(self, num_offloaded: int, pressure: float) -> None:
+        """Gives the device the host's cores while nobody is offloaded, and while the pressure of
+        latency-sensitive requests is high; to be asked once a step."""
+        split = self._core_split
+        if split is None or not split.costs_device_threads:
+            return
+        if self._are_cores_held:
+            num_offloaded, pressure = max(1, num_offloaded), 0.0
+        split.update(
+            is_split=self._rule.update(
+                self._clock(),
+                num_offloaded=num_offloaded,
+                num_in_flight=self.host.num_in_flight,
+                pressure=pressure,
+            )
+        )
+
+    @property
+    def costs_device_threads(self) -> bool:
+        """Whether host attention takes cores that the device would use."""
+        return self._core_split is not None and self._core_split.costs_device_threads
+
+    def hold_cores(self, are_held: bool) -> None:
+        """Gives the host its cores until told otherwise, whoever is offloaded."""
+        self._are_cores_held = are_held
 
     @property
     def has_cores(self) -> bool:
         """Whether it has cores now that the device would use otherwise."""
         return self._core_split is not None and self._core_split.is_split
+
+    @property
+    def rests(self) -> bool:
+        """Whether it is to get no new work for now."""
+        return self._rule.is_resting
 
     def _pass_on(self, book: LaneBook, mine: NDArray[np.bool_], results: HostResults) -> None:
         done = mine & (results.status == HostStatus.OK)

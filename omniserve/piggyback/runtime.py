@@ -17,6 +17,8 @@ from omniserve.piggyback.lane_run import LaneRun
 from omniserve.piggyback.lane_table import binding_layers
 from omniserve.settings import PiggybackStats
 from scheduler import LaneAllowance, Offload, Scheduler, StepPlan
+from scheduler.host_blocks import HostBlocks
+from scheduler.offload_rule import HostSpeed
 
 
 class Piggyback:
@@ -44,12 +46,14 @@ class Piggyback:
         self._scheduler = scheduler
         self._book = book
         self.exchange = exchange
-        self._swapper = swapper
+        self.swapper = swapper
         self._pool = pool
         self._link = link
         self._set_block_table = set_block_table
         self._device = device
         self._governor = governor
+        self.may_offload: bool | None = None
+        """None: the governor decides, where there is one."""
         self._points = binding_layers(book.num_layers, num_binding_points)
         self._request_ids = [""] * book.num_lanes
         self._stopping: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -61,6 +65,22 @@ class Piggyback:
     def has_host_cores(self) -> bool:
         """Whether host attention has cores now that the device would use otherwise."""
         return self._link.has_cores
+
+    @property
+    def host_blocks(self) -> HostBlocks:
+        """As a scheduler is told of them."""
+        return self._pool
+
+    @property
+    def host_speed(self) -> HostSpeed | None:
+        """What the governor goes by; None where there is none."""
+        return None if self._governor is None else self._governor.speed
+
+    def follow(self, scheduler: Scheduler) -> None:
+        """From now on this one decides; nothing of the one before is unfinished."""
+        self._scheduler = scheduler
+        if self._governor is not None:
+            self._governor.follow(scheduler)
 
     @property
     def num_ready_rows(self) -> int:
@@ -77,13 +97,16 @@ class Piggyback:
                 self._scheduler.recompute(self._request_ids[lane])
             self.stop_released()
         self._scheduler.lanes_open = self._link.is_ready
-        self._scheduler.offload_allowed = self._link.is_ready and (
-            self._governor is None or self._governor.allows()
-        )
+        self._scheduler.offload_allowed = self._link.is_ready and self._may_offload()
+
+    def _may_offload(self) -> bool:
+        if self.may_offload is not None:
+            return self.may_offload
+        return self._governor is None or self._governor.allows()
 
     def note_landed_copies(self) -> None:
         """Tells the scheduler of copies that are done; never waits."""
-        for request_id in self._swapper.poll():
+        for request_id in self.swapper.poll():
             self._scheduler.copy_landed(request_id)
 
     def pump(self) -> None:
@@ -93,17 +116,17 @@ class Piggyback:
     def reset_counters(self) -> None:
         """What was done so far was a trial."""
         self._book.reset_counters()
-        self._swapper.reset_counters()
+        self.swapper.reset_counters()
         self._num_tokens = 0
 
     def begin_copies(self) -> None:
         """Starts what the scheduler decided to move; asked for after each of its plans."""
         for copy in self._scheduler.take_copies():
             if isinstance(copy, Offload):
-                self._swapper.begin_out(copy.request_id, copy.device_block_ids, copy.host_block_ids)
+                self.swapper.begin_out(copy.request_id, copy.device_block_ids, copy.host_block_ids)
             else:
                 self._set_block_table(copy.slot, copy.block_table)
-                self._swapper.begin_in(copy.request_id, copy.host_block_ids, copy.device_block_ids)
+                self.swapper.begin_in(copy.request_id, copy.host_block_ids, copy.device_block_ids)
 
     def begin_step(self, plan: StepPlan) -> LaneRun | None:
         """Lets the plan's tokens enter; None where nobody can join the step."""
@@ -147,7 +170,7 @@ class Piggyback:
     @property
     def is_settling(self) -> bool:
         """Whether requests that are gone still hold something on the host."""
-        return len(self._stopping) > 0 or self._swapper.num_in_flight > 0
+        return len(self._stopping) > 0 or self.swapper.num_in_flight > 0
 
     def stop_released(self) -> None:
         """Frees what requests that are gone held on the host, as soon as nothing uses it."""
@@ -166,7 +189,7 @@ class Piggyback:
                 self._scheduler.lane_is_quiet(lane)
 
     def stats(self) -> PiggybackStats:
-        book, host, swaps = self._book, self._link.host, self._swapper
+        book, host, swaps = self._book, self._link.host, self.swapper
         num_between = book.count(LaneState.ON_HOST) + book.count(LaneState.READY)
         used_blocks = self._pool.num_blocks - self._pool.num_free_blocks
         layout = self._pool.layout
@@ -200,5 +223,5 @@ class Piggyback:
 
     def close(self) -> None:
         """Waits for copies under way, then gives the pool's memory back; the host has stopped."""
-        self._swapper.close()
+        self.swapper.close()
         self._pool.close()

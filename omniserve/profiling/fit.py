@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from omniserve.errors import OmniServeError
 from omniserve.others_meter import QUIET_CORES
+from omniserve.profiling.accuracy import Accuracy, JudgedStep, accuracy_of
 from omniserve.profiling.messages import StepSample
 from omniserve.profiling.nonnegative import nonnegative_least_squares
 from scheduler.step_time import StepCosts, StepShape
@@ -42,14 +43,6 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOutErrors:
-    """Of |modelled / measured - 1|, over undisturbed steps that were not fitted to."""
-
-    median: float
-    p90: float
-
-
-@dataclass(frozen=True, slots=True)
 class StepFit:
     """Coefficients, and how well they tell steps that they were not fitted to."""
 
@@ -57,11 +50,16 @@ class StepFit:
     num_observations: int
     quiet_share: float
     """Of the observations: those that nobody disturbed."""
-    held_out: HeldOutErrors | None
-    """None where all of them were disturbed."""
+    judged: tuple[JudgedStep, ...]
+    """Undisturbed kinds, by the fit of the others."""
     ratio_quantiles: tuple[float, ...]
     launch_s: float = 0.0
     """Host time of launching the layers, where the device then works by itself."""
+
+    @property
+    def held_out(self) -> Accuracy | None:
+        """Of the judged ones; None where all were disturbed."""
+        return accuracy_of(self.judged)
 
 
 def observe(samples: Sequence[StepSample]) -> list[Observation]:
@@ -93,17 +91,14 @@ def fit_steps(observations: Sequence[Observation], pipeline_depth: int = 1) -> S
         _fit(observations, pipeline_depth),
         len(observations),
         fmean(each.is_quiet for each in observations),
-        _errors(trial, [each for each in held_out if each.is_quiet]),
+        tuple(
+            JudgedStep(each.shape, each.seconds, trial.step_s(each.shape))
+            for each in held_out
+            if each.is_quiet
+        ),
         _ratio_quantiles(observations),
         median(each.layers_s for each in observations) if pipeline_depth > 1 else 0.0,
     )
-
-
-def _errors(costs: StepCosts, observations: Sequence[Observation]) -> HeldOutErrors | None:
-    if not observations:
-        return None
-    errors = [abs(costs.step_s(each.shape) / each.seconds - 1.0) for each in observations]
-    return HeldOutErrors(median(errors), float(np.quantile(errors, 0.9)))
 
 
 def _observation(samples: Sequence[StepSample]) -> Observation:

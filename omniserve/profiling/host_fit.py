@@ -6,11 +6,14 @@ from statistics import median
 
 import numpy as np
 
-from omniserve.profiling.messages import HostMeasured, HostSample
+from omniserve.profiling.accuracy import JudgedStep
+from omniserve.profiling.messages import HostMeasured, HostSample, StepSample
 from omniserve.profiling.nonnegative import nonnegative_least_squares
 from omniserve.profiling.profile import HostModel
 from scheduler.step_time import StepCosts, StepShape
 
+HELD_OUT = 4
+"""One step of so many judges the fit of the others."""
 _BUSY_ROWS = 8
 """Offloaded requests from which the host, rather than the way to it, sets the pace."""
 
@@ -24,7 +27,11 @@ def fit_host(
     host takes, with one request alone, is delay.
     """
     read_s, task_s = _service(measured.samples)
-    lane_row_s = _lane_row_s(measured.samples, beside, num_layers)
+    kept = [step for place, step in enumerate(measured.steps) if place % HELD_OUT != 1]
+    if kept:
+        lane_row_s = _lane_row_s_of(kept, beside)
+    else:
+        lane_row_s = _lane_row_s(measured.samples, beside, num_layers)
     costs = replace(beside, lane_row_s=lane_row_s)
     host = HostModel(
         kv_bytes_per_s=1.0 / read_s,
@@ -34,6 +41,23 @@ def fit_host(
         speed=measured.speed,
     )
     return host, costs
+
+
+def judge_active(measured: HostMeasured, costs: StepCosts) -> tuple[JudgedStep, ...]:
+    """Steps with lane rows that `fit_host` did not look at, and what its costs say of them."""
+    return tuple(
+        JudgedStep(step.shape, step.seconds, costs.step_s(step.shape))
+        for place, step in enumerate(measured.steps)
+        if place % HELD_OUT == 1
+    )
+
+
+def _lane_row_s_of(steps: Sequence[StepSample], costs: StepCosts) -> float:
+    """For which the relative errors' squares sum to the least."""
+    rows = np.array([step.shape.num_lane_rows / step.seconds for step in steps])
+    rest = np.array([1.0 - costs.step_s(step.shape) / step.seconds for step in steps])
+    square = float(rows @ rows)
+    return max(0.0, float(rows @ rest) / square) if square else 0.0
 
 
 def _service(samples: Sequence[HostSample]) -> tuple[float, float]:

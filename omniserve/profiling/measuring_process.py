@@ -1,4 +1,4 @@
-"""The measuring process, from the calibration's side."""
+"""The measuring process, from the side of whoever wants to know."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ from typing import IO
 
 from omniserve.engine_process_handle import engine_environment
 from omniserve.errors import CheckpointError, ConfigError, OmniServeError
+from omniserve.profiling.assembly import MeasuringFailed
 from omniserve.profiling.messages import (
     Answer,
     Command,
@@ -21,10 +22,6 @@ from omniserve.profiling.messages import (
 
 _STOP_S = 5.0
 _NUM_LINES = 5
-
-
-class MeasuringFailed(OmniServeError):
-    """The process that measures ended without its results."""
 
 
 @contextmanager

@@ -1,62 +1,75 @@
-"""What the calibration and the process that measures for it say to each other: JSON lines."""
+"""What is said while a model is measured; between processes, as JSON lines."""
 
 from typing import Literal
 
 import msgspec
 
+from omniserve.profiling.measured_on import MeasuredOn
 from omniserve.settings import EngineSettings, ModelInfo
 from scheduler.offload_rule import HostSpeed
 from scheduler.step_time import StepShape
 
 
-class MeasureSteps(msgspec.Struct, tag=True, frozen=True):
-    """Run the scenes of a model, each until it ran undisturbed for a number of times, or until
-    they took `budget_s`; waiting for others does not count."""
+Phase = Literal["alone", "beside_host", "host"]
+"""Steps with all the cores; those with the cores that the host leaves; work on the host."""
 
-    settings: EngineSettings
-    model: str
-    budget_s: float
-    seed: int
+
+class Effort(msgspec.Struct, frozen=True):
+    """How long a measurement may take, without what prompts and waiting for others take."""
+
+    alone_s: float
+    """For steps: each kind is run until it ran undisturbed for a number of times, or so long."""
+    beside_host_s: float
+    host_s: float
     max_scenes: int
-    patience_s: float
+    """Most kinds of load with which steps are measured."""
+    max_works: int
+    """Most kinds of work on the host, the most telling ones first."""
+    patience_s: float = 0.0
     """Longest wait, before every third of a second of measuring, for others to leave the cores
     alone."""
-    cores: tuple[int, ...] | None = None
-    """None: all that the process may use."""
 
 
-class MeasureHost(msgspec.Struct, tag=True, frozen=True):
-    """Run a model's best-effort decodes on the host, whatever its settings say of when."""
+class Measure(msgspec.Struct, tag=True, frozen=True):
+    """Measure a model, alone in an engine of these settings."""
 
     settings: EngineSettings
-    model: str
-    budget_s: float
+    effort: Effort
     seed: int
-    patience_s: float
-    """As for steps, before each kind of work."""
 
 
-Command = MeasureSteps | MeasureHost
+class Identify(msgspec.Struct, tag=True, frozen=True):
+    """Say what a measurement of a model would be of."""
+
+    settings: EngineSettings
+
+
+Command = Measure | Identify
 
 
 class Opened(msgspec.Struct, tag=True, frozen=True):
     """The engine is ready."""
 
     info: ModelInfo
-    device: str
+    measured_on: MeasuredOn
     num_layers: int
     pipeline_depth: int
     max_positions: int
     """Longest sequence that the model itself allows."""
 
 
-class Pass(msgspec.Struct, tag=True, frozen=True):
-    """Every scene that lacked undisturbed runs was run once more."""
+class Progress(msgspec.Struct, tag=True, frozen=True):
+    """How far a phase has come; phases follow each other, and some may be left out."""
 
-    elapsed_s: float
-    num_scenes: int
-    num_lacking: int
-    """Scenes that still lack such runs."""
+    phase: Phase
+    done: float
+    """Of the phase, 0 to 1."""
+
+
+class Steps(msgspec.Struct, tag=True, frozen=True):
+    """Some scenes were run once more."""
+
+    phase: Phase
     samples: tuple["StepSample", ...]
 
 
@@ -95,8 +108,15 @@ class HostSample(msgspec.Struct, frozen=True):
 class HostMeasured(msgspec.Struct, tag=True, frozen=True):
     samples: tuple[HostSample, ...]
     copy_bytes_per_s: float
+    """Of KV, from the device to the host and back: the mean."""
     speed: HostSpeed | None
     """As the engine's governor measures it; None where it does not."""
+    steps: tuple[StepSample, ...] = ()
+    """Single ones with latency-sensitive rows beside lane rows."""
+
+
+class Identified(msgspec.Struct, tag=True, frozen=True):
+    measured_on: MeasuredOn
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
@@ -104,7 +124,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-Answer = Opened | Pass | HostMeasured | Failed
+Answer = Opened | Progress | Steps | HostMeasured | Identified | Failed
 
 encode = msgspec.json.Encoder().encode
 decode_command = msgspec.json.Decoder(Command).decode

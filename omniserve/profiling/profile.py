@@ -10,6 +10,8 @@ import msgspec
 from omniserve.atomic_file import write_text
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine
+from omniserve.profiling.accuracy import JudgedStep
+from omniserve.profiling.measured_on import MeasuredOn
 from scheduler.offload_rule import HostSpeed
 from scheduler.step_time import LinearStepTime
 
@@ -53,6 +55,17 @@ class FrontLatency:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedSteps:
+    """Undisturbed steps that the fit did not see, and what it says of them; not all there were."""
+
+    alone: tuple[JudgedStep, ...] = ()
+    beside_host: tuple[JudgedStep, ...] = ()
+    """On the cores that the host leaves."""
+    with_lanes: tuple[JudgedStep, ...] = ()
+    """Beside rows from the host, while it is busy."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """One model on one machine. Values are seconds, bytes and tokens."""
 
@@ -78,6 +91,11 @@ class Profile:
     """What makes it doubtful, in words: that others used the cores while it was measured."""
     machine: Machine | None = None
     """For which a configuration's unset values are filled in; None: this one."""
+    measured_on: MeasuredOn | None = None
+    """What it holds for; None where it was not measured, or by hand."""
+    measured_at: str = ""
+    """When, in ISO 8601."""
+    judged: JudgedSteps = JudgedSteps()
 
     def __post_init__(self) -> None:
         """Raises ConfigError."""

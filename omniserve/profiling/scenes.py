@@ -42,19 +42,27 @@ class SceneRunner:
         self._patience_s = patience_s
         self.measured_s = 0.0
         """That scenes took so far."""
-        self.lacking = list(range(len(scenes)))
-        """Scenes that were not undisturbed often enough, the quickest first."""
-        self._num_quiet = [0] * len(scenes)
+        self.num_quiet = [0] * len(scenes)
+        """Undisturbed runs, by scene."""
 
-    def run_round(self) -> list[StepSample]:
-        """Every scene that is lacking, once more."""
-        samples: list[StepSample] = []
-        waiting = list(self.lacking)
-        while waiting:
+    @property
+    def lacking(self) -> list[int]:
+        """Scenes that were not undisturbed often enough."""
+        return [at for at, num in enumerate(self.num_quiet) if num < QUIET_RUNS]
+
+    @property
+    def done(self) -> float:
+        """Of the runs that are wanted."""
+        wanted = QUIET_RUNS * len(self._scenes)
+        return sum(min(num, QUIET_RUNS) for num in self.num_quiet) / wanted
+
+    def run(self, budget_s: float) -> Iterator[list[StepSample]]:
+        """Round after round of what is lacking, some scenes at a time, until they took so long."""
+        waiting = self.lacking
+        while waiting and self.measured_s < budget_s:
             await_quiet(self._patience_s)
-            samples += self._run_some(waiting)
-        self.lacking = [at for at in self.lacking if self._num_quiet[at] < QUIET_RUNS]
-        return samples
+            yield self._run_some(waiting)
+            waiting = waiting or self.lacking
 
     def _run_some(self, waiting: list[int]) -> list[StepSample]:
         """The next scenes, until it can be said who used the cores meanwhile: the kernel counts in
@@ -68,7 +76,7 @@ class SceneRunner:
         others_cores = meter.cores()
         self.measured_s += time.monotonic() - start_s
         for index in started:
-            self._num_quiet[index] += others_cores <= QUIET_CORES
+            self.num_quiet[index] += others_cores <= QUIET_CORES
         return [msgspec.structs.replace(each, others_cores=others_cores) for each in samples]
 
 

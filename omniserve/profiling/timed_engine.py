@@ -2,19 +2,19 @@
 
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import zmq
 
-from omniserve.devices.device import open_device
 from omniserve.engine.core import Engine
 from omniserve.messages import Outputs, encode
 from omniserve.models.loading import load_config
+from omniserve.profiling.measured_on import MeasuredOn
 from omniserve.profiling.messages import Opened, StepSample
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, ServiceClassName
-from omniserve.settings import EngineSettings, ModelStats
+from omniserve.settings import ModelSettings, ModelStats
 from scheduler import StepPlan
 from scheduler.plan_shape import shape_of
 
@@ -30,38 +30,49 @@ class TimedStep:
     seconds: float
     layers_s: float
     around_layers_s: float
+    num_lane_rows: float
+    num_sampled_rows: int
 
     def sample(self, scene: int, place: int) -> StepSample:
-        shape = shape_of(self.plan)
+        shape = replace(
+            shape_of(self.plan),
+            num_lane_rows=self.num_lane_rows,
+            num_sampled_rows=self.num_sampled_rows,
+        )
         return StepSample(scene, place, shape, self.seconds, self.layers_s, self.around_layers_s)
 
 
 class TimedEngine:
-    """One model of an engine, alone with it; what it computes is random."""
+    """One model of an engine that is warm and has nothing else to do; what it computes is random.
+    """
 
-    def __init__(self, settings: EngineSettings, model: str, seed: int) -> None:
-        """Raises CheckpointError or ConfigError as the engine does."""
-        self._wire = _Wire()
-        device = open_device(settings.device)
-        self._pipeline_depth = device.pipeline_depth
-        (path,) = (Path(each.path) for each in settings.models if each.name == model)
-        self._max_positions = int(load_config(path).max_position_embeddings)
-        self.engine = Engine(settings, self._wire.poll, device)
-        self.engine.warm_up()
-        self.runtime = self.engine.runtime(model)
+    def __init__(
+        self,
+        engine: Engine,
+        model: ModelSettings,
+        seed: int,
+        before_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`before_step` is called before every step, and may raise to end a measurement."""
+        self.engine = engine
+        self.runtime = engine.runtime(model.name)
         self.info = self.runtime.info
+        self._model = model
+        self._before_step = before_step
+        self._wire = _Wire()
         self._random = random.Random(seed)
         self._num_added = 0
         self._num_tokens: dict[str, int] = {}
 
-    def opened(self) -> Opened:
-        """What the engine says of itself."""
+    def opened(self, measured_on: MeasuredOn) -> Opened:
+        """What the engine says of itself. Raises CheckpointError."""
+        config = load_config(Path(self._model.path))
         return Opened(
             self.info,
-            self.engine.device,
+            measured_on,
             self.runtime.num_layers,
-            self._pipeline_depth,
-            self._max_positions,
+            self.runtime.pipeline_depth,
+            int(config.max_position_embeddings),
         )
 
     def add(self, num_prompt_tokens: int, max_tokens: int, service_class: ServiceClassName) -> str:
@@ -82,6 +93,7 @@ class TimedEngine:
 
     def step(self) -> TimedStep | None:
         """Runs until a step is complete; None where one call of the engine completed none."""
+        self._before_step()
         timings = self.runtime.timings
         timings.reset()
         start_s = time.perf_counter()
@@ -97,9 +109,16 @@ class TimedEngine:
             return None
         phases = timings.seconds
         # Of a device that works by itself, the host waits for tokens in the phase that reads them.
-        waited_s = phases["detokenise"] if self._pipeline_depth > 1 else 0.0
+        waited_s = phases["detokenise"] if self.runtime.pipeline_depth > 1 else 0.0
         around_s = max(0.0, seconds - phases["layers"] - waited_s)
-        return TimedStep(plan, seconds, phases["layers"], around_s)
+        return TimedStep(
+            plan,
+            seconds,
+            phases["layers"],
+            around_s,
+            self.runtime.last_lane_rows,
+            self.runtime.last_num_sampled,
+        )
 
     def steps(self, num_steps: int) -> Iterator[TimedStep]:
         """So many complete steps. Raises TimeoutError where they do not come."""
@@ -124,7 +143,7 @@ class TimedEngine:
             self.engine.step()
 
     def close(self) -> None:
-        self.engine.close()
+        """The engine stays open."""
         self._wire.close()
 
 

@@ -8,7 +8,6 @@ import gc
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from typing import IO
 
@@ -17,9 +16,9 @@ from omniserve.profiling.messages import (
     Answer,
     Command,
     Failed,
-    MeasureHost,
-    MeasureSteps,
-    Pass,
+    Identified,
+    Identify,
+    Measure,
     decode_command,
     encode,
 )
@@ -28,33 +27,32 @@ from omniserve.vector_path import require_vector_path
 _PR_SET_PDEATHSIG = 1
 
 
-def measure_steps(command: MeasureSteps) -> Iterator[Answer]:
-    """Round after round of the scenes that others disturbed too often so far."""
-    from omniserve.profiling.cases import Scene, scenes, thin
-    from omniserve.profiling.medley import Medley, medleys
-    from omniserve.profiling.scenes import SceneRunner, limits_of
+def _measure(command: Measure) -> Iterator[Answer]:
+    from omniserve.engine.core import Engine
+    from omniserve.profiling.hardware import count_cores, measured_on
+    from omniserve.profiling.measure import measure
     from omniserve.profiling.timed_engine import TimedEngine
 
-    if command.cores is not None:
-        os.sched_setaffinity(0, command.cores)
-    engine = TimedEngine(command.settings, command.model, command.seed)
-    yield engine.opened()
-    limits = limits_of(engine)
-    chosen: list[Scene | Medley] = [*medleys(limits), *thin(scenes(limits), command.max_scenes)]
-    runner = SceneRunner(engine, chosen, command.patience_s)
+    (model,) = command.settings.models
+    num_cores = count_cores()
+    engine = Engine(command.settings)
+    engine.warm_up()
+    timed = TimedEngine(engine, model, command.seed)
     gc.collect()
     gc.freeze()
-    start_s = time.perf_counter()
-    while runner.lacking and runner.measured_s < command.budget_s:
-        samples = tuple(runner.run_round())
-        yield Pass(time.perf_counter() - start_s, len(chosen), len(runner.lacking), samples)
+    of = measured_on(model, engine.device, num_cores)
+    yield from measure(timed, of, command.effort)
+    timed.close()
     engine.close()
 
 
-def measure_host(command: MeasureHost) -> Iterator[Answer]:
-    from omniserve.profiling.host import measure
+def _identify(command: Identify) -> Iterator[Answer]:
+    from omniserve.devices.device import open_device
+    from omniserve.profiling.hardware import count_cores, measured_on
 
-    yield from measure(command)
+    (model,) = command.settings.models
+    device = open_device(command.settings.device)
+    yield Identified(measured_on(model, device.description, count_cores()))
 
 
 def main() -> int:
@@ -79,7 +77,7 @@ def main() -> int:
 
 
 def _obey(command: Command) -> Iterator[Answer]:
-    return measure_steps(command) if isinstance(command, MeasureSteps) else measure_host(command)
+    return _measure(command) if isinstance(command, Measure) else _identify(command)
 
 
 def _write(answers: IO[bytes], answer: Answer) -> None:

@@ -12,10 +12,10 @@ from omniserve.bench.load.streams import (
     backlog,
     sent_lengths,
 )
-from omniserve.bench.run_record import RequestRecord, StreamInfo
+from omniserve.bench.run_record import Outcome, RequestRecord, StreamInfo
 from omniserve.bench.trace.trace import TraceRequest
 from omniserve.profiling.profile import Profile
-from omniserve.requests import ServiceClassName
+from omniserve.requests import TierRules, TierSettings
 from omniserve.simulate.prompts import prompt_tokens
 from scheduler import Objectives, Request, ServiceClass
 
@@ -38,10 +38,9 @@ class Clients:
         options: LoadOptions,
         profiles: Mapping[str, Profile],
         max_model_len: Mapping[str, int],
-        class_by_tier: Mapping[str, ServiceClassName],
+        tiers: Mapping[str, TierSettings],
     ) -> None:
-        """`profiles` and `max_model_len` are by model; `class_by_tier` is for traces whose requests
-        name tiers of their own."""
+        """`profiles` and `max_model_len` are by model; `tiers` are by name."""
         self.records: list[RequestRecord] = []
         self.with_engine: dict[str, Sent] = {}
         self._streams = streams
@@ -49,7 +48,7 @@ class Clients:
         self._duration_s = options.duration_s
         self._fronts = {name: profile.front for name, profile in profiles.items()}
         self._max_model_len = max_model_len
-        self._class_by_tier = class_by_tier
+        self._tiers = tiers
         self._backlogs = [
             (stream, backlog(stream)) for stream in streams if isinstance(stream, BacklogStream)
         ]
@@ -74,7 +73,9 @@ class Clients:
     def next_of_backlog(self, stream: BacklogStream) -> TraceRequest:
         return next(self._next_of[id(stream)])
 
-    def send(self, stream: Stream, wanted: TraceRequest, now_s: float) -> tuple[str, Request]:
+    def send(
+        self, stream: Stream, wanted: TraceRequest, now_s: float
+    ) -> tuple[str, Request, TierRules]:
         """A request that leaves the client now; it reaches the engine `way_in_s` later."""
         info = stream.info
         lengths = sent_lengths(wanted, self._max_model_len[info.model])
@@ -89,20 +90,23 @@ class Clients:
             sent_s=now_s - self._start_s,
         )
         number = len(self.records)
-        tier = wanted.tier or info.tier
         self.records.append(record)
-        service_class = ServiceClass(self._class_by_tier.get(tier, info.service_class))
+        name = wanted.tier or info.tier
+        tier = self._tiers.get(name) or _tier_of_stream(name, info)
         request = Request(
             request_id=f"{info.name}-{index}",
-            service_class=service_class,
-            tier=tier,
+            service_class=ServiceClass(tier.service_class),
+            tier=tier.name,
             arrival_s=now_s,
             token_ids=prompt_tokens(lengths.prompt_tokens, wanted.prefix_hashes, number),
             max_tokens=lengths.max_tokens,
-            objectives=_objectives(info, service_class),
+            objectives=tier.objectives,
+            tenant=wanted.tenant,
+            demote_after_tokens=tier.rules.demote_after_tokens,
+            fallback_tier=tier.rules.fallback,
         )
         self.with_engine[request.request_id] = Sent(stream, record)
-        return info.model, request
+        return info.model, request, tier.rules
 
     def way_in_s(self, model: str) -> float:
         """From the client to the engine."""
@@ -122,13 +126,15 @@ class Clients:
             if sent is not None:
                 sent.record.token_times_s.append(at_s)
 
-    def note_end(self, request_id: str, now_s: float, error: str = "") -> Sent | None:
+    def note_end(
+        self, request_id: str, now_s: float, outcome: Outcome = "done", error: str = ""
+    ) -> Sent | None:
         """The request ended; None if it was not wanted any more."""
         sent = self.with_engine.pop(request_id, None)
         if sent is not None:
             model = sent.stream.info.model
             sent.record.ended_s = now_s + self.way_out_s(model) - self._start_s
-            sent.record.outcome = "failed" if error else "done"
+            sent.record.outcome = outcome
             sent.record.error = error
         return sent
 
@@ -144,7 +150,10 @@ class Clients:
         return given_up
 
 
-def _objectives(info: StreamInfo, service_class: ServiceClass) -> Objectives | None:
-    if service_class is ServiceClass.BEST_EFFORT or info.ttft_ms is None or info.tpot_ms is None:
-        return None
-    return Objectives(info.ttft_ms / 1e3, info.tpot_ms / 1e3)
+def _tier_of_stream(name: str, info: StreamInfo) -> TierSettings:
+    """Where no configuration says what its tier is."""
+    objectives = None
+    is_urgent = info.service_class == "latency_sensitive"
+    if is_urgent and info.ttft_ms is not None and info.tpot_ms is not None:
+        objectives = Objectives(info.ttft_ms / 1e3, info.tpot_ms / 1e3)
+    return TierSettings(name, info.service_class, objectives)

@@ -6,12 +6,15 @@ from math import inf
 from random import Random
 
 from omniserve.profiling.profile import Profile
+from omniserve.requests import TierRules
 from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.build import build_engine
 from omniserve.simulate.engine.engine import Arrival, OnRefused, OnTokens
 from scheduler import Request
+
+_NO_RULES = TierRules()
 
 
 class Fleet:
@@ -52,12 +55,12 @@ class Fleet:
             # Up to where it waits for its first request.
             engine.run()
 
-    def submit(self, model: str, request: Request) -> None:
+    def submit(self, model: str, request: Request, rules: TierRules = _NO_RULES) -> None:
         """A request arrives now."""
         index = min(range(len(self.engines)), key=self._num_unfinished.__getitem__)
         self._engine_of[request.request_id] = index
         self._num_unfinished[index] += 1
-        self.engines[index].submit(Arrival(model, request))
+        self.engines[index].submit(Arrival(model, request, rules))
         self._enter(index)
 
     def abort(self, request_id: str) -> None:
@@ -102,6 +105,6 @@ class Fleet:
             self._forget(request.request_id)
         self._on_tokens(model, sampled, finished)
 
-    def _note_refused(self, model: str, request: Request, error: str) -> None:
+    def _note_refused(self, model: str, request: Request, error: Exception) -> None:
         self._forget(request.request_id)
         self._on_refused(model, request, error)

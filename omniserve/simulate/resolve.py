@@ -10,8 +10,9 @@ from omniserve.bench.trace.transform import scale
 from omniserve.config import Config
 from omniserve.errors import ConfigError
 from omniserve.profiling.profile import Profile
-from omniserve.requests import ServiceClassName
+from omniserve.requests import TierSettings
 from omniserve.settings import EngineSettings
+from omniserve.tier_table import TierTable
 
 
 def resolve_streams(streams: Sequence[Stream], config: Config) -> list[Stream]:
@@ -43,7 +44,7 @@ def _resolve(stream: Stream, served: TargetInfo) -> Stream:
     tier = served.tier(model.name, info.tier)
     if tier is None:
         raise _unknown(info.name, "tier", info.tier, [each.name for each in served.tiers])
-    info = replace(info, model=model.name, service_class=tier.service_class)
+    info = replace(info, model=model.name, tier=tier.name, service_class=tier.service_class)
     return replace(stream, info=info)
 
 
@@ -53,9 +54,10 @@ def _unknown(stream: str, field: str, value: str, allowed: Sequence[str]) -> Con
     )
 
 
-def class_by_tier(config: Config) -> dict[str, ServiceClassName]:
-    """Of the tiers that requests of a trace may name."""
-    return {tier.name: tier.service_class for tier in config.tiers}
+def tiers_by_name(config: Config) -> dict[str, TierSettings]:
+    """As an engine is told of them."""
+    table = TierTable(config.tiers, config.models)
+    return {tier.name: tier for tier in table.all_settings}
 
 
 def scaled(streams: Sequence[Stream], rate: float) -> list[Stream]:

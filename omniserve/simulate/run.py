@@ -7,11 +7,11 @@ from types import MappingProxyType
 
 from omniserve.bench.load.options import LoadOptions
 from omniserve.bench.load.streams import BacklogStream, Stream, TraceStream
-from omniserve.bench.run_record import RunRecord, StatusSample
+from omniserve.bench.run_record import Outcome, RunRecord, StatusSample
 from omniserve.bench.trace.trace import TraceRequest
-from omniserve.errors import ConfigError
+from omniserve.errors import ConfigError, Overloaded
 from omniserve.profiling.profile import Profile
-from omniserve.requests import ServiceClassName
+from omniserve.requests import TierRules, TierSettings
 from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.client import Clients, Sent
@@ -36,21 +36,21 @@ def simulate(
     profiles: Mapping[str, Profile],
     options: LoadOptions,
     num_engines: int = 1,
-    class_by_tier: Mapping[str, ServiceClassName] = MappingProxyType({}),
+    tiers: Mapping[str, TierSettings] = MappingProxyType({}),
     on_progress: OnProgress | None = None,
 ) -> RunRecord:
     """The record that a run of these streams would leave; equal arguments give equal records.
 
     `profiles` are by model name. Each request goes to the engine with the fewest unfinished ones.
-    Requests are of their stream's class, but those of a trace that names tiers are of the class
-    that `class_by_tier` has for theirs.
+    Requests have the class, objectives and rules of their tier among `tiers`, which are by name;
+    where it is not there, the class and objectives of their stream.
 
     Raises:
         ConfigError: a model has no profile or too little KV, or a stream asks for a model that is
             not there.
     """
     _check_streams(streams, settings)
-    simulation = Simulation(streams, settings, profiles, options, num_engines, class_by_tier)
+    simulation = Simulation(streams, settings, profiles, options, num_engines, tiers)
     simulation.run(on_progress)
     return simulation.record()
 
@@ -75,7 +75,7 @@ class Simulation:
         profiles: Mapping[str, Profile],
         options: LoadOptions,
         num_engines: int = 1,
-        class_by_tier: Mapping[str, ServiceClassName] = MappingProxyType({}),
+        tiers: Mapping[str, TierSettings] = MappingProxyType({}),
     ) -> None:
         """Raises ConfigError where a model has no profile or too little KV."""
         self._streams = streams
@@ -84,7 +84,7 @@ class Simulation:
         self._clock = Clock()
         self._agenda = Agenda(self._clock)
         self._clients = Clients(
-            streams, options, profiles, max_model_lens(settings, profiles), class_by_tier
+            streams, options, profiles, max_model_lens(settings, profiles), tiers
         )
         self.fleet = Fleet(
             num_engines,
@@ -160,14 +160,14 @@ class Simulation:
         self._expect(arrivals)
 
     def _send(self, stream: Stream, wanted: TraceRequest) -> None:
-        model, request = self._clients.send(stream, wanted, self._clock.now_s)
+        model, request, rules = self._clients.send(stream, wanted, self._clock.now_s)
         way_s = self._clients.way_in_s(model)
-        self._agenda.at(self._clock.now_s + way_s, partial(self._submit, model, request))
+        self._agenda.at(self._clock.now_s + way_s, partial(self._submit, model, request, rules))
 
-    def _submit(self, model: str, request: Request) -> None:
+    def _submit(self, model: str, request: Request, rules: TierRules) -> None:
         # A backlog may have been given up while its request was on its way.
         if request.request_id in self._clients.with_engine:
-            self.fleet.submit(model, request)
+            self.fleet.submit(model, request, rules)
 
     def _note_tokens(self, model: str, sampled: Sequence[str], finished: Sequence[Request]) -> None:
         self._clients.note_tokens(model, sampled, self._clock.now_s)
@@ -175,8 +175,9 @@ class Simulation:
             sent = self._clients.note_end(request.request_id, self._clock.now_s)
             self._go_on(sent, self._clients.way_out_s(model))
 
-    def _note_refused(self, model: str, request: Request, error: str) -> None:
-        sent = self._clients.note_end(request.request_id, self._clock.now_s, error)
+    def _note_refused(self, model: str, request: Request, error: Exception) -> None:
+        outcome: Outcome = "rejected" if isinstance(error, Overloaded) else "failed"
+        sent = self._clients.note_end(request.request_id, self._clock.now_s, outcome, str(error))
         self._go_on(sent, _RETRY_S)
 
     def _go_on(self, sent: Sent | None, pause_s: float) -> None:

@@ -22,11 +22,11 @@ from omniserve.config import load_config
 from omniserve.errors import ConfigError
 from omniserve.profiling.profile import load_profile
 from omniserve.simulate.resolve import (
-    class_by_tier,
     models_without_host,
     profile_by_model,
     resolve_streams,
     scaled,
+    tiers_by_name,
 )
 from omniserve.simulate.run import OnProgress, simulate
 from omniserve.terminal import make_console
@@ -96,7 +96,7 @@ def run_session(request: SimulationRequest) -> RunRecord:
             by_model,
             options,
             request.num_engines,
-            class_by_tier(config),
+            tiers_by_name(config),
             on_progress,
         )
     elapsed_s = time.monotonic() - started_s

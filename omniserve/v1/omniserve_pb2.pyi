@@ -367,7 +367,7 @@ class ReloadTiersRequest(_message.Message):
     def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
 
 class ReloadTiersResponse(_message.Message):
-    __slots__ = ("accepted", "changes", "needs_restart", "error", "forecast", "num_arrivals", "arrivals_s", "no_forecast")
+    __slots__ = ("accepted", "changes", "needs_restart", "error", "forecast", "num_arrivals", "arrivals_s", "no_forecast", "forecast_notes")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
@@ -376,6 +376,7 @@ class ReloadTiersResponse(_message.Message):
     NUM_ARRIVALS_FIELD_NUMBER: _ClassVar[int]
     ARRIVALS_S_FIELD_NUMBER: _ClassVar[int]
     NO_FORECAST_FIELD_NUMBER: _ClassVar[int]
+    FORECAST_NOTES_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     changes: _containers.RepeatedCompositeFieldContainer[TierChange]
     needs_restart: _containers.RepeatedScalarFieldContainer[str]
@@ -384,7 +385,8 @@ class ReloadTiersResponse(_message.Message):
     num_arrivals: int
     arrivals_s: float
     no_forecast: str
-    def __init__(self, accepted: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[TierChange, _Mapping]]] = ..., needs_restart: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., forecast: _Optional[_Iterable[_Union[TierForecast, _Mapping]]] = ..., num_arrivals: _Optional[int] = ..., arrivals_s: _Optional[float] = ..., no_forecast: _Optional[str] = ...) -> None: ...
+    forecast_notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, accepted: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[TierChange, _Mapping]]] = ..., needs_restart: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., forecast: _Optional[_Iterable[_Union[TierForecast, _Mapping]]] = ..., num_arrivals: _Optional[int] = ..., arrivals_s: _Optional[float] = ..., no_forecast: _Optional[str] = ..., forecast_notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TierChange(_message.Message):
     __slots__ = ("tier", "key", "before", "after")

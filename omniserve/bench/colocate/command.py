@@ -1,12 +1,23 @@
 """The subcommand `omniserve bench colocate`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omniserve.argument_types import number, whole_number
-from omniserve.bench.colocate.options import ColocateOptions, choose_scenes, quick
+from omniserve.bench.colocate.control.contenders import CONTROL_CHOICES
+from omniserve.bench.colocate.control.loads import LOADS
+from omniserve.bench.colocate.options import (
+    ColocateOptions,
+    choose_control_scenes,
+    choose_loads,
+    choose_scenes,
+    control_only,
+    quick,
+)
+from omniserve.errors import ConfigError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -14,8 +25,11 @@ if TYPE_CHECKING:
 _DEFAULTS = ColocateOptions()
 _EXIT_TERMINATED = 143
 _REPLACEABLE = (
-    *("be_requests", "be_prompt_tokens", "be_output_tokens", "be_tokens_beside_ls"),
+    *("be_requests", "be_prompt_tokens", "be_output_tokens", "be_tokens_beside_ls", "step_times"),
     *("rounds", "warm_up_s", "duration_s"),
+)
+_REPLACEABLE_OF_CONTROL = (
+    *("capacity", "ttft_factor", "tpot_factor", "rounds", "warm_up_s", "duration_s"),
 )
 
 
@@ -26,14 +40,20 @@ def add_colocate_command(subparsers: "Subparsers") -> None:
         help="compare ways to serve best-effort work beside latency-sensitive work",
         description="Serves latency-sensitive (LS) requests of a trace beside a best-effort (BE) "
         "backlog in several ways, OmniServe's and vLLM's, with the same models, requests, "
-        "objectives and memory, and compares what both streams got. Windows are saved as they are "
-        "measured: the same command goes on where it was stopped. All of it takes an hour and "
-        "a half or so.",
-        epilog="For example: omniserve bench colocate --quick; or, for another curve: omniserve "
-        "bench colocate --frame emulated --shape one --kv 1 2 8 --ls-rate 1.5 --out out/curve",
+        "objectives and memory, and compares what both streams got. Scenes of control compare "
+        "OmniServe with itself without control, under loads that move. Windows are saved as they "
+        "are measured: the same command goes on where it was stopped. All of it takes an hour and "
+        "three quarters or so.",
+        epilog="For example: omniserve bench colocate --quick; scenes of control alone, in a "
+        "quarter of an hour: omniserve bench colocate --control-only --out out/control; or, for "
+        "another curve: omniserve bench colocate --load none --frame emulated --shape one "
+        "--kv 1 2 8 --ls-rate 1.5 --out out/curve",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="under 8 minutes on two cores: one frame, one budget"
+        "--quick",
+        action="store_true",
+        help="under 10 minutes on two cores: one frame, one budget, no scenes of control "
+        "(with --control-only: these alone, shorter)",
     )
     parser.add_argument(
         "--out",
@@ -50,9 +70,50 @@ def add_colocate_command(subparsers: "Subparsers") -> None:
         help="interpreter of an environment with vLLM (default: %(default)s)",
     )
     parser.add_argument("--no-vllm", action="store_true", help="measure OmniServe alone")
+    _add_control_arguments(parser)
     _add_scene_arguments(parser)
     _add_load_arguments(parser)
     parser.set_defaults(handler=_colocate)
+
+
+def _add_control_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("scenes of control")
+    defaults = _DEFAULTS.control
+    group.add_argument("--control-only", action="store_true", help="leave everything else out")
+    group.add_argument(
+        "--load",
+        choices=(*LOADS, "all", "none"),
+        help="rates of LS: steady, drawn every 5 s (bursty), beyond capacity (overload; default: "
+        "all; with --quick and without --control-only: none)",
+    )
+    group.add_argument(
+        "--control",
+        choices=CONTROL_CHOICES,
+        default=defaults.choice,
+        help="measure OmniServe with it, without, or both (default: %(default)s)",
+    )
+    group.add_argument(
+        "--capacity",
+        type=number("requests per second", 0.01, 1000),
+        metavar="R",
+        help="default: searched for, where LS alone just holds its objectives",
+    )
+    for option, default, text in (
+        ("--ttft-factor", defaults.ttft_factor, "objective over TTFT of a request alone"),
+        ("--tpot-factor", defaults.tpot_factor, "the same of TPOT"),
+    ):
+        group.add_argument(
+            option,
+            type=number("times", 1, 1000),
+            metavar="X",
+            help=f"{text} (default: {default:g})",
+        )
+    group.add_argument(
+        "--step-times",
+        metavar="auto|FILE",
+        help="what steps take, for all with control: auto measures it at a daemon's first start "
+        "(default: auto)",
+    )
 
 
 def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +137,7 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="N",
         help="BE requests that the device's KV holds beside LS; load and objectives are found "
-        "with the first",
+        "with the first (of control: with each)",
     )
 
 
@@ -123,7 +184,9 @@ def _said(option: str, text: str) -> str:
     name = option.removeprefix("--").replace("-", "_")
     default, short = getattr(_DEFAULTS, name), getattr(quick(_DEFAULTS), name)
     shorter = f", quick {short:g}" if short != default else ""
-    return f"{text} (default: {default:g}{shorter})"
+    held = getattr(_DEFAULTS.control, name, default)
+    of_control = f", of control {held:g}" if held != default else ""
+    return f"{text} (default: {default:g}{shorter}{of_control})"
 
 
 def _colocate(args: argparse.Namespace) -> int:
@@ -155,5 +218,20 @@ def options_of(args: argparse.Namespace) -> ColocateOptions:
     if args.quick:
         options = quick(options)
     options = choose_scenes(options, args.frame, args.shape, args.kv)
-    given = {name: getattr(args, name) for name in _REPLACEABLE}
-    return replace(options, **{name: value for name, value in given.items() if value is not None})
+    options = choose_control_scenes(options, args.frame, args.shape, args.kv)
+    if args.control_only:
+        options = control_only(options)
+    options = choose_loads(options, args.load, args.control)
+    control = replace(options.control, **_given(args, _REPLACEABLE_OF_CONTROL))
+    options = replace(options, control=control, **_given(args, _REPLACEABLE))
+    if not options.scenes and not options.control.loads:
+        raise ConfigError(
+            f"--load {args.load} --control {args.control}: nothing is left to measure; "
+            "allowed with --control-only: a load, and overload not without control"
+        )
+    return options
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from omniserve.bench.colocate.conditions import Conditions, find_conditions, num_condition_windows
-from omniserve.bench.colocate.contenders import Contender, contenders, rotated
+from omniserve.bench.colocate.contenders import Contender, contenders, rotated, server_plans
 from omniserve.bench.colocate.figures import Cell, figures_of
 from omniserve.bench.colocate.fleet import Launch
 from omniserve.bench.colocate.frames import frame
@@ -53,12 +54,19 @@ class Comparison:
             conditions = None
             for scene in self._scenes(choice):
                 run = SceneRun(
-                    scene, self._num_be, self._launch, windows, outlook, self._plan.max_tries, say
+                    scene,
+                    partial(server_plans, scene, self._num_be, self._plan.vllm is not None),
+                    self._launch,
+                    windows,
+                    outlook,
+                    self._plan.max_tries,
+                    say,
                 )
                 async with run:
                     if conditions is None:
                         conditions = await find_conditions(run, self._plan, self._workload)
                         say(describe_conditions(conditions))
+                    await run.hold_to(conditions.objectives)
                     cells = await self._cells(run, conditions)
                 results.append(SceneResult(scene, conditions, cells))
         return results

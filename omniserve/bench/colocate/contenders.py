@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from omniserve.bench.colocate.objectives import Objectives
 from omniserve.bench.colocate.scene import Scene
 from omniserve.bench.colocate.server_plan import ServerPlan
 
@@ -13,6 +14,9 @@ VLLM_PRIORITY = "vllm-priority"
 VLLM_FCFS = "vllm-fcfs"
 VLLM_SPLIT = "vllm-two-servers"
 VLLM_OVERFLOW = "vllm-overflow"
+CONTROL = "omniserve-control"
+NO_CONTROL = "omniserve-no-control"
+NO_ADMISSION = "omniserve-no-admission"
 
 TITLES = {
     LS_ALONE: "OmniServe, LS alone",
@@ -22,6 +26,9 @@ TITLES = {
     VLLM_FCFS: "vLLM, FCFS",
     VLLM_SPLIT: "vLLM, a server a model",
     VLLM_OVERFLOW: "vLLM, BE overflow",
+    CONTROL: "OmniServe, control",
+    NO_CONTROL: "OmniServe, no control",
+    NO_ADMISSION: "OmniServe, control without admission",
 }
 
 PLAIN, WITH_LANES, PEER, PEER_BE, PEER_HOST = (
@@ -61,12 +68,14 @@ class Contender:
         return tuple(dict.fromkeys([self.ls_server, *(route.server for route in self.be_routes)]))
 
 
-def server_plans(scene: Scene, num_be: int, with_vllm: bool) -> list[ServerPlan]:
-    """All servers of a scene."""
+def server_plans(
+    scene: Scene, num_be: int, with_vllm: bool, objectives: Objectives | None = None
+) -> list[ServerPlan]:
+    """All servers of a scene; ours hold their steps to the objectives where they are known."""
     models, frame = scene.models(), scene.frame
     plans = [
-        ServerPlan(PLAIN, "omniserve", models, frame),
-        ServerPlan(WITH_LANES, "omniserve", models, frame, piggybacking=True),
+        ServerPlan(PLAIN, "omniserve", models, frame, objectives=objectives),
+        ServerPlan(WITH_LANES, "omniserve", models, frame, True, objectives),
     ]
     if with_vllm:
         be_model = models[-1]

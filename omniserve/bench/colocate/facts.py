@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from omniserve import __version__
-from omniserve.bench.colocate.comparison import SceneResult
+from omniserve.bench.colocate.control.facts import control_procedure
+from omniserve.bench.colocate.figures import Cell
+from omniserve.bench.colocate.frames import Frame
 from omniserve.bench.colocate.objectives import FACTOR
 from omniserve.bench.colocate.plan import Plan
 
@@ -26,6 +28,11 @@ def headline(plan: Plan, took_s: float) -> list[str]:
 
 def procedure(plan: Plan) -> list[str]:
     """What every contender was given."""
+    comparison = _comparison_procedure(plan) if plan.scenes else []
+    return [*comparison, *(control_procedure(plan, plan.control) if plan.control else [])]
+
+
+def _comparison_procedure(plan: Plan) -> list[str]:
     backlog = plan.backlog
     limits = plan.limits
     return [
@@ -37,9 +44,10 @@ def procedure(plan: Plan) -> list[str]:
         f"Model {Path(plan.ls_model).name}, {limits.dtype}; {limits.max_step_tokens} tokens a "
         f"step, {limits.max_running_requests} requests, prefix caching off, blocks of equal size, "
         "the same requests for all (of the overflow, each server has a backlog of its own, of the "
-        "same kind); OpenAI's HTTP API for all. OmniServe lets "
-        f"{limits.be_tokens_beside_ls} best-effort tokens into a step with LS work, which "
-        "was chosen for this comparison; vLLM has no such limit, and nothing of it was tuned.",
+        "same kind); OpenAI's HTTP API for all. OmniServe holds "
+        "its steps to the objectives and lets at most "
+        f"{limits.be_tokens_beside_ls} best-effort tokens into one with LS work; vLLM has neither, "
+        "and nothing of it was tuned.",
         f"Objectives: {FACTOR:g} times the p50 of unloaded requests, of the slowest system, so "
         "that every system could meet them; failed, rejected and unfinished requests missed them.",
         f"{plan.rounds} rounds of windows of {plan.duration_s:g} s after {plan.warm_up_s:g} s of "
@@ -51,9 +59,9 @@ def procedure(plan: Plan) -> list[str]:
     ]
 
 
-def describe_generator(result: SceneResult) -> str:
+def describe_generator(cells: Sequence[Cell]) -> str:
     """What the load generator did itself, and requests that failed."""
-    windows = [window for cell in result.cells for window in cell.windows]
+    windows = [window for cell in cells for window in cell.windows]
     cores = max(window.generator_cores for window in windows)
     late_ms = max(window.lateness_p99_ms or 0.0 for window in windows)
     others = max(window.others_cores for window in windows)
@@ -65,11 +73,10 @@ def describe_generator(result: SceneResult) -> str:
     )
 
 
-def emulation(results: Sequence[SceneResult]) -> list[str]:
+def emulation(frames: Sequence[Frame]) -> list[str]:
     """What is not as it would be on an accelerator."""
-    frames = {result.scene.frame.name: result.scene.frame for result in results}
-    texts = [f"{frame.text}." for frame in frames.values()]
-    if any(frame.is_emulated for frame in frames.values()):
+    texts = [f"{frame.text}." for frame in frames]
+    if any(frame.is_emulated for frame in frames):
         texts.append(
             "Emulated: the accelerator is CPU cores, and its KV memory is a number that is set. "
             "Device and host share one memory, so that host attention slows the device down, "

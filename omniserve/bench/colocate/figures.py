@@ -15,6 +15,8 @@ class Figures:
     """One window of one contender; latencies in ms, shares from 0 to 1."""
 
     num_ls: int
+    """Sent; shares are of all of them, and those refused have missed their objectives."""
+    num_refused: int
     ls_joint: float | None
     ls_ttft_share: float | None
     ls_tpot_share: float | None
@@ -22,6 +24,8 @@ class Figures:
     ls_ttft_p99_ms: float | None
     ls_tpot_p50_ms: float | None
     ls_tpot_p99_ms: float | None
+    ls_goodput_tokens_per_s: float | None
+    """Output of LS requests that met both objectives."""
     be_tokens_per_s: float
     num_failed: int
     """Failed and rejected requests of both streams."""
@@ -29,6 +33,24 @@ class Figures:
     lateness_p99_ms: float | None
     others_cores: float
     """Used by processes that have no part in it, on average."""
+
+    @property
+    def num_taken(self) -> int:
+        """LS requests that the server did not refuse."""
+        return self.num_ls - self.num_refused
+
+    @property
+    def ls_joint_of_taken(self) -> float | None:
+        return self._of_taken(self.ls_joint)
+
+    @property
+    def ls_ttft_share_of_taken(self) -> float | None:
+        return self._of_taken(self.ls_ttft_share)
+
+    def _of_taken(self, share: float | None) -> float | None:
+        if share is None or not self.num_taken:
+            return None
+        return share * self.num_ls / self.num_taken
 
 
 def figures_of(record: RunRecord) -> Figures:
@@ -41,6 +63,7 @@ def figures_of(record: RunRecord) -> Figures:
     ]
     return Figures(
         num_ls=ls.num_requests,
+        num_refused=ls.num_rejected,
         ls_joint=ls.attainment.joint,
         ls_ttft_share=ls.attainment.ttft,
         ls_tpot_share=ls.attainment.tpot,
@@ -48,6 +71,7 @@ def figures_of(record: RunRecord) -> Figures:
         ls_ttft_p99_ms=ls.ttft.p99_ms,
         ls_tpot_p50_ms=ls.tpot.p50_ms,
         ls_tpot_p99_ms=ls.tpot.p99_ms,
+        ls_goodput_tokens_per_s=ls.goodput_tokens_per_s,
         be_tokens_per_s=sum(stream.output_tokens_per_s for stream in best_effort),
         num_failed=sum(stream.num_failed + stream.num_rejected for stream in summary.streams),
         generator_cores=summary.generator_cores,

@@ -41,9 +41,14 @@ class Fleet:
     async def __aenter__(self) -> Self:
         return self
 
-    async def start(self, plans: Sequence[ServerPlan]) -> None:
-        """Returns once all are ready. Raises OmniServeError, of which ServerFailed is one."""
+    async def settle(self, plans: Sequence[ServerPlan]) -> None:
+        """Starts what is missing of them, and stops what is none of them or was told otherwise;
+        returns once all are ready. Raises OmniServeError, of which ServerFailed is one."""
         self._launch.directory.mkdir(parents=True, exist_ok=True)
+        for server in [each for each in self._servers.values() if each.plan not in plans]:
+            del self._servers[server.plan.key]
+            await server.process.stop()
+        plans = [plan for plan in plans if plan.key not in self._servers]
         # Ours measure the machine while they start, so nothing else may run then.
         for plan in plans:
             if plan.system == "omniserve":

@@ -3,26 +3,30 @@
 from collections.abc import Sequence
 
 from omniserve.bench.colocate.comparison import SceneResult, describe_conditions
+from omniserve.bench.colocate.control.comparison import ControlResult
+from omniserve.bench.colocate.control.plots import control_charts, control_colour_keys
+from omniserve.bench.colocate.control.rows import control_table
 from omniserve.bench.colocate.facts import describe_generator, emulation, procedure
-from omniserve.bench.colocate.goals import goal_results
+from omniserve.bench.colocate.measured import Measured
 from omniserve.bench.colocate.plan import Plan
 from omniserve.bench.colocate.plots import budget_figures, colour_keys, trade_figure
 from omniserve.bench.colocate.rows import goal_table, scene_table
 from omniserve.bench.report.rows import TextTable
-from omniserve.charts.page import figures, header, legend, page, paragraphs, section, table
+from omniserve.charts.page import figure, figures, header, legend, page, paragraphs, section, table
 
 TITLE = "Best-effort work beside latency-sensitive work"
 
 
-def render_page(facts: Sequence[str], plan: Plan, results: Sequence[SceneResult]) -> str:
+def render_page(facts: Sequence[str], plan: Plan, measured: Measured) -> str:
     """One self-contained document."""
-    goals = goal_table(goal_results(results, plan.backlog.num_requests))
+    goals = goal_table(measured.goals(plan.backlog.num_requests))
     body = [
         header(TITLE, facts),
         section("Goals", _table(goals)),
-        *(_budget_section(group) for group in grouped(results) if len(group) > 1),
-        *(_scene_section(result) for result in results),
-        section("What is emulated", paragraphs(emulation(results))),
+        *(_control_section(result) for result in measured.control),
+        *(_budget_section(group) for group in grouped(measured.scenes) if len(group) > 1),
+        *(_scene_section(result) for result in measured.scenes),
+        section("What is emulated", paragraphs(emulation(measured.frames))),
         section("How it was measured", paragraphs(procedure(plan))),
     ]
     return page(TITLE, "\n".join(body))
@@ -34,6 +38,17 @@ def grouped(results: Sequence[SceneResult]) -> list[list[SceneResult]]:
     for result in results:
         groups.setdefault((result.scene.frame.name, result.scene.shape), []).append(result)
     return list(groups.values())
+
+
+def _control_section(result: ControlResult) -> str:
+    return section(
+        result.title,
+        paragraphs([result.conditions.text])
+        + _table(control_table(result))
+        + legend(control_colour_keys([result]))
+        + figures([figure(each.title, each.caption, each.chart) for each in control_charts(result)])
+        + paragraphs([describe_generator([each.cell for each in result.cells])]),
+    )
 
 
 def _budget_section(group: Sequence[SceneResult]) -> str:
@@ -49,7 +64,7 @@ def _scene_section(result: SceneResult) -> str:
         + _table(scene_table(result))
         + legend(colour_keys([result]))
         + figures([trade_figure(result)])
-        + paragraphs([describe_generator(result)]),
+        + paragraphs([describe_generator(result.cells)]),
     )
 
 

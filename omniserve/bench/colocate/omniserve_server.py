@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omniserve.atomic_file import write_text
+from omniserve.bench.colocate.objectives import Objectives
 from omniserve.bench.colocate.pinning import pin_server
 from omniserve.bench.colocate.processes import ServerProcess
 from omniserve.bench.colocate.running_server import RunningServer
@@ -23,8 +24,12 @@ from omniserve.bench.colocate.waiting import poll
 from omniserve.installation import environment_with_packages
 
 FREE_PORT = "127.0.0.1:0"
-READY_S = 180.0
+READY_S = 300.0
+"""The first start measures what steps take, a model at a time."""
+NO_CONTROL = "none"
+"""As step times: only token budgets limit steps."""
 
+_ANY_OBJECTIVES = Objectives(ttft_ms=1000.0, tpot_ms=100.0)
 _READY = re.compile(r"omniserve ready: grpc (\S+), http http://(\S+), models ")
 _ENGINE_MODULE = "omniserve.engine.process"
 
@@ -56,11 +61,22 @@ def daemon_config(plan: ServerPlan, limits: Limits) -> dict[str, Any]:
         "device": {"kind": "cpu", "threads": len(plan.compute_cores)},
         "models": [_model(plan, model, limits) for model in plan.models],
         "tiers": [
-            # The daemon does not act on objectives yet; the comparison has its own.
-            {"name": LS_TIER, "class": "latency_sensitive", "ttft_ms": 1000, "tpot_ms": 100},
+            _ls_tier(plan),
             {"name": BE_TIER, "class": "best_effort"},
         ],
         "daemon": {"shutdown_grace_s": 1},
+    }
+
+
+def _ls_tier(plan: ServerPlan) -> dict[str, Any]:
+    # A daemon without control does not act on them, but every tier has to have some.
+    objectives = plan.objectives or _ANY_OBJECTIVES
+    return {
+        "name": LS_TIER,
+        "class": "latency_sensitive",
+        "ttft_ms": round(objectives.ttft_ms, 3),
+        "tpot_ms": round(objectives.tpot_ms, 3),
+        "admission": plan.admission,
     }
 
 
@@ -80,5 +96,6 @@ def _model(plan: ServerPlan, model: ServedModel, limits: Limits) -> dict[str, An
         "max_running_requests": limits.max_running_requests,
         "block_size": BLOCK_TOKENS,
         "prefix_caching": False,
+        "step_times": limits.step_times if plan.objectives else NO_CONTROL,
         "piggyback": piggyback,
     }

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from omniserve.bench.colocate.control.contenders import ControlChoice
+from omniserve.bench.colocate.control.loads import LOADS, LoadName
 from omniserve.bench.colocate.frames import EMULATED, WHOLE
 from omniserve.bench.colocate.scene import SHAPES, SceneChoice, Shape
 
@@ -18,6 +21,30 @@ FULL_SCENES = (
     SceneChoice(WHOLE, "two", (1,)),
 )
 QUICK_SCENES = (SceneChoice(EMULATED, "one", (1,)),)
+# LS alone should have all cores; memory for a part of the backlog, so that all means of control
+# have something to do.
+CONTROL_SCENES = (SceneChoice(WHOLE, "one", (8,)),)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlOptions:
+    """Of the scenes of control; defaults are those of the full measurement."""
+
+    scenes: tuple[SceneChoice, ...] = CONTROL_SCENES
+    loads: tuple[LoadName, ...] = tuple(LOADS)
+    """Empty: these scenes are left out."""
+    choice: ControlChoice = "both"
+    capacity: float | None = None
+    """LS requests per second; None searches for what LS alone can take."""
+    ttft_factor: float = 5.0
+    tpot_factor: float = 2.0
+    """Looser for first tokens than in the comparison: with twice, two prompts that come together
+    are too late, and capacity would be far below what the cores can do."""
+    rounds: int = 3
+    warm_up_s: float = 6.0
+    duration_s: float = 15.0
+    drain_s: float = 2.0
+    max_tries: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +70,10 @@ class ColocateOptions:
     be_prompt_tokens: int = 256
     be_output_tokens: int = 512
     max_step_tokens: int = 256
-    be_tokens_beside_ls: int = 16
-    """OmniServe's own limit; 64, its default, is meant for devices that compute faster."""
+    be_tokens_beside_ls: int = 64
+    """OmniServe's own limit, and its default."""
+    step_times: str = "auto"
+    """auto: the daemon measures them at its first start; else a file."""
     max_running_requests: int = 64
     scenes: tuple[SceneChoice, ...] = FULL_SCENES
     rounds: int = 3
@@ -53,6 +82,7 @@ class ColocateOptions:
     drain_s: float = 3.0
     unloaded_s: float = 8.0
     max_tries: int = 3
+    control: ControlOptions = ControlOptions()
     seed: int = 0
 
 
@@ -60,7 +90,8 @@ QUICK_LS_RATE = 1.5
 
 
 def quick(options: ColocateOptions) -> ColocateOptions:
-    """A few minutes: one scene, a rate that is not searched for, shorter and fewer windows."""
+    """A few minutes: one scene without those of control, a rate that is not searched for, shorter
+    and fewer windows."""
     return replace(
         options,
         ls_rate=options.ls_rate or QUICK_LS_RATE,
@@ -70,7 +101,31 @@ def quick(options: ColocateOptions) -> ColocateOptions:
         drain_s=2.0,
         unloaded_s=6.0,
         max_tries=1,
+        control=replace(
+            options.control, loads=(), rounds=2, warm_up_s=4.0, duration_s=10.0, max_tries=1
+        ),
     )
+
+
+def control_only(options: ColocateOptions) -> ColocateOptions:
+    """Without the comparison with other systems; all loads of control."""
+    control = replace(options.control, loads=tuple(LOADS))
+    return replace(options, scenes=(), vllm_python=None, control=control)
+
+
+def choose_loads(
+    options: ColocateOptions, load: LoadName | Literal["all", "none"] | None, choice: ControlChoice
+) -> ColocateOptions:
+    """Scenes of control with this load, those that the options have where none is named, and with
+    these contenders; without control there is no overload, which compares control with itself."""
+    loads = options.control.loads
+    if load == "all" or load == "none":
+        loads = tuple(LOADS) if load == "all" else ()
+    elif load is not None:
+        loads = (load,)
+    if choice == "off":
+        loads = tuple(each for each in loads if each != "overload")
+    return replace(options, control=replace(options.control, choice=choice, loads=loads))
 
 
 def choose_scenes(
@@ -91,3 +146,20 @@ def choose_scenes(
             chosen = tuple(dict.fromkeys(be_requests_in_kv or budgets))
             kept.append(replace(each, be_requests_in_kv=chosen))
     return replace(options, scenes=tuple(kept))
+
+
+def choose_control_scenes(
+    options: ColocateOptions,
+    frames: Sequence[str] | None,
+    shapes: Sequence[Shape] | None,
+    be_requests_in_kv: Sequence[int] | None,
+) -> ColocateOptions:
+    """Every frame and shape that is named, with the memory budgets that are."""
+    (default,) = CONTROL_SCENES
+    budgets = tuple(dict.fromkeys(be_requests_in_kv or default.be_requests_in_kv))
+    scenes = tuple(
+        SceneChoice(frame, shape, budgets)
+        for frame in dict.fromkeys(frames or (default.frame,))
+        for shape in dict.fromkeys(shapes or (default.shape,))
+    )
+    return replace(options, control=replace(options.control, scenes=scenes))

@@ -8,6 +8,7 @@ import msgspec
 
 from omniserve.atomic_file import write_text
 from omniserve.bench.colocate.contenders import Contender
+from omniserve.bench.colocate.control.control_plan import ControlPlan
 from omniserve.bench.colocate.scene import SceneChoice
 from omniserve.bench.colocate.server_plan import Limits
 from omniserve.bench.colocate.workload import BacklogShape
@@ -41,6 +42,8 @@ class Plan:
     unloaded_s: float
     max_tries: int
     """Windows measured for one that other processes leave alone."""
+    control: ControlPlan | None
+    """None: without scenes of control."""
     seed: int
     omniserve: str
     """Its version."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omniserve import __version__
+from omniserve.bench.colocate.control.control_plan import ControlPlan
 from omniserve.bench.colocate.fleet import Launch
-from omniserve.bench.colocate.options import QUICK_LS_RATE, ColocateOptions
+from omniserve.bench.colocate.options import QUICK_LS_RATE, ColocateOptions, ControlOptions
 from omniserve.bench.colocate.plan import Plan
 from omniserve.bench.colocate.scene import Memory
 from omniserve.bench.colocate.server_plan import BLOCK_TOKENS, Limits
@@ -17,6 +18,7 @@ from omniserve.bench.trace.formats.read_write import read_trace
 from omniserve.bench.trace.samples import SAMPLES, sample_trace
 from omniserve.bench.trace.trace import Trace
 from omniserve.bench.trace.transform import scale, without_failed
+from omniserve.config import MEASURED
 from omniserve.errors import ConfigError
 from omniserve.synthetic.create import write_checkpoint
 from omniserve.synthetic.info import ModelReport, model_report
@@ -56,6 +58,7 @@ def prepare(options: ColocateOptions) -> Prepared:
         options.max_step_tokens,
         options.max_running_requests,
         options.be_tokens_beside_ls,
+        _step_times(options.step_times),
     )
     plan = _plan(options, path, be_path, backlog, limits, version)
     return Prepared(
@@ -87,6 +90,16 @@ def machine_text() -> str:
             break
     cores = len(os.sched_getaffinity(0))
     return f"{model}, {cores} cores, {platform.system()} {platform.release()}"
+
+
+def _step_times(source: str) -> str:
+    """Daemons run in directories of their own."""
+    if source == MEASURED:
+        return source
+    path = Path(source).resolve()
+    if not path.is_file():
+        raise ConfigError(f"--step-times {source}: no such file")
+    return str(path)
 
 
 def _own_model() -> Path:
@@ -184,8 +197,25 @@ def _plan(
         drain_s=options.drain_s,
         unloaded_s=options.unloaded_s,
         max_tries=options.max_tries,
+        control=_control_plan(options.control) if options.control.loads else None,
         seed=options.seed,
         omniserve=__version__,
         vllm=version,
         machine=machine_text(),
+    )
+
+
+def _control_plan(options: ControlOptions) -> ControlPlan:
+    return ControlPlan(
+        scenes=options.scenes,
+        loads=options.loads,
+        choice=options.choice,
+        capacity=options.capacity,
+        ttft_factor=options.ttft_factor,
+        tpot_factor=options.tpot_factor,
+        rounds=options.rounds,
+        warm_up_s=options.warm_up_s,
+        duration_s=options.duration_s,
+        drain_s=options.drain_s,
+        max_tries=options.max_tries,
     )

@@ -2,18 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from omniserve.bench.colocate.contenders import server_plans
 from omniserve.bench.colocate.fleet import Fleet, Launch
 from omniserve.bench.colocate.generator_cores import on_host_cores
+from omniserve.bench.colocate.objectives import Objectives
 from omniserve.bench.colocate.outlook import Outlook
 from omniserve.bench.colocate.plan import WindowKey
 from omniserve.bench.colocate.scene import Scene
+from omniserve.bench.colocate.server_plan import ServerPlan
 from omniserve.bench.colocate.undisturbed import OTHERS_CORES, measure_undisturbed
 from omniserve.bench.colocate.windows import Windows
 from omniserve.bench.load.options import LoadOptions
@@ -26,6 +27,8 @@ PATIENCE_S = 5.0
 """How long a window waits for other processes to leave the cores alone."""
 Streams = Mapping[str, tuple[str, Stream]]
 """By name, each with the key of the server that it goes to."""
+ServersFor = Callable[[Objectives | None], Sequence[ServerPlan]]
+"""All servers of a scene; None while its objectives are not known."""
 
 
 class SceneRun:
@@ -34,7 +37,7 @@ class SceneRun:
     def __init__(
         self,
         scene: Scene,
-        num_be: int,
+        servers_for: ServersFor,
         launch: Launch,
         windows: Windows,
         outlook: Outlook,
@@ -43,7 +46,7 @@ class SceneRun:
     ) -> None:
         """Other processes may disturb a window; it is measured up to `max_tries` times."""
         self.scene = scene
-        self._num_be = num_be
+        self._servers_for = servers_for
         self._launch = replace(launch, directory=launch.directory / scene.key)
         self._windows = windows
         self._outlook = outlook
@@ -51,9 +54,16 @@ class SceneRun:
         self._say = say
         self._stack = AsyncExitStack()
         self._fleet: Fleet | None = None
+        self._objectives: Objectives | None = None
 
     async def __aenter__(self) -> Self:
         return self
+
+    async def hold_to(self, objectives: Objectives) -> None:
+        """From now on servers know them; those that run and did not are started again."""
+        self._objectives = objectives
+        if self._fleet is not None:
+            await self._fleet.settle(self._servers_for(objectives))
 
     async def window(self, key: WindowKey, streams: Streams, options: LoadOptions) -> RunRecord:
         """Raises ServerFailed where a server ends meanwhile."""
@@ -81,8 +91,7 @@ class SceneRun:
             self._say(f"{self.scene.title}: servers start, which takes a minute or two")
             started_s = time.monotonic()
             fleet = await self._stack.enter_async_context(Fleet(self._launch, self._say))
-            with_vllm = self._launch.vllm_python is not None
-            await fleet.start(server_plans(self.scene, self._num_be, with_vllm))
+            await fleet.settle(self._servers_for(self._objectives))
             self._outlook.started(time.monotonic() - started_s)
             self._fleet = fleet
         return self._fleet

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from omniserve.bench.colocate.frames import Frame
+from omniserve.bench.colocate.objectives import Objectives
 
 System = Literal["omniserve", "vllm"]
 
@@ -34,6 +35,9 @@ class Limits:
     max_running_requests: int
     be_tokens_beside_ls: int
     """Best-effort tokens in a step with latency-sensitive ones; vLLM has no such limit."""
+    step_times: str
+    """What OmniServe is told of its steps' times where it holds them to objectives: auto, or the
+    path of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class ServerPlan:
     """vLLM serves one."""
     frame: Frame
     piggybacking: bool = False
+    objectives: Objectives | None = None
+    """OmniServe's: what it holds steps to; None: it holds them to token budgets alone."""
+    admission: bool = True
+    """Whether it refuses latency-sensitive requests whose first token would be late."""
     on_host: bool = False
     """Whether its models compute on the host's cores, as the second server of an overflow does."""
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from omniserve.bench.colocate.comparison import Comparison, SceneResult
+from omniserve.bench.colocate.comparison import Comparison
+from omniserve.bench.colocate.control.comparison import ControlComparison
+from omniserve.bench.colocate.measured import Measured
 from omniserve.bench.colocate.options import ColocateOptions
 from omniserve.bench.colocate.plan import settle_plan
 from omniserve.bench.colocate.prepare import Prepared, prepare
@@ -28,12 +30,12 @@ def run_colocate(options: ColocateOptions) -> None:
     started_s = time.monotonic()
     _make_directory(options.out)
     prepared = prepare(options)
-    if options.vllm_python is not None and prepared.plan.vllm is None:
+    if options.scenes and options.vllm_python is not None and prepared.plan.vllm is None:
         say(NO_VLLM.format(python=options.vllm_python))
     if settle_plan(prepared.plan, options.out):
         say(f"{options.out} holds a part of this comparison: it goes on from there")
-    results = asyncio.run(_measure(options, prepared))
-    publish(options.out, prepared.plan, results, time.monotonic() - started_s)
+    measured = asyncio.run(_measure(options, prepared))
+    publish(options.out, prepared.plan, measured, time.monotonic() - started_s)
 
 
 def say(text: str) -> None:
@@ -48,12 +50,14 @@ def _make_directory(path: Path) -> None:
         raise ConfigError(f"--out {path}: cannot be made: {error.strerror}") from None
 
 
-async def _measure(options: ColocateOptions, prepared: Prepared) -> list[SceneResult]:
-    comparison = Comparison(
-        prepared.plan, prepared.workload, prepared.memory, prepared.launch, options.out
-    )
+async def _measure(options: ColocateOptions, prepared: Prepared) -> Measured:
+    plan = prepared.plan
+    parts = (prepared.workload, prepared.memory, prepared.launch, options.out)
     with _stopped_by_signals():
-        return await comparison.run(say)
+        control = (
+            await ControlComparison(plan, plan.control, *parts).run(say) if plan.control else []
+        )
+        return Measured(await Comparison(plan, *parts).run(say), control)
 
 
 @contextmanager

@@ -55,9 +55,21 @@ class Workload:
         round_index: int,
         objectives: Objectives | None,
     ) -> dict[str, tuple[str, Stream]]:
-        """By name, each with the key of the server that it goes to."""
+        """By name, each with the key of the server that it goes to; LS as the trace has it."""
+        arrivals = excerpt(self.ls_trace, rate, round_index * self.window_s, self.window_s)
+        return self.timed_streams(scene, contender, arrivals, round_index, objectives)
+
+    def timed_streams(
+        self,
+        scene: Scene,
+        contender: Contender,
+        arrivals: Trace,
+        round_index: int,
+        objectives: Objectives | None,
+    ) -> dict[str, tuple[str, Stream]]:
+        """The same with these LS requests; second 0 is the beginning of the warm-up."""
         streams: dict[str, tuple[str, Stream]] = {
-            LS_STREAM: (contender.ls_server, self._ls(scene, rate, round_index, objectives))
+            LS_STREAM: (contender.ls_server, _ls_stream(scene, arrivals, objectives))
         }
         for index, route in enumerate(contender.be_routes):
             name = BE_STREAM if index == 0 else f"{BE_STREAM} {index + 1}"
@@ -74,20 +86,6 @@ class Workload:
             LS_STREAM, "latency_sensitive", scene.ls_model, LS_TIER, is_open_loop=False
         )
         return server, BacklogStream(info, spread_lengths(self.ls_trace, NUM_UNLOADED), 1)
-
-    def _ls(
-        self, scene: Scene, rate: float, round_index: int, objectives: Objectives | None
-    ) -> TraceStream:
-        info = StreamInfo(
-            LS_STREAM,
-            "latency_sensitive",
-            scene.ls_model,
-            LS_TIER,
-            ttft_ms=objectives.ttft_ms if objectives else None,
-            tpot_ms=objectives.tpot_ms if objectives else None,
-        )
-        trace = excerpt(self.ls_trace, rate, round_index * self.window_s, self.window_s)
-        return TraceStream(info, trace)
 
     def be_lengths(self, round_index: int, route_index: int, num_running: int) -> Trace:
         """The same for all contenders. The first ones look as if work had been going on: a part of
@@ -106,6 +104,18 @@ class Workload:
                 prompt, output = prompt + done, output - done
             requests.append(TraceRequest(0.0, prompt, output))
         return Trace("backlog", tuple(requests))
+
+
+def _ls_stream(scene: Scene, arrivals: Trace, objectives: Objectives | None) -> TraceStream:
+    info = StreamInfo(
+        LS_STREAM,
+        "latency_sensitive",
+        scene.ls_model,
+        LS_TIER,
+        ttft_ms=objectives.ttft_ms if objectives else None,
+        tpot_ms=objectives.tpot_ms if objectives else None,
+    )
+    return TraceStream(info, arrivals)
 
 
 def excerpt(trace: Trace, rate: float, start_s: float, length_s: float) -> Trace:

@@ -69,7 +69,7 @@ def _build_model(
     scheduler = Scheduler(
         scheduler_settings(settings, num_blocks, max_model_len, piggyback),
         blocks,
-        settings.step_time,
+        settings.step_time or (profile.step_time if settings.measures_step_time else None),
     )
     lanes = None
     if piggyback is not None:

@@ -4,13 +4,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from omniserve.errors import OmniServeError
+from omniserve.requests import TierRules
 from omniserve.simulate.clock import Clock
-from omniserve.simulate.engine.host_cores import HostCores
 from omniserve.simulate.engine.host_queue import HostQueue
 from omniserve.simulate.engine.model import SimulatedModel
 from omniserve.simulate.engine.step import SimulatedStep
 from omniserve.simulate.engine.stretch import Stretch
-from scheduler import ModelTurns, Request, ServiceClass
+from scheduler import HostCoresRule, ModelTurns, Request, ServiceClass
+from scheduler.urgent_pressure import pressure_on
 
 _HOST_POLL_S = 0.05
 """Longest sleep where all there is to do is on the host: the governor may change its mind."""
@@ -19,8 +21,8 @@ _EARLY = 1e-9
 
 OnTokens = Callable[[str, Sequence[str], Sequence[Request]], None]
 """Model, requests with one token more, and those that ended with it."""
-OnRefused = Callable[[str, Request, str], None]
-"""Model, a request that could never run, and why."""
+OnRefused = Callable[[str, Request, Exception], None]
+"""Model, a request that could never run, or not in time, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Arrival:
 
     model: str
     request: Request
+    rules: TierRules = TierRules()
 
 
 class SimulatedEngine:
@@ -52,7 +55,7 @@ class SimulatedEngine:
         self._on_refused = on_refused
         self._inbox: list[Arrival | str] = []
         self._turns = ModelTurns(list(models))
-        self._host_cores = HostCores(clock)
+        self._host_cores = HostCoresRule()
         self._parked: tuple[SimulatedModel, SimulatedStep] | None = None
         self._stretch: Stretch | None = None
         self._is_dozing = True
@@ -117,9 +120,10 @@ class SimulatedEngine:
             model = self.models[message.model]
             self._stolen_s += model.profile.front.stolen_s_per_request
             try:
-                model.add(message.request)
-            except ValueError as error:
-                self._on_refused(message.model, message.request, str(error))
+                others = (m.urgent_load() for m in self.models.values() if m is not model)
+                model.add(message.request, message.rules, others)
+            except (ValueError, OmniServeError) as error:
+                self._on_refused(message.model, message.request, error)
         self._inbox.clear()
 
     def _step(self) -> Iterator[None]:
@@ -128,7 +132,10 @@ class SimulatedEngine:
             if not (yield from self._pass_urgent()):
                 yield from self._resume()
             return
-        turn = self._turns.next({name: model.demand() for name, model in self.models.items()})
+        is_alone = len(self.models) == 1
+        turn = self._turns.next(
+            {name: model.demand(is_alone=is_alone) for name, model in self.models.items()}
+        )
         if turn is None:
             # What was left has just been let go of.
             return
@@ -152,9 +159,15 @@ class SimulatedEngine:
         self._collect_host()
         for model in self.models.values():
             model.poll()
+        models, now_s = self.models.values(), self._clock.now_s
         self._host_cores.update(
-            sum(model.scheduler.num_offloaded for model in self.models.values())
+            now_s,
+            num_offloaded=sum(model.scheduler.num_offloaded for model in models),
+            num_in_flight=self._queue.num_waiting,
+            pressure=pressure_on(model.scheduler.pressure.at(now_s) for model in models),
         )
+        for model in models:
+            model.scheduler.host_rests = self._host_cores.is_resting
 
     def _collect_host(self) -> None:
         if self._queue.num_waiting:

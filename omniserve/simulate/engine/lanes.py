@@ -87,7 +87,9 @@ class SimulatedLanes:
     def poll(self) -> None:
         self.note_landed_copies()
         self.stop_released()
-        self._scheduler.offload_allowed = self._governor is None or self._governor.allows()
+        self._scheduler.offload_allowed = not self._scheduler.host_rests and (
+            self._governor is None or self._governor.allows()
+        )
 
     def note_landed_copies(self) -> None:
         for request_id in self._copies.take_landed(self._clock.now_s):

@@ -1,14 +1,18 @@
 """One simulated model: a real scheduler, and a model of what its steps take."""
 
 from collections import deque
+from collections.abc import Iterable
 from math import inf
 from random import Random
 
+from omniserve.engine.admission import Admission
 from omniserve.profiling.profile import Profile
+from omniserve.requests import TierRules
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.lanes import SimulatedLanes
 from omniserve.simulate.engine.step import SimulatedStep, lay_out
 from scheduler import ModelDemand, Request, Scheduler, StepResult
+from scheduler.first_token_forecast import UrgentLoad
 
 _ANY_TOKEN = 0
 """What is sampled does not matter to the policy."""
@@ -35,6 +39,7 @@ class SimulatedModel:
         self._ratios = profile.step_ratio_quantiles
         self._random = random
         self._clock = clock
+        self._admission = Admission(scheduler)
         self._in_flight: deque[SimulatedStep] = deque()
         self._unfinished_ids: set[str] = set()
 
@@ -64,18 +69,23 @@ class SimulatedModel:
         is_full = len(self._in_flight) >= self.profile.pipeline_depth
         return is_full or not self.scheduler.has_unfinished
 
-    def demand(self) -> ModelDemand:
+    def demand(self, *, is_alone: bool) -> ModelDemand:
         scheduler = self.scheduler
         return ModelDemand(
             latency_sensitive=scheduler.has_latency_sensitive_work,
             best_effort=self.has_unfinished,
             awaits_first_token=scheduler.awaits_first_token,
             best_effort_tokens_beside_ls=scheduler.settings.best_effort_tokens_beside_ls,
-            slack_s=scheduler.slack_s(self._clock.now_s),
+            slack_s=inf if is_alone else scheduler.slack_s(self._clock.now_s),
         )
 
-    def add(self, request: Request) -> None:
-        """ValueError where it could never run."""
+    def urgent_load(self) -> UrgentLoad:
+        """What its latency-sensitive requests need of the device."""
+        return self.scheduler.ttft_forecast.load
+
+    def add(self, request: Request, rules: TierRules, others: Iterable[UrgentLoad] = ()) -> None:
+        """ValueError where it could never run; Overloaded or DeadlineExceeded as an engine says."""
+        self._admission.judge(request, rules, self._clock.now_s, others)
         self.scheduler.add(request)
         self._unfinished_ids.add(request.request_id)
 

@@ -20,7 +20,7 @@ from omniserve.config import Config
 from omniserve.others_meter import QUIET_CORES, await_quiet
 from omniserve.profiling.profile import Profile
 from omniserve.simulate.real_daemon import RealRun, real_daemon
-from omniserve.simulate.resolve import class_by_tier, profile_by_model, resolve_streams
+from omniserve.simulate.resolve import profile_by_model, resolve_streams, tiers_by_name
 from omniserve.simulate.run import simulate
 from omniserve.simulate.validation.validate import Comparison, compare
 from omniserve.terminal import make_console
@@ -55,7 +55,7 @@ def run_validation(validation: Validation) -> list[Comparison]:
         validation.config.engine_settings(),
         profile_by_model(validation.profiles, validation.config),
         validation.options,
-        class_by_tier=class_by_tier(validation.config),
+        tiers=tiers_by_name(validation.config),
     )
     for name, record in (
         *((f"real-{place}", real.record) for place, real in enumerate(reals, start=1)),

@@ -1,0 +1,1 @@
+"""Scenes of control: OmniServe beside itself without control, under loads that move."""

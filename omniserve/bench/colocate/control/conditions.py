@@ -1,0 +1,144 @@
+"""What holds for a scene of control: objectives, and how many LS requests a second are too many."""
+
+from dataclasses import dataclass
+
+from omniserve.bench.colocate.contenders import LS_ALONE, PLAIN, Contender
+from omniserve.bench.colocate.control.control_plan import ControlPlan
+from omniserve.bench.colocate.control.loads import Load, requests_of, slices_of
+from omniserve.bench.colocate.figures import figures_of
+from omniserve.bench.colocate.objectives import Objectives, Unloaded, unloaded_of
+from omniserve.bench.colocate.plan import Plan, WindowKey
+from omniserve.bench.colocate.scene_run import SceneRun
+from omniserve.bench.colocate.workload import LS_STREAM, Workload
+from omniserve.bench.load.options import LoadOptions
+from omniserve.errors import OmniServeError
+
+CAPACITY_SHARE = 0.95
+"""LS alone keeps so many of its requests within both objectives up to its capacity."""
+NUM_PROBES = 5
+PROBE_WARM_UP_S, PROBE_S = 3.0, 10.0
+RANGE = 16.0
+"""Highest over lowest rate of the search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Joint attainment of LS alone at a rate."""
+
+    rate: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConditions:
+    """Found with LS alone; the same for all contenders and loads of a scene."""
+
+    unloaded: Unloaded
+    objectives: Objectives
+    capacity: float
+    """LS requests per second."""
+    probes: tuple[Probe, ...] = ()
+    """Empty where it was given."""
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        held = "; ".join(f"{each.share:.0%} at {each.rate:g}" for each in self.probes)
+        found = (
+            f", the highest rate at which LS alone kept {CAPACITY_SHARE:.0%} ({held}, one window "
+            "each)"
+            if held
+            else ", which was given"
+        )
+        return (
+            f"unloaded p50 TTFT/TPOT ms: {self.unloaded.ttft_ms:.0f}/{self.unloaded.tpot_ms:.1f}; "
+            f"objectives: TTFT {self.objectives.ttft_ms:.0f} ms, TPOT "
+            f"{self.objectives.tpot_ms:.1f} ms; capacity: {self.capacity:g} LS requests/s{found}"
+        )
+
+
+async def find_control_conditions(
+    run: SceneRun, key: str, plan: Plan, control: ControlPlan, workload: Workload
+) -> ControlConditions:
+    """Measures what is missing of it; `key` names the scene's windows. Raises OmniServeError where
+    LS alone holds no rate."""
+    options = LoadOptions(
+        duration_s=plan.unloaded_s,
+        warm_up_s=PROBE_WARM_UP_S,
+        drain_s=0.0,
+        seed=plan.seed,
+        title="LS alone, unloaded",
+    )
+    streams = {LS_STREAM: workload.unloaded(run.scene, PLAIN)}
+    unloaded = unloaded_of(await run.window(WindowKey(key, "unloaded"), streams, options))
+    objectives = Objectives(
+        control.ttft_factor * unloaded.ttft_ms, control.tpot_factor * unloaded.tpot_ms
+    )
+    if control.capacity is not None:
+        return ControlConditions(unloaded, objectives, control.capacity)
+    search = _Search(run, key, plan, control, workload, objectives)
+    # Prompts go one after another, so that more than this cannot be answered in time.
+    probes = await search.probes(1e3 / unloaded.ttft_ms)
+    held = [probe.rate for probe in probes if probe.share >= CAPACITY_SHARE]
+    if not held:
+        raise OmniServeError(
+            f"LS alone keeps {probes[-1].share:.0%} of {probes[-1].rate:g} requests/s within "
+            f"TTFT {objectives.ttft_ms:.0f} ms and TPOT {objectives.tpot_ms:.1f} ms: nothing can "
+            "be compared by that; look for what else computes, or give --capacity"
+        )
+    return ControlConditions(unloaded, objectives, max(held), probes)
+
+
+def num_condition_windows(control: ControlPlan) -> int:
+    return 1 + (NUM_PROBES if control.capacity is None else 0)
+
+
+class _Search:
+    """Halves a range of rates, on a logarithmic scale."""
+
+    def __init__(
+        self,
+        run: SceneRun,
+        key: str,
+        plan: Plan,
+        control: ControlPlan,
+        workload: Workload,
+        objectives: Objectives,
+    ) -> None:
+        self._run = run
+        self._key = key
+        self._plan = plan
+        self._control = control
+        self._workload = workload
+        self._objectives = objectives
+
+    async def probes(self, most: float) -> tuple[Probe, ...]:
+        low, high = most / RANGE, most
+        found = []
+        for _ in range(NUM_PROBES):
+            rate = round((low * high) ** 0.5, 2)
+            found.append(Probe(rate, await self._share(rate)))
+            low, high = (rate, high) if found[-1].share >= CAPACITY_SHARE else (low, rate)
+        return tuple(found)
+
+    async def _share(self, rate: float) -> float:
+        """Its seed is that of no round: what it finds should hold for all."""
+        seed = f"{self._plan.seed} capacity"
+        slices = slices_of(Load("steady", 1.0, 1.0), rate, PROBE_WARM_UP_S, PROBE_S, seed)
+        arrivals = requests_of(slices, self._workload.ls_trace, seed)
+        contender = Contender(LS_ALONE, PLAIN, ())
+        options = LoadOptions(
+            duration_s=PROBE_S,
+            warm_up_s=PROBE_WARM_UP_S,
+            drain_s=self._control.drain_s,
+            seed=self._plan.seed,
+            title=f"{contender.title}, {rate:g} LS requests/s",
+        )
+        streams = self._workload.timed_streams(
+            self._run.scene, contender, arrivals, 0, self._objectives
+        )
+        key = WindowKey(self._key, f"capacity-{rate:g}")
+        share = figures_of(await self._run.window(key, streams, options)).ls_joint
+        if share is None:
+            raise OmniServeError(f"no LS request came at {rate:g}/s: give --capacity")
+        return share

@@ -1,0 +1,1 @@
+"""Taking over the tiers of a changed configuration while requests run."""

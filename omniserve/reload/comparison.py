@@ -1,0 +1,111 @@
+"""What differs between two configurations, and what of it can be taken over without a restart."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from omniserve.config import Config
+from omniserve.config_tier import TierConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TierChange:
+    """One difference between tiers; values are as a file has them."""
+
+    tier: str
+    """Empty where the order of the tiers changed."""
+    key: str
+    """Empty where the tier is new or gone."""
+    before: str
+    """Empty where there was none."""
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Of a file with what is in force."""
+
+    changes: tuple[TierChange, ...]
+    needs_restart: tuple[str, ...]
+    """Key paths outside of the tiers; models are called by their names."""
+
+
+def compare(started: Config, in_force: Sequence[TierConfig], found: Config) -> Comparison:
+    """What a daemon that was started with one configuration, and has these tiers in force, could
+    take over of another one, and what it could not."""
+    return Comparison(
+        tuple(_tier_changes(in_force, found.tiers)),
+        tuple(dict.fromkeys(_restart_keys(started, found))),
+    )
+
+
+def _tier_changes(
+    before: Sequence[TierConfig], after: Sequence[TierConfig]
+) -> Iterable[TierChange]:
+    old, new = {tier.name: tier for tier in before}, {tier.name: tier for tier in after}
+    for name, tier in old.items():
+        if name not in new:
+            yield TierChange(name, "", _whole(tier), "")
+            continue
+        was, is_now = _keys(tier), _keys(new[name])
+        for key in dict.fromkeys((*was, *is_now)):
+            if was.get(key) != is_now.get(key):
+                yield TierChange(name, key, _text(was.get(key)), _text(is_now.get(key)))
+    for name, tier in new.items():
+        if name not in old:
+            yield TierChange(name, "", "", _whole(tier))
+    # The first tier is the default of models that name none, the first of a class has its role.
+    orders = [[name for name in names if name in old and name in new] for names in (old, new)]
+    if orders[0] != orders[1]:
+        yield TierChange("", "tiers", *(", ".join(order) for order in orders))
+
+
+def _keys(tier: TierConfig) -> dict[str, Any]:
+    return tier.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _whole(tier: TierConfig) -> str:
+    shown = yaml.safe_dump(_keys(tier), default_flow_style=True, sort_keys=False, width=1000)
+    return str(shown).strip()
+
+
+def _restart_keys(started: Config, found: Config) -> Iterable[str]:
+    old, new = _by_model(started), _by_model(found)
+    rest = {"tiers", "models"}
+    yield from _differences(
+        started.model_dump(mode="json", exclude=rest), found.model_dump(mode="json", exclude=rest)
+    )
+    yield from _differences({"models": old}, {"models": new})
+    if list(old) != list(new) and set(old) == set(new):
+        yield "models"
+    # What the tiers decide besides: without a best_effort tier nothing is piggybacked.
+    with_tiers = started.model_copy(update={"tiers": found.tiers})
+    before, after = started.piggybacking(), with_tiers.piggybacking()
+    for name in before:
+        if type(before[name]) is not type(after[name]):
+            yield f"models.{name}.piggyback"
+
+
+def _by_model(config: Config) -> dict[str, Any]:
+    return {model.name: model.model_dump(mode="json") for model in config.models}
+
+
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> Iterable[str]:
+    for key in dict.fromkeys((*before, *after)):
+        was, is_now = before.get(key), after.get(key)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            yield from _differences(was, is_now, f"{prefix}{key}.")
+        elif was != is_now:
+            yield prefix + key

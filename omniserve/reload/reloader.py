@@ -1,0 +1,131 @@
+"""Reads the daemon's configuration file again and takes over its tiers."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from omniserve.config import Config, load_config
+from omniserve.errors import OmniServeError, ReloadRefused
+from omniserve.logs import get_logger, log_event
+from omniserve.reload.comparison import Comparison, TierChange, compare
+from omniserve.reload.forecaster import Forecasted, Forecaster, NoForecast, SimulatedEngine
+from omniserve.requests import TierSettings
+from omniserve.service import GenerationService
+from omniserve.tier_table import TierTable
+
+_logger = get_logger(__name__)
+
+
+class ReloadedEngine(SimulatedEngine, Protocol):
+    """What a reload needs of the engine's client."""
+
+    def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """What became of one reading of the file."""
+
+    error: str = ""
+    """Why its tiers are not in force, a line for each problem; empty where they are."""
+    changes: tuple[TierChange, ...] = ()
+    needs_restart: tuple[str, ...] = ()
+
+    @property
+    def is_accepted(self) -> bool:
+        return not self.error
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a reload would change, and what that would have made of what arrived lately."""
+
+    reload: Reload
+    forecast: Forecasted | NoForecast
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    tiers: TierTable
+    comparison: Comparison
+
+    @property
+    def result(self) -> Reload:
+        return Reload("", self.comparison.changes, self.comparison.needs_restart)
+
+
+class Reloader:
+    """Of one daemon. Made inside a running event loop."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        service: GenerationService,
+        engine: ReloadedEngine,
+    ) -> None:
+        """`config` is what `path` said when the daemon started."""
+        self._path = path
+        self._started = config
+        self._service = service
+        self._engine = engine
+        self._forecaster = Forecaster(service.arrivals, engine)
+        self._turn = asyncio.Lock()
+
+    async def reload(self) -> Reload:
+        """Takes over all tiers of the file or, where anything in it is wrong, nothing."""
+        # One after the other: the file that was read last is the one in force.
+        async with self._turn:
+            try:
+                found = await self._read()
+            except OmniServeError as error:
+                return _refused(error)
+            # No await between these: no request sees the one without the other.
+            self._service.set_tiers(found.tiers.tiers)
+            self._engine.set_tiers(found.tiers.all_settings)
+        _log_taken(found.comparison)
+        return found.result
+
+    async def dry_run(self) -> DryRun:
+        """Changes nothing."""
+        try:
+            found = await self._read()
+        except OmniServeError as error:
+            return DryRun(Reload(str(error)), NoForecast("the file is refused"))
+        forecast = await self._forecaster.compare(self._service.tiers, found.tiers)
+        return DryRun(found.result, forecast)
+
+    async def _read(self) -> _Candidate:
+        """Raises ConfigError or ReloadRefused."""
+        try:
+            # In a thread: streams go on meanwhile.
+            return await asyncio.to_thread(self._read_now, self._service.tiers)
+        except OmniServeError:
+            raise
+        except Exception as error:
+            log_event(_logger, "reload_failed", level=logging.ERROR, error=error)
+            name = type(error).__name__
+            raise ReloadRefused(f"{self._path}: reading it failed: {name}") from error
+
+    def _read_now(self, in_force: TierTable) -> _Candidate:
+        config = load_config(self._path)
+        comparison = compare(self._started, in_force.tiers, config)
+        return _Candidate(in_force.with_tiers(config.tiers), comparison)
+
+
+def _refused(error: OmniServeError) -> Reload:
+    log_event(_logger, "reload_refused", level=logging.WARNING, reason=str(error))
+    return Reload(str(error))
+
+
+def _log_taken(comparison: Comparison) -> None:
+    shown = "; ".join(
+        f"{change.tier} {change.key} {change.before} -> {change.after}".strip()
+        for change in comparison.changes
+    )
+    log_event(_logger, "tiers_reloaded", changes=shown or "none")
+    if comparison.needs_restart:
+        keys = ", ".join(comparison.needs_restart)
+        log_event(_logger, "restart_needed", level=logging.WARNING, keys=keys)

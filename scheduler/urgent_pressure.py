@@ -1,0 +1,103 @@
+"""How near latency-sensitive requests are to needing all of a device that lends out cores."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import exp
+
+from scheduler.queues import RequestQueues
+from scheduler.request import Request, ServiceClass
+from scheduler.step_control import LEAST_PROMPT_SHARE, StepControl
+from scheduler.step_time import StepCosts, StepShape
+
+_MEMORY_S = 2.0
+"""Arrivals of about so long tell how many more there will be."""
+_TYPICAL_CHUNK = StepShape(
+    num_prefill_tokens=64, prefill_pairs=64 * 65 // 2, prefill_context_tokens=64, num_sampled_rows=1
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Of one model, on the device without the cores that it lends."""
+
+    share: float = 0.0
+    """Part of the device's time that decodes, and prompts at the rate at which they come, need."""
+    lateness: float = 0.0
+    """Part of their time to the first token that the prompts that are here will have waited."""
+
+
+def pressure_on(device: Iterable[Pressure]) -> float:
+    """Of all models of a device together."""
+    pressures = list(device)
+    share = sum(each.share for each in pressures)
+    return max([share, *(each.lateness for each in pressures)])
+
+
+class UrgentPressure:
+    """Of one model. Nothing where step times are not known, or no cores are lent."""
+
+    def __init__(self, control: StepControl, queues: RequestQueues) -> None:
+        self._control = control
+        self._queues = queues
+        self._arrivals = ArrivalRate()
+        self._decodes = StepShape()
+        self._token_s = 0.0
+
+    def note_running(self, decodes: StepShape, token_s: float) -> None:
+        """A step is being planned; its decodes have this shape, the first of them `token_s`."""
+        self._decodes, self._token_s = decodes, token_s
+
+    def note_arrival(self, request: Request, now_s: float) -> None:
+        """A latency-sensitive request is taken."""
+        if request.expected_prefill_s is not None:
+            self._arrivals.note(request.expected_prefill_s, now_s)
+
+    def at(self, now_s: float) -> Pressure:
+        """At this time. Takes time for each prompt that is here."""
+        beside = self._control.costs_beside_host
+        if beside is None:
+            return Pressure()
+        decode_share = beside.step_s(self._decodes) / self._token_s if self._token_s else 0.0
+        slowdown = _slowdown(self._control.costs_alone, beside)
+        return Pressure(
+            decode_share + slowdown * self._arrivals.of(now_s),
+            self._lateness(now_s, slowdown / max(LEAST_PROMPT_SHARE, 1.0 - decode_share)),
+        )
+
+    def _lateness(self, now_s: float, stretch: float) -> float:
+        ready_s = now_s + self._control.urgent_residual_s(now_s)
+        latest = 0.0
+        for request in self._prompts():
+            if request.objectives is None or request.num_unscheduled <= 0:
+                continue
+            ready_s += stretch * (request.expected_prefill_s or 0.0)
+            latest = max(latest, (ready_s - request.arrival_s) / request.objectives.ttft_s)
+        return latest
+
+    def _prompts(self) -> Iterable[Request]:
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        for queue in (self._queues.running[service_class], self._queues.waiting[service_class]):
+            yield from (each for each in queue if each.first_token_s is None)
+
+
+class ArrivalRate:
+    """Seconds of work that arrive in a second: an average that forgets exponentially."""
+
+    def __init__(self) -> None:
+        self._work_s = 0.0
+        self._noted_s = 0.0
+
+    def note(self, work_s: float, now_s: float) -> None:
+        """So much work arrived."""
+        self._work_s = self._left_s(now_s) + work_s
+        self._noted_s = now_s
+
+    def of(self, now_s: float) -> float:
+        return self._left_s(now_s) / _MEMORY_S
+
+    def _left_s(self, now_s: float) -> float:
+        return self._work_s * exp(min(0.0, self._noted_s - now_s) / _MEMORY_S)
+
+
+def _slowdown(alone: StepCosts, beside: StepCosts) -> float:
+    return max(1.0, beside.step_s(_TYPICAL_CHUNK) / alone.step_s(_TYPICAL_CHUNK))

@@ -1,0 +1,106 @@
+"""What a reload finds changed: tiers, and keys that need a restart."""
+
+from typing import Any
+
+from omniserve.config import Config
+from omniserve.reload.comparison import TierChange, compare
+
+CHAT = {"name": "chat", "class": "latency_sensitive", "ttft_ms": 500, "tpot_ms": 50}
+BATCH = {"name": "batch", "class": "best_effort"}
+DEMO = {"name": "demo", "path": "/models/demo"}
+MACHINE = {"device": {"kind": "cuda"}}
+"""So that piggybacking does not depend on the cores of this machine."""
+
+
+def make_config(*tiers: dict[str, Any], **sections: Any) -> Config:
+    data = MACHINE | {"models": [DEMO], "tiers": list(tiers or (CHAT, BATCH))} | sections
+    return Config.model_validate(data, by_name=False)
+
+
+def changes(after: Config, before: Config | None = None) -> list[TierChange]:
+    started = before or make_config()
+    return list(compare(started, started.tiers, after).changes)
+
+
+def restart_keys(after: Config, before: Config | None = None) -> tuple[str, ...]:
+    started = before or make_config()
+    return compare(started, started.tiers, after).needs_restart
+
+
+def test_nothing_changed() -> None:
+    assert compare(make_config(), make_config().tiers, make_config()) == compare(
+        make_config(), make_config().tiers, make_config(CHAT | {"percentile": 99}, BATCH)
+    )
+    assert changes(make_config()) == []
+    assert restart_keys(make_config()) == ()
+
+
+def test_keys_of_a_tier_as_the_file_has_them() -> None:
+    after = make_config(
+        CHAT | {"ttft_ms": 250.5, "percentile": 95, "admission": False, "fallback": "batch"},
+        BATCH | {"max_waiting": 7},
+    )
+    assert changes(after) == [
+        TierChange("chat", "ttft_ms", "500", "250.5"),
+        TierChange("chat", "percentile", "99", "95"),
+        TierChange("chat", "admission", "true", "false"),
+        TierChange("chat", "fallback", "", "batch"),
+        TierChange("batch", "max_waiting", "", "7"),
+    ]
+    assert changes(make_config(), before=after)[-1] == TierChange("batch", "max_waiting", "7", "")
+
+
+def test_a_class_that_changed_brings_its_objectives() -> None:
+    changed = changes(make_config(CHAT, CHAT | {"name": "batch"}))
+    assert [(change.tier, change.key) for change in changed] == [
+        *(("batch", key) for key in ("class", "ttft_ms", "tpot_ms", "percentile"))
+    ]
+    assert (changed[0].before, changed[0].after) == ("best_effort", "latency_sensitive")
+
+
+def test_new_and_removed_tiers() -> None:
+    night = {"name": "night", "class": "best_effort", "max_waiting": 3}
+    assert changes(make_config(CHAT, night)) == [
+        TierChange("batch", "", "{class: best_effort, admission: true}", ""),
+        TierChange("night", "", "", "{class: best_effort, admission: true, max_waiting: 3}"),
+    ]
+
+
+def test_another_order_is_another_default() -> None:
+    assert changes(make_config(BATCH, CHAT)) == [
+        TierChange("", "tiers", "chat, batch", "batch, chat")
+    ]
+
+
+def test_tiers_in_force_count_and_not_those_of_the_start() -> None:
+    started, in_force = make_config(), make_config(CHAT | {"ttft_ms": 100}, BATCH).tiers
+    assert compare(started, in_force, started).changes == (
+        TierChange("chat", "ttft_ms", "100", "500"),
+    )
+
+
+def test_all_else_needs_a_restart() -> None:
+    after = make_config(
+        listen={"grpc": "127.0.0.1:1"},
+        daemon={"shutdown_grace_s": 1},
+        models=[
+            DEMO | {"block_size": 16, "default_tier": "batch"},
+            {"name": "other", "path": "/models/other"},
+        ],
+    )
+    assert restart_keys(after) == (
+        *("listen.grpc", "daemon.shutdown_grace_s"),
+        *("models.demo.default_tier", "models.demo.block_size", "models.other"),
+    )
+    assert set(restart_keys(make_config(), before=after)) == set(restart_keys(after))
+    assert changes(after) == []
+
+
+def test_models_in_another_order_need_a_restart() -> None:
+    models = [DEMO, {"name": "other", "path": "/models/other"}]
+    assert restart_keys(make_config(models=models[::-1]), make_config(models=models)) == ("models",)
+
+
+def test_first_best_effort_tier_turns_piggybacking_on_at_a_restart() -> None:
+    assert restart_keys(make_config(), before=make_config(CHAT)) == ("models.demo.piggyback",)
+    assert restart_keys(make_config(CHAT), before=make_config()) == ("models.demo.piggyback",)
