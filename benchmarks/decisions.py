@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -41,6 +41,7 @@ NUM_WAITING = 500
 NUM_PROMPTS = 4
 CONTEXT_TOKENS = 300
 PROMPT_TOKENS = 60_000
+MAX_OUTPUT_TOKENS = 20_000
 MAX_MODEL_LEN = 1 << 20
 COSTS = StepCosts(
     overhead_s=1e-3,
@@ -63,6 +64,9 @@ class HostBlocks(BlockAllocator):
     @property
     def num_free_blocks(self) -> int:
         return self.num_free
+
+    def free(self, block_ids: Iterable[int]) -> None:
+        super().free(list(block_ids))
 
 
 @dataclass
@@ -95,7 +99,7 @@ class Bench:
 
     def admission_ns(self, newcomer: Request) -> int:
         begun_ns = self.read_ns()
-        self.scheduler.predicted_ttft_s(newcomer, self.now_s)
+        self.scheduler.ttft_forecast.ttft_s(newcomer, self.now_s)
         return self.read_ns() - begun_ns
 
 
@@ -113,7 +117,7 @@ def make_request(
         tier="chat" if service_class is LS else "batch",
         arrival_s=arrival_s,
         token_ids=array("q", [1]) * num_tokens,
-        max_tokens=MAX_MODEL_LEN,
+        max_tokens=MAX_OUTPUT_TOKENS,
         objectives=CHAT if service_class is LS else None,
         tenant=name[-1],
     )
@@ -125,7 +129,7 @@ def make_bench(
     """Everybody who may run has begun to decode, but for the long prompts."""
     limits = PiggybackLimits(num_requests, num_requests, num_requests, max_resident_decodes=0)
     settings = SchedulerSettings(
-        num_blocks=200 * num_requests + 20_000,
+        num_blocks=MAX_OUTPUT_TOKENS // 32 * 2 * num_requests,
         block_size=32,
         max_running_requests=num_requests,
         max_step_tokens=max(512, 2 * num_requests),

@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     from omniserve.demo.command import add_demo_command
     from omniserve.explain_command import add_explain_command
     from omniserve.kernels_command import add_kernels_command
+    from omniserve.profile_command import add_profile_command
     from omniserve.reload.command import add_reload_command
     from omniserve.simulate.command import add_simulate_commands
     from omniserve.synthetic.commands import add_model_commands
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_explain_command(subparsers)
     add_model_commands(subparsers)
     add_kernels_command(subparsers)
+    add_profile_command(subparsers)
     add_demo_command(subparsers)
     add_bench_commands(subparsers)
     add_simulate_commands(subparsers)

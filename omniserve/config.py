@@ -197,6 +197,12 @@ def _step_time(source: str) -> LinearStepTime | None:
     return None if source in (MEASURED, UNLIMITED) else load_profile(Path(source)).step_time
 
 
+def without_step_times(config: Config) -> Config:
+    """For whoever measures them: token budgets alone limit steps, and no file is read."""
+    models = tuple(model.model_copy(update={"step_times": UNLIMITED}) for model in config.models)
+    return config.model_copy(update={"models": models})
+
+
 def load_config(path: str | Path, machine: Machine | None = None) -> Config:
     """Reads and validates a file, for this machine where none is given.
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -32,6 +33,7 @@ from omniserve.messages import (
 from omniserve.requests import EngineRequest, RequestOutput, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from omniserve.tasks import TaskGuard
+from scheduler.step_time import LinearStepTime
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopping"]
 
@@ -55,6 +57,8 @@ class EngineClient:
         self.models: dict[str, ModelInfo] = {}
         self.stats: dict[str, ModelStats] = {}
         self.device = ""
+        self.step_times: dict[str, LinearStepTime] = {}
+        """By model: what steps are expected to take, where that is known."""
         self.num_restarts = 0
         self.settings = settings
         self._supervision = supervision or EngineSupervision()
@@ -205,7 +209,7 @@ class EngineClient:
         except (OSError, zmq.ZMQError) as error:
             return EngineError(f"cannot start the engine process: {error}")
         log_event(_logger, "engine_spawned", pid=process.pid, num_restarts=self.num_restarts)
-        process.send(Configure(self.settings))
+        process.send(Configure(self._with_step_times(), self._supervision.load_s))
         process.send(SetTiers(self._tiers))
         duties = {
             asyncio.create_task(self._receive(process), name="engine-receiver"),
@@ -219,6 +223,14 @@ class EngineClient:
                 duty.cancel()
             await asyncio.gather(*duties, return_exceptions=True)
         return done.pop().result()
+
+    def _with_step_times(self) -> EngineSettings:
+        """As given; what an engine before has found out need not be found again."""
+        models = tuple(
+            replace(model, step_time=model.step_time or self.step_times.get(model.name))
+            for model in self.settings.models
+        )
+        return replace(self.settings, models=models)
 
     async def _receive(self, process: EngineProcessHandle) -> CheckpointError | EngineError:
         while True:
@@ -241,6 +253,7 @@ class EngineClient:
         elif isinstance(message, EngineReady):
             self.models = {model.name: model for model in message.models}
             self.device = message.device
+            self.step_times = message.step_times
             self._ready_since_s = self._now_s()
             log_event(_logger, "engine_ready", device=self.device, models=",".join(self.models))
             self._set_state("ready")

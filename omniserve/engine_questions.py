@@ -27,7 +27,8 @@ class EngineQuestions:
         Raises EngineUnavailable where no answer comes in time, or none will come any more.
         """
         number = next(self._numbers)
-        answer = self._open[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Decision, ...]] = asyncio.get_running_loop().create_future()
+        self._open[number] = answer
         try:
             send(Explain(number, request_id))
             async with asyncio.timeout(patience_s):

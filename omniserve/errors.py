@@ -7,6 +7,9 @@ The gRPC column holds the names of `grpc.StatusCode` members, so that this modul
 class OmniServeError(Exception):
     """An expected failure whose message may be shown to a client."""
 
+    request_id = ""
+    """Of the request that it ended; empty where there was none, or none that can be shown."""
+
 
 class InvalidRequest(OmniServeError):
     """A value of a request is not allowed; `param` names the field."""

@@ -12,6 +12,8 @@ class Configure(msgspec.Struct, tag=True, frozen=True):
     """Front to engine, first of all: load these models."""
 
     settings: EngineSettings
+    ready_within_s: float = 600.0
+    """The front gives the engine up where it takes longer."""
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):

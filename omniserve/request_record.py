@@ -156,8 +156,11 @@ class RequestRecord:
         self._log(outcome, e2e_s, tpot_s)
 
     def _note_end(self, outcome: Outcome, error: BaseException | None) -> None:
+        detail = ""
         # Anything else may hold text of the request.
-        detail = str(error) if isinstance(error, OmniServeError) else ""
+        if isinstance(error, OmniServeError):
+            detail = str(error)
+            error.request_id = self.request_id if self.request_id.isprintable() else ""
         self._notes.add(self._clock(), "ended", outcome, detail)
 
     def _judge(self, promise: Promise, outcome: Outcome) -> None:

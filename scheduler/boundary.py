@@ -73,7 +73,8 @@ class Boundary:
         stay = request.stay
         assert stay is not None
         self._residency.grow(request)
-        self._queues.journal.go_on(request.request_id)
+        if request.request_id in self._queues.journal.waiting:
+            self._queues.journal.go_on(request.request_id)
         stay.phase = Phase.IN_LANES
         first_new, stay.num_announced = stay.num_announced, len(stay.block_ids)
         return LaneEntry(

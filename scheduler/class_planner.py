@@ -48,6 +48,7 @@ class ClassPlanner:
         self._preemptor = preemptor
         self._forecast = forecast
         self._notes = WaitNotes(queues, residency, preemptor)
+        self._waiting = queues.journal.waiting
 
     def plan_running(
         self,
@@ -99,7 +100,9 @@ class ClassPlanner:
                 return room
             new_block_ids = self._residency.extend(request, num_new)
         step.add(request, num_tokens, table_len, new_block_ids)
-        self._notes.got_rows(request, num_tokens, step, num_kept)
+        # Of most decodes there is nothing to be noted.
+        if num_tokens > 1 or request.first_token_s is None or request.request_id in self._waiting:
+            self._notes.got_rows(request, num_tokens, step, num_kept)
         return Room.ENOUGH
 
     def admit_waiting(
@@ -122,7 +125,7 @@ class ClassPlanner:
                 break
             # It would take back what it has just yielded.
             if self._preemptor.was_just_preempted(request):
-                self._notes.lacks(request, Reason.MEMORY)
+                self._notes.lacks(request, Reason.MEMORY, "it has just let go of its own")
                 break
             if service_class is ServiceClass.BEST_EFFORT and not self._will_fit(request):
                 break
@@ -152,7 +155,7 @@ class ClassPlanner:
     def _enter(self, request: Request) -> Room:
         """Give a waiting request its slot and cached prefix, if all its tokens will find room."""
         if not self._preemptor.may_get_slot(request):
-            self._notes.lacks(request, Reason.SLOTS)
+            self._notes.lacks_room(request, Room.SHORT, 0, needs_slot=True)
             return Room.SHORT
         self._residency.hold_prefix(request)
         num_blocks = self._residency.num_missing_to_start(request)

@@ -71,18 +71,19 @@ class Completion:
         self._charge(request, rows)
         self._residency.publish(request, rows.start)
         if rows.samples:
-            self._first_tokens.stop_expecting(request.request_id)
             request.last_token_s = now_s
             if request.first_token_s is None:
                 request.first_token_s = now_s
+                self._first_tokens.stop_expecting(request.request_id)
                 self._ttft_forecast.note_first_token(request)
                 self._note_first_token(request, now_s)
-        if not _is_finished(request, result):
-            if request.is_straggler and request.status is Status.RUNNING:
+        if _is_finished(request, result):
+            self._finish(request)
+            return request
+        if request.demote_after_tokens is not None and request.is_straggler:
+            if request.status is Status.RUNNING:
                 self._queues.demote(request)
-            return None
-        self._finish(request)
-        return request
+        return None
 
     def _note_first_token(self, request: Request, now_s: float) -> None:
         detail = f"{(now_s - request.arrival_s) * 1e3:.1f} ms after it came"
@@ -91,19 +92,18 @@ class Completion:
         self._queues.journal.note(request.request_id, Event.FIRST_TOKEN, Reason.NONE, detail)
 
     def _charge(self, request: Request, rows: PlannedRows) -> None:
-        num_prompt_tokens = max(0, min(request.num_prompt_tokens, rows.end) - rows.start)
-        self._queues.shares[request.service_class].charge(
-            request.tenant,
-            num_prompt_tokens=num_prompt_tokens,
-            num_output_tokens=rows.num_tokens - num_prompt_tokens,
-        )
+        num_prompt_tokens, num_tokens = 0, rows.num_tokens
+        num_left = request.num_prompt_tokens - rows.start
+        if num_left > 0:
+            num_prompt_tokens = min(num_left, num_tokens)
+        share = self._queues.shares[request.service_class]
+        share.charge(request.tenant, num_prompt_tokens, num_tokens - num_prompt_tokens)
 
     def _record_lane(self, request_id: str, token_id: int, result: StepResult) -> Request | None:
         """The offloaded request, if it finished."""
         request = self._queues.by_id[request_id]
         self._piggyback.record_token(request, token_id)
-        share = self._queues.shares[request.service_class]
-        share.charge(request.tenant, num_output_tokens=1)
+        self._queues.shares[request.service_class].charge(request.tenant, 0, 1)
         if not _is_finished(request, result):
             self._piggyback.boundary.arrive(request)
             return None

@@ -12,6 +12,9 @@ from scheduler.step_control import LEAST_PROMPT_SHARE, StepControl
 from scheduler.step_load import StepLoad
 from scheduler.step_time import StepCosts, StepShape
 
+_PATIENT_SHARE = 0.25
+_LATELY_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class UrgentLoad:
@@ -56,6 +59,8 @@ class FirstTokenForecast:
         self._margins = ForecastMargins()
         self._prompts: Sequence[Request] = ()
         self._decode_share = 0.0
+        self._tiers: dict[str, tuple[float, float]] = {}
+        """Time to the first token that a tier promises, and when a request of it came last."""
 
     def note_running(self, prompts: Sequence[Request], decodes: StepShape, token_s: float) -> None:
         """A step is being planned while these run; `decodes` is the shape of all those that
@@ -102,6 +107,23 @@ class FirstTokenForecast:
             [*prompts, *waiting], starts_s, self._decode_share
         )
 
+    def note_arrival(self, request: Request) -> None:
+        """A request is added, with or without having been asked about."""
+        is_urgent = request.service_class is ServiceClass.LATENCY_SENSITIVE
+        if is_urgent and self._control.is_predicting and request.expected_prefill_s is None:
+            num_cached = self._residency.num_cached(request)
+            request.expected_prefill_s = self._prefill_s(request, num_cached)
+        if request.objectives is not None:
+            self._tiers[request.tier] = (request.objectives.ttft_s, request.arrival_s)
+
+    def patience_s(self, now_s: float) -> float:
+        """That a request which may come at any moment can be let wait: a part of its time to the
+        first token. Infinite where none came lately."""
+        lately = (
+            ttft_s for ttft_s, last_s in self._tiers.values() if now_s - last_s < _LATELY_S
+        )
+        return _PATIENT_SHARE * min(lately, default=inf)
+
     def note_first_token(self, request: Request) -> None:
         """It is there: forecasts for its tier are believed more or less from now on."""
         expected_s, first_s = request.expected_ttft_s, request.first_token_s
@@ -120,12 +142,7 @@ class FirstTokenForecast:
         running = (each for each in self._prompts if each.num_unscheduled)
         running_s = sum(self._prefill_s(each, each.num_scheduled) for each in running)
         waiting = self._queues.waiting[ServiceClass.LATENCY_SENSITIVE]
-        return running_s + sum(map(self._waiting_prefill_s, waiting))
-
-    def _waiting_prefill_s(self, request: Request) -> float:
-        if request.expected_prefill_s is None:
-            request.expected_prefill_s = self._prefill_s(request, 0)
-        return request.expected_prefill_s
+        return running_s + sum(each.expected_prefill_s or 0.0 for each in waiting)
 
     def _prefill_s(self, request: Request, num_done: int) -> float:
         num_left = len(request.token_ids) - num_done

@@ -12,11 +12,16 @@ MAX_ENTRIES_EACH = 64
 MAX_ENDED = 8_192
 """Requests that have ended and are still known."""
 _MIDDLE = MAX_ENTRIES_EACH // 2
+_TAKE_TURNS = (Event.WAITS, Event.COMPUTED)
+_NUM_TAKING_TURNS = 3
+"""Chunks and waits take turns: among so many last entries of these, equal ones are one."""
 
 
 class Journal:
-    """The last events of the last requests. Its memory is bounded: requests that ended first make
-    room, and of a long timeline the beginning and the end are kept.
+    """The last events of the last requests, in the order in which they first happened.
+
+    Its memory is bounded: requests that ended first make room, and of a long timeline the beginning
+    and the end are kept.
 
     Whoever decides sets the clock first, that of the requests' arrivals.
     """
@@ -24,7 +29,7 @@ class Journal:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.waiting: dict[str, Entry] = {}
-        """The last entry of each request that waits for something; read only."""
+        """What each request that waits waits for; read only."""
         self._live: OrderedDict[str, list[Entry]] = OrderedDict()
         self._ended: OrderedDict[str, list[Entry]] = OrderedDict()
         self._num_entries = 0
@@ -73,14 +78,15 @@ class Journal:
             self._forget_first(self._ended)
 
     def timeline(self, request_id: str) -> tuple[Entry, ...] | None:
-        """In order of time; None of a request that is not known, or not any more."""
+        """In order of `at_s`; None of a request that is not known, or not any more."""
         entries = self._live.get(request_id) or self._ended.get(request_id)
         if entries is None:
             return None
-        copies = [replace(entry) for entry in entries]
-        if request_id in self.waiting:
-            copies[-1].last_s = self.now_s
-        return tuple(copies)
+        waits = self.waiting.get(request_id)
+        return tuple(
+            replace(entry, last_s=self.now_s) if entry is waits else replace(entry)
+            for entry in entries
+        )
 
     def request_ids(self) -> Iterable[str]:
         """All that are known."""
@@ -90,10 +96,13 @@ class Journal:
     def _append(self, request_id: str, event: Event, reason: Reason, detail: str) -> Entry:
         entries = self._live.get(request_id)
         if entries is not None:
-            last = entries[-1]
-            if last.event is event and last.reason is reason:
-                last.last_s, last.detail, last.times = self.now_s, detail, last.times + 1
-                return last
+            for entry in entries[: -_NUM_TAKING_TURNS - 1 : -1]:
+                if entry.event is event and entry.reason is reason:
+                    entry.last_s, entry.detail = self.now_s, detail
+                    entry.times += 1
+                    return entry
+                if entry.event not in _TAKE_TURNS:
+                    break
         while self._num_entries >= MAX_ENTRIES:
             self._forget_first(self._ended or self._live)
         # Its own may have been the first.

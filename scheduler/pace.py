@@ -27,7 +27,12 @@ class Pace:
         `fastest_s` is the least that a step with all of them takes. Those that cannot meet their
         objective even so do not hold up anybody else: they go on at its pace from here.
         """
-        return min((self._until_due_s(each, now_s, fastest_s) for each in decodes), default=inf)
+        least_s = inf
+        for request in decodes:
+            until_s = self._until_due_s(request, now_s, fastest_s)
+            if until_s < least_s:
+                least_s = until_s
+        return least_s
 
     def tightest_s(self, decodes: Iterable[Request]) -> float:
         """Time per token at which the most demanding of these is paced; infinite without any."""
@@ -47,11 +52,14 @@ class Pace:
         if objectives is None or first_s is None:
             return inf
         token_s = objectives.tpot_s * self._aims.of(request.tier)
-        num_tokens = request.num_output_tokens + request.num_pending_samples
+        num_tokens = (
+            len(request.token_ids) - request.num_prompt_tokens + request.num_pending_samples
+        )
         until_s = first_s + token_s * num_tokens - now_s
         if until_s < fastest_s and self._is_lost(request, now_s, fastest_s):
             return token_s
-        return min(until_s, _MOST_LENT * token_s)
+        most_s = _MOST_LENT * token_s
+        return until_s if until_s < most_s else most_s
 
     def _is_lost(self, request: Request, now_s: float, fastest_s: float) -> bool:
         """Whether its mean stays too high though all steps that may follow take the least."""

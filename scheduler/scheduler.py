@@ -130,6 +130,7 @@ class Scheduler:
         self.journal.advance(request.arrival_s)
         self._queues.add(request)
         self._first_tokens.expect(request)
+        self.ttft_forecast.note_arrival(request)
         self.pressure.note_arrival(request, request.arrival_s)
 
     def abort(self, request_id: str) -> bool:
@@ -164,7 +165,9 @@ class Scheduler:
         are any, a plan may consist of them alone.
         """
         self.journal.advance(now_s)
-        load = self._control.begin(now_s, is_host_active=is_host_active)
+        load = self._control.begin(
+            now_s, is_host_active=is_host_active, overtakes=latency_sensitive_only
+        )
         if latency_sensitive_only:
             plan = self._planner.plan_latency_sensitive(load)
         else:
@@ -277,12 +280,12 @@ class Scheduler:
     def slack_s(self, now_s: float) -> float:
         """Time that others may take of the device before these latency-sensitive requests need it;
         infinite where nothing is known of times, or nobody needs it."""
+        return min(self.decodes_slack_s(now_s), self.ttft_forecast.spare_s(now_s))
+
+    def decodes_slack_s(self, now_s: float) -> float:
+        """The same for those that have had their first token."""
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
-        decodes = [each for each in running if each.is_decoding]
-        return min(
-            self._control.slack_s(decodes, now_s),
-            self.ttft_forecast.spare_s(now_s),
-        )
+        return self._control.slack_s([each for each in running if each.is_decoding], now_s)
 
     @property
     def step_books(self) -> StepBooks | None:

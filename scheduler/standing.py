@@ -22,11 +22,12 @@ def explain(queues: RequestQueues, request_id: str) -> tuple[Entry, ...] | None:
     if line.next(now_s) is request:
         return timeline
     reason, detail = _place(line, request, now_s)
-    last = timeline[-1]
-    if last.event is not Event.WAITS or last.reason not in _BEHIND_OTHERS:
-        return (*timeline, Entry(now_s, Event.WAITS, reason, detail, now_s))
-    last.reason, last.detail, last.last_s = reason, detail, now_s
-    return timeline
+    for entry in reversed(timeline):
+        if entry.event is Event.WAITS and entry.reason in _BEHIND_OTHERS:
+            if queues.journal.waits_for(request_id, entry.reason):
+                entry.reason, entry.detail = reason, detail
+                return timeline
+    return (*timeline, Entry(now_s, Event.WAITS, reason, detail, now_s))
 
 
 def _place(line: WaitingLine, request: Request, now_s: float) -> tuple[Reason, str]:

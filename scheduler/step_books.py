@@ -51,7 +51,7 @@ class StepBooks:
         """A step is complete; None where its time tells nothing of it."""
         predicted_s = self._share_out(step, num_lane_rows)
         if step.urgent.num_decode_rows and step.budget_s < inf:
-            self.budget_s += step.budget_s
+            self.budget_s += max(0.0, step.budget_s)
         if measured_s is None or measured_s <= 0.0:
             return
         error = abs(measured_s - predicted_s) / measured_s
@@ -65,7 +65,7 @@ class StepBooks:
         """Adds up the step's kinds of work; what it was predicted to take, lane rows included."""
         used_s, step_s = self.used_s, step.costs.step_s
         urgent, shape = step.urgent, step.shape
-        before_s = step.costs.overhead_s
+        before_s = step.costs.overhead_s + step.costs.cold_step_s * shape.coldness
         used_s[OVERHEAD] += before_s
         if urgent.num_decode_rows:
             after_s = step_s(_decodes(urgent))
@@ -95,6 +95,7 @@ def _decodes(shape: StepShape) -> StepShape:
         num_decode_rows=shape.num_decode_rows,
         decode_context_tokens=shape.decode_context_tokens,
         num_sampled_rows=min(shape.num_decode_rows, shape.num_sampled_rows),
+        coldness=shape.coldness,
     )
 
 

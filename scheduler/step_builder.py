@@ -1,6 +1,7 @@
 """One plan in the making: rows in their order, within budgets of tokens and of time."""
 
 from collections.abc import Iterable
+from itertools import takewhile
 from math import inf
 
 from scheduler.lane_limits import NO_LANES, LaneLimits
@@ -22,7 +23,8 @@ class StepBuilder:
         self.budget_s = inf
         """Seconds that the step may take."""
         self.load = load
-        self._expected_ids: set[str] = set()
+        self._expected: dict[str, int] = {}
+        """Positions of decode rows that the load counts already, by request."""
         self._single_rows: list[PlannedRows] = []
         self._chunk_rows: list[PlannedRows] = []
         self._closed_rows: list[PlannedRows] = []
@@ -31,9 +33,19 @@ class StepBuilder:
         """Counts their next rows in advance: what else joins must leave them their time."""
         if self.load is None:
             return
-        for request in requests:
-            self.load.add(request.num_scheduled, 1, samples=True)
-            self._expected_ids.add(request.request_id)
+        self._expected = {request.request_id: request.num_scheduled for request in requests}
+        self.load.add_decodes(self._expected.values())
+
+    def expect_leading_decodes(self, plannable: Iterable[tuple[Request, int]]) -> None:
+        """Counts those before the first prompt in advance if there is time for them all: asking for
+        each alone takes longer, and comes to the same."""
+        if self.load is None or self.budget_s == inf:
+            return
+        leading = takewhile(lambda each: each[1] == 1, plannable)
+        expected = {request.request_id: request.num_scheduled for request, _ in leading}
+        if self.load.seconds_with_decodes(expected.values()) <= self.budget_s:
+            self._expected = expected
+            self.load.add_decodes(expected.values())
 
     def most_tokens(self, request: Request, num_wanted: int, *, at_least: int = 0) -> int:
         """Of a request's next tokens, as many as the budgets allow.
@@ -41,10 +53,10 @@ class StepBuilder:
         A part of a prompt that is hardly worth a chunk is left out, or, with `at_least`, joins
         whatever it takes.
         """
-        most = min(num_wanted, self.budget)
+        most = num_wanted if num_wanted < self.budget else self.budget
         if most <= 0 or self.load is None or self.budget_s == inf:
-            return max(0, most)
-        if request.request_id in self._expected_ids:
+            return most if most > 0 else 0
+        if request.request_id in self._expected:
             return most
         fitting = self.load.most_tokens(request.num_scheduled, most, self.budget_s)
         if fitting < most and fitting < _LEAST_CHUNK:
@@ -63,8 +75,14 @@ class StepBuilder:
         end = start + num_tokens
         num_known = len(request.token_ids)
         samples = end == num_known + request.num_pending_samples
-        # A token not known yet is always alone: it is the next one of a decode.
-        token_ids = tuple(request.token_ids[start:end]) if start < num_known else None
+        token_ids: tuple[int, ...] | None
+        if start >= num_known:
+            # A token not known yet is always alone: it is the next one of a decode.
+            token_ids = None
+        elif num_tokens == 1:
+            token_ids = (request.token_ids[start],)
+        else:
+            token_ids = tuple(request.token_ids[start:end])
         rows = PlannedRows(
             request.request_id,
             request.slot,
@@ -77,7 +95,7 @@ class StepBuilder:
             new_block_ids,
         )
         (self._chunk_rows if num_tokens > 1 else self._single_rows).append(rows)
-        if self.load is not None and request.request_id not in self._expected_ids:
+        if self.load is not None and self._expected.pop(request.request_id, None) is None:
             self.load.add(start, num_tokens, samples=samples)
         self.budget -= num_tokens
         request.num_scheduled = end
@@ -89,6 +107,7 @@ class StepBuilder:
     ) -> None:
         """Close the latency-sensitive part; if it has rows, they limit what may follow."""
         self._close_class()
+        self._forget_absent()
         if self.load is not None:
             self.load.end_urgent()
         if self._closed_rows:
@@ -99,6 +118,7 @@ class StepBuilder:
 
     def lane_limits(self, max_rows: int) -> LaneLimits:
         """What the time that is left allows, with up to `max_rows` rows at a layer."""
+        self._forget_absent()
         if self.load is None or self.budget_s == inf or not max_rows:
             return LaneLimits(max_rows)
         bare_s = self.load.seconds
@@ -119,6 +139,7 @@ class StepBuilder:
         lane_limits: LaneLimits,
     ) -> StepPlan:
         self._close_class()
+        self._forget_absent()
         return StepPlan(
             plan_id,
             tuple(self._closed_rows),
@@ -128,6 +149,12 @@ class StepBuilder:
             0.0 if self.load is None else self.load.seconds,
             self.budget_s,
         )
+
+    def _forget_absent(self) -> None:
+        """Expected decodes that found no room take no time."""
+        if self.load is not None and self._expected:
+            self.load.add_decodes(self._expected.values(), sign=-1)
+            self._expected = {}
 
     def _close_class(self) -> None:
         self._closed_rows += self._single_rows

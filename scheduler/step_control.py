@@ -10,7 +10,7 @@ from scheduler.request import Request
 from scheduler.step_books import PlannedStep, StepBooks
 from scheduler.step_load import StepLoad
 from scheduler.step_refit import StepRefit
-from scheduler.step_time import LinearStepTime, StepCosts
+from scheduler.step_time import LinearStepTime, StepCosts, coldness_after
 
 LEAST_PROMPT_SHARE = 0.1
 """Of the device that prompts get beside decodes, however little time these leave."""
@@ -32,7 +32,11 @@ class StepControl:
         self.books = StepBooks()
         self.now_s = 0.0
         """When the plan that is being made was asked for."""
+        self.starts_s = 0.0
+        """When its step begins, as far as is predicted."""
         self._is_host_active = False
+        self._coldness = 0.0
+        """At which the next step to be planned begins."""
         self._busy_until_s = 0.0
         """When the plans in flight are done, as far as is predicted."""
         self._urgent_until_s = 0.0
@@ -44,17 +48,21 @@ class StepControl:
     def is_predicting(self) -> bool:
         return bool(self._refits)
 
-    def begin(self, now_s: float, *, is_host_active: bool) -> StepLoad | None:
-        """A plan is being made now; its load, where step times are known."""
+    def begin(
+        self, now_s: float, *, is_host_active: bool, overtakes: bool = False
+    ) -> StepLoad | None:
+        """A plan is being made now; its load, where step times are known. One that overtakes does
+        not wait for steps in flight without latency-sensitive rows."""
         self.now_s, self._is_host_active = now_s, is_host_active
+        self.starts_s = max(now_s, self._urgent_until_s if overtakes else self._busy_until_s)
         if not self._refits:
             return None
-        return StepLoad(self.costs)
+        return StepLoad(self.costs, self._coldness)
 
     @property
     def costs(self) -> StepCosts:
-        """Of steps as the last one was planned, with or without the host's cores."""
-        return self._refits[self._is_host_active].costs
+        """Of the next step, with or without the host's cores as the last one was planned."""
+        return self._refits[self._is_host_active].costs_now
 
     @property
     def costs_alone(self) -> StepCosts:
@@ -67,11 +75,6 @@ class StepControl:
         alone, beside = self._refits.get(False), self._refits.get(True)
         return None if beside is None or beside is alone else beside.costs
 
-    @property
-    def starts_s(self) -> float:
-        """When the step that is being planned begins."""
-        return max(self.now_s, self._busy_until_s)
-
     def allowed_s(self, running: Iterable[Request], fastest_s: float) -> float:
         """That a step with the decodes among `running` may take; `fastest_s` is the least."""
         if not self._refits:
@@ -82,11 +85,11 @@ class StepControl:
         """Time that other models may take before a step with these has to begin."""
         if not self._refits or not decodes:
             return inf
-        load = StepLoad(self.costs)
+        load = StepLoad(self.costs, self._coldness)
         for request in decodes:
             load.add(request.num_scheduled, 1, samples=True)
         fastest_s = load.seconds
-        starts_s = max(now_s, self._busy_until_s)
+        starts_s = max(now_s, self._urgent_until_s)
         return self.pace.allowed_s(decodes, starts_s, fastest_s) - fastest_s
 
     def until_first_tokens_s(
@@ -104,15 +107,15 @@ class StepControl:
         least_s, ready_s = inf, now_s
         for request in awaited:
             num_left = len(request.token_ids) - request.num_scheduled
-            if request.objectives is None:
+            if request.objectives is None or num_left <= 0:
                 continue
-            if num_left > 0:
-                more_s = StepLoad(costs).seconds_with(request.num_scheduled, num_left)
-                ready_s += stretch * more_s
-            spare_s = request.arrival_s + request.objectives.ttft_s - ready_s
-            # A little late may still be in time: the forecast is not that good.
+            more_s = stretch * StepLoad(costs).seconds_with(request.num_scheduled, num_left)
+            spare_s = request.arrival_s + request.objectives.ttft_s - ready_s - more_s
+            # A little late may still be in time: the forecast is not that good. Who is later than
+            # that does not go first, and so takes nothing from those behind.
             if spare_s > -_HOPELESS_SHARE * request.objectives.ttft_s:
                 least_s = min(least_s, max(0.0, spare_s))
+                ready_s += more_s
         return least_s
 
     def urgent_residual_s(self, now_s: float) -> float:
@@ -130,6 +133,7 @@ class StepControl:
             plan.budget_s,
             self._is_host_active,
         )
+        self._coldness = coldness_after(self._coldness, load.num_rows)
         self._busy_until_s = self.starts_s + load.seconds
         if plan.has_latency_sensitive:
             self._urgent_until_s = self._busy_until_s

@@ -1,13 +1,16 @@
 """What a step in the making would take: the step-time model, kept up to date row by row."""
 
+from collections.abc import Collection
+
 from scheduler.step_time import StepCosts, StepShape
 
 
 class StepLoad:
     """Adding rows and asking what they cost takes constant time, whatever the step holds."""
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: StepCosts, coldness: float = 0.0) -> None:
         self._costs = costs
+        self._coldness = coldness
         self._num_decode_rows = 0
         self._decode_context_tokens = 0
         self._num_prefill_tokens = 0
@@ -15,7 +18,7 @@ class StepLoad:
         self._prefill_context_tokens = 0
         self._num_sampled_rows = 0
         self._num_prefill_chunks = 0
-        self._linear_s = costs.overhead_s
+        self._linear_s = costs.overhead_s + costs.cold_step_s * coldness
         """All but the dense layers."""
         self._urgent: StepShape | None = None
 
@@ -39,6 +42,7 @@ class StepLoad:
             0.0,
             self._num_sampled_rows,
             self._num_prefill_chunks,
+            self._coldness,
         )
 
     @property
@@ -86,6 +90,25 @@ class StepLoad:
             self._num_prefill_chunks += 1
         self._num_sampled_rows += samples
 
+    def seconds_with_decodes(self, starts: Collection[int]) -> float:
+        """Of the step with a sampled row more at each of these positions."""
+        more_s = self._decodes_s(len(starts), sum(starts))
+        return self._linear_s + more_s + self._dense_s(self.num_rows + len(starts))
+
+    def add_decodes(self, starts: Collection[int], sign: int = 1) -> None:
+        """The step takes on a sampled row at each of these positions; with a sign of -1 those that
+        were added before do not join after all."""
+        num_rows, sum_starts = len(starts), sum(starts)
+        self._linear_s += sign * self._decodes_s(num_rows, sum_starts)
+        self._num_decode_rows += sign * num_rows
+        self._decode_context_tokens += sign * (sum_starts + num_rows)
+        self._num_sampled_rows += sign * num_rows
+
+    def _decodes_s(self, num_rows: int, sum_starts: int) -> float:
+        costs = self._costs
+        row_s = costs.decode_row_s + costs.decode_context_token_s + costs.sampled_row_s
+        return num_rows * row_s + sum_starts * costs.decode_context_token_s
+
     def _linear_cost_s(self, start: int, num_tokens: int, samples: bool) -> float:
         costs = self._costs
         sampled_s = costs.sampled_row_s if samples else 0.0
@@ -96,6 +119,7 @@ class StepLoad:
             + costs.prefill_pair_s * count_pairs(start, num_tokens)
             + costs.prefill_context_token_s * (start + num_tokens)
             + (0.0 if self._num_prefill_tokens else costs.prefill_step_s)
+            + costs.prefill_chunk_s
             + sampled_s
         )
 

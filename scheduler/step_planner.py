@@ -1,5 +1,7 @@
 """What the next step of a model is made of."""
 
+from collections.abc import Sequence
+
 from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.flights import Flights
@@ -9,7 +11,7 @@ from scheduler.piggyback import Piggyback
 from scheduler.plan import LaneEntry, StepPlan
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues
-from scheduler.request import ServiceClass
+from scheduler.request import Request, ServiceClass
 from scheduler.residency import Residency
 from scheduler.returning import Returner
 from scheduler.settings import PiggybackLimits, SchedulerSettings
@@ -17,6 +19,12 @@ from scheduler.step_builder import StepBuilder
 from scheduler.step_control import StepControl
 from scheduler.step_load import StepLoad
 from scheduler.urgent_pressure import UrgentPressure
+
+_SHORT_SHARE = 0.25
+_RES = 0.5
+_HURRY = 1.0
+"""Times per token, before a prompt must be computed to be in time, from which on it is computed
+whatever decodes beside it lose by that."""
 
 
 class StepPlanner:
@@ -42,6 +50,7 @@ class StepPlanner:
         """While true no lane row joins a step."""
         self._settings = settings
         self._limits = limits
+        self._residency = residency
         self._preemptor = preemptor
         self._piggyback = piggyback
         self._flights = flights
@@ -87,15 +96,9 @@ class StepPlanner:
         step = StepBuilder(self._settings.max_step_tokens, load)
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         plannable = list_plannable(running, withheld_ids)
-        if load is not None:
-            decodes = [request for request, num_tokens in plannable if num_tokens == 1]
-            step.expect_decodes(decodes)
-            prompts = [request for request, num_tokens in plannable if num_tokens > 1]
-            token_s = self._control.pace.tightest_s(decodes)
-            self._first_tokens.note_running(prompts, load.shape, token_s)
-            self._pressure.note_running(load.shape, token_s if decodes else 0.0)
-            step.budget_s = self._control.allowed_s(running, load.seconds)
         least_chunk = self._settings.block_size
+        if load is not None:
+            least_chunk = self._hold_to_objectives(step, load, plannable)
         room = self._classes.plan_running(plannable, step, withheld_ids, least_chunk)
         if room is Room.ENOUGH:
             service_class = ServiceClass.LATENCY_SENSITIVE
@@ -107,19 +110,48 @@ class StepPlanner:
         self.ls_outcome = room
         return step
 
+    def _hold_to_objectives(
+        self, step: StepBuilder, load: StepLoad, plannable: Sequence[tuple[Request, int]]
+    ) -> int:
+        """Limits the step's time; returns the tokens that a prompt gets in it in any case."""
+        decodes = [request for request, num_tokens in plannable if num_tokens == 1]
+        prompts = [request for request, num_tokens in plannable if num_tokens > 1]
+        step.expect_decodes(decodes)
+        token_s = self._control.pace.tightest_s(decodes)
+        self._first_tokens.note_running(prompts, load.shape, token_s)
+        self._pressure.note_running(load.shape, token_s if decodes else 0.0)
+        step.budget_s = self._control.allowed_s(decodes, load.seconds)
+        # While there is time prompts wait for decodes to get ahead, and take what these can lend.
+        spare_s = self._first_tokens.spare_s(self._control.starts_s)
+        patience_s = self._first_tokens.patience_s(self._control.now_s)
+        is_hurried = spare_s < _HURRY * patience_s or not decodes
+        return self._settings.block_size if is_hurried else 0
+
     def _add_best_effort(self, step: StepBuilder, max_tokens: int | None, max_s: float) -> None:
         service_class = ServiceClass.BEST_EFFORT
         max_s = min(max_s, self._first_tokens.spare_s(self._control.starts_s))
+        # A prompt may come at any moment. It waits for a step with latency-sensitive rows, which
+        # nothing interrupts, and for one that uses the memory it needs.
+        if step.has_rows or self._is_memory_short:
+            max_s = min(max_s, self._first_tokens.patience_s(self._control.now_s))
+        # Decodes must be ahead by what it then takes from them.
+        max_s = min(max_s, step.budget_s - _RES * self._pressure.next_prompt_s)
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader
         offloader.keep_to_limit()
         plannable = list_plannable(self._queues.running[service_class], offloader.departing)
+        step.expect_leading_decodes(plannable)
         room = self._classes.plan_running(plannable, step, offloader.departing)
         self._returner.consider(self._flights.next_plan_id)
         if room is Room.ENOUGH:
             self._classes.admit_waiting(service_class, step, self._control.now_s)
         else:
             self._classes.hold_back(service_class, self._control.now_s)
+
+    @property
+    def _is_memory_short(self) -> bool:
+        blocks = self._residency.blocks
+        return blocks.num_free < _SHORT_SHARE * blocks.num_blocks
 
     def _max_lane_rows(self, is_beside_ls: bool, max_best_effort_tokens: int | None) -> int:
         limits = self._limits

@@ -6,25 +6,30 @@ from math import exp, log
 
 from scheduler.step_time import StepCosts, StepShape
 
-_RATE = 0.05
-"""Of a step's error, what its terms are corrected by at once."""
+_RATE = 0.02
+"""Of a step's error, what the groups of terms are corrected by at once."""
 _MOST_ERROR = 0.5
 """Logarithm: a step that was disturbed must not be believed."""
 _MOST_FACTOR = 4.0
 _HALF_LIFE_STEPS = 20_000
 """In which a correction that no step confirms is half forgotten."""
+_PACE_RATE = 0.3
+"""The same for the pace: how fast a machine is changes within some steps, with its clock and with
+what its other cores do to caches and memory."""
+_MOST_PACE_ERROR = 0.3
 _WORTH_REBUILDING = 0.01
 _FEW_ROWS = 64
 """Up to here rows are multiplied by kernels of their own on a CPU."""
 
 _TERMS: Mapping[str, tuple[str, ...]] = {
-    "overhead": ("overhead_s",),
+    "overhead": ("overhead_s", "cold_step_s"),
     "decode": ("decode_row_s", "decode_context_token_s"),
     "prefill": (
         "prefill_token_s",
         "prefill_pair_s",
         "prefill_context_token_s",
         "prefill_step_s",
+        "prefill_chunk_s",
     ),
     "lanes": ("lane_row_s",),
     "sampling": ("sampled_row_s",),
@@ -33,21 +38,29 @@ _FEW, _MANY = "dense, few rows", "dense, many rows"
 
 
 class StepRefit:
-    """One factor a group of terms, moved by each step in proportion to the group's part in it.
+    """One factor a group of terms, moved by each step in proportion to the group's part in it; and
+    the pace, one factor for all of them that follows the last few steps.
 
     Exponentiated gradient descent on the squared error of the logarithm: factors stay positive, a
-    term that has no part in a step is not moved by it, and one step moves none by more than 2.5 %.
+    term that has no part in a step is not moved by it, and one step moves none by more than 1 %.
     """
 
     def __init__(self, fitted: StepCosts) -> None:
         self._fitted = fitted
         self._factors = dict.fromkeys((*_TERMS, _FEW, _MANY), 1.0)
         self._costs, self._built_with = fitted, dict(self._factors)
+        self._log_pace, self._built_pace = 0.0, 0.0
+        self._costs_now = fitted
 
     @property
     def costs(self) -> StepCosts:
-        """With the corrections so far."""
+        """With the corrections so far, at the usual pace: for what is to come later."""
         return self._costs
+
+    @property
+    def costs_now(self) -> StepCosts:
+        """Of the next step."""
+        return self._costs_now
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """A step of this shape took so long, undisturbed as far as is known."""
@@ -55,7 +68,9 @@ class StepRefit:
         predicted_s = sum(parts.values())
         if predicted_s <= 0.0 or seconds <= 0.0:
             return
-        error = min(_MOST_ERROR, max(-_MOST_ERROR, log(seconds / predicted_s)))
+        error = log(seconds / predicted_s)
+        self._log_pace += _PACE_RATE * _bounded(error - self._log_pace, _MOST_PACE_ERROR)
+        error = _bounded(error, _MOST_ERROR)
         forgetting = 0.5 ** (1.0 / _HALF_LIFE_STEPS)
         for name, factor in self._factors.items():
             moved = factor**forgetting * exp(_RATE * error * parts[name] / predicted_s)
@@ -69,13 +84,14 @@ class StepRefit:
         dense_s = fitted.dense_s(num_rows) if num_rows else 0.0
         few_s = min(dense_s, fitted.dense_s(_FEW_ROWS))
         parts = {
-            "overhead": fitted.overhead_s,
+            "overhead": fitted.overhead_s + fitted.cold_step_s * shape.coldness,
             "decode": fitted.decode_row_s * shape.num_decode_rows
             + fitted.decode_context_token_s * shape.decode_context_tokens,
             "prefill": fitted.prefill_token_s * shape.num_prefill_tokens
             + fitted.prefill_pair_s * shape.prefill_pairs
             + fitted.prefill_context_token_s * shape.prefill_context_tokens
-            + (fitted.prefill_step_s if shape.num_prefill_tokens else 0.0),
+            + (fitted.prefill_step_s if shape.num_prefill_tokens else 0.0)
+            + fitted.prefill_chunk_s * shape.num_prefill_chunks,
             "lanes": fitted.lane_row_s * shape.num_lane_rows,
             "sampling": fitted.sampled_row_s * shape.num_sampled_rows,
             _FEW: few_s,
@@ -86,9 +102,17 @@ class StepRefit:
     def _rebuild(self) -> None:
         """Costs are made anew where that makes a difference: it is not free."""
         old = self._built_with
-        if all(abs(log(self._factors[name] / old[name])) < _WORTH_REBUILDING for name in old):
-            return
-        self._built_with = dict(self._factors)
+        is_other = any(
+            abs(log(self._factors[name] / old[name])) >= _WORTH_REBUILDING for name in old
+        )
+        if is_other:
+            self._built_with = dict(self._factors)
+            self._costs = self._corrected()
+        if is_other or abs(self._log_pace - self._built_pace) >= _WORTH_REBUILDING:
+            self._built_pace = self._log_pace
+            self._costs_now = self._costs.times(exp(self._log_pace))
+
+    def _corrected(self) -> StepCosts:
         fitted, factors = self._fitted, self._factors
         scaled = {
             cost: factors[name] * getattr(fitted, cost)
@@ -100,4 +124,8 @@ class StepRefit:
             (rows, factors[_FEW] * min(rung, few_s) + factors[_MANY] * max(0.0, rung - few_s))
             for rows, rung in fitted.dense_ladder
         )
-        self._costs = replace(fitted, dense_ladder=ladder, **scaled)
+        return replace(fitted, dense_ladder=ladder, **scaled)
+
+
+def _bounded(number: float, most: float) -> float:
+    return min(most, max(-most, number))

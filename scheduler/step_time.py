@@ -8,6 +8,9 @@ from bisect import bisect_right
 from dataclasses import dataclass, fields, replace
 from math import inf
 
+_LARGE_ROWS = 128
+"""Of a step that leaves nothing in the caches of what small steps use."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
@@ -26,6 +29,8 @@ class StepShape:
     num_sampled_rows: int = 0
     """Rows whose residual goes through the output head."""
     num_prefill_chunks: int = 0
+    coldness: float = 0.0
+    """How far the steps before it were large ones, which fill the caches: 0 to 1."""
 
     def with_lane_rows(self, num_lane_rows: float) -> "StepShape":
         return replace(self, num_lane_rows=num_lane_rows)
@@ -50,9 +55,13 @@ class StepCosts:
     """Of laying out the keys and values of a chunk's context, however few its rows are."""
     prefill_step_s: float = 0.0
     """Of a step with a prefill chunk, besides what its rows take."""
+    prefill_chunk_s: float = 0.0
+    """Of each prefill chunk, besides its rows: it attends by itself."""
     lane_row_s: float = 0.0
     """Moving a lane row in and out at every layer, besides its share in the ladder."""
     sampled_row_s: float = 0.0
+    cold_step_s: float = 0.0
+    """Of a step that finds the caches full of what large steps left."""
 
     def __post_init__(self) -> None:
         """Raises ValueError where rows or seconds of the ladder descend, or a cost is negative."""
@@ -71,7 +80,7 @@ class StepCosts:
     def dense_s(self, num_rows: float) -> float:
         """Of all that does not attend."""
         ladder = self.dense_ladder
-        index = bisect_right(ladder, num_rows, key=_rows_of_entry)
+        index = bisect_right(ladder, (num_rows, inf))
         if index == 0 or len(ladder) == 1:
             return ladder[0][1]
         index = min(index, len(ladder) - 1)
@@ -90,8 +99,17 @@ class StepCosts:
             + self.prefill_pair_s * shape.prefill_pairs
             + self.prefill_context_token_s * shape.prefill_context_tokens
             + (self.prefill_step_s if shape.num_prefill_tokens else 0.0)
+            + self.prefill_chunk_s * shape.num_prefill_chunks
             + self.lane_row_s * shape.num_lane_rows
             + self.sampled_row_s * shape.num_sampled_rows
+            + self.cold_step_s * shape.coldness
+        )
+
+    def times(self, factor: float) -> "StepCosts":
+        """Of a device that takes so much longer for everything."""
+        return StepCosts(
+            dense_ladder=tuple((rows, factor * rung) for rows, rung in self.dense_ladder),
+            **{name: factor * getattr(self, name) for name in COST_NAMES},
         )
 
 
@@ -110,5 +128,6 @@ class LinearStepTime:
         return self.beside_host if host_active and self.beside_host is not None else self.alone
 
 
-def _rows_of_entry(entry: tuple[int, float]) -> int:
-    return entry[0]
+def coldness_after(coldness: float, num_rows: float) -> float:
+    """What a step of so many rows, begun at `coldness`, leaves to the next one."""
+    return 0.5 * (coldness + min(1.0, num_rows / _LARGE_ROWS))

@@ -60,7 +60,7 @@ class Reason(Enum):
 
 @dataclass(slots=True)
 class Entry:
-    """One event; equal ones in a row are one entry."""
+    """One event; equal ones in a row, or that take turns with few others, are one entry."""
 
     at_s: float
     event: Event

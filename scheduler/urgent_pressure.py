@@ -11,6 +11,8 @@ from scheduler.step_time import StepCosts, StepShape
 
 _MEMORY_S = 2.0
 """Arrivals of about so long tell how many more there will be."""
+_MEAN_WEIGHT = 0.05
+"""Of the newest arrival in the mean over arrivals."""
 _TYPICAL_CHUNK = StepShape(
     num_prefill_tokens=64, prefill_pairs=64 * 65 // 2, prefill_context_tokens=64, num_sampled_rows=1
 )
@@ -52,6 +54,11 @@ class UrgentPressure:
         if request.expected_prefill_s is not None:
             self._arrivals.note(request.expected_prefill_s, now_s)
 
+    @property
+    def next_prompt_s(self) -> float:
+        """That a prompt which may come at any moment is expected to take."""
+        return self._arrivals.mean_work_s
+
     def at(self, now_s: float) -> Pressure:
         """At this time. Takes time for each prompt that is here."""
         beside = self._control.costs_beside_host
@@ -86,11 +93,15 @@ class ArrivalRate:
     def __init__(self) -> None:
         self._work_s = 0.0
         self._noted_s = 0.0
+        self.mean_work_s = 0.0
+        """Of one arrival."""
 
     def note(self, work_s: float, now_s: float) -> None:
         """So much work arrived."""
         self._work_s = self._left_s(now_s) + work_s
         self._noted_s = now_s
+        weight = _MEAN_WEIGHT if self.mean_work_s else 1.0
+        self.mean_work_s += weight * (work_s - self.mean_work_s)
 
     def of(self, now_s: float) -> float:
         return self._left_s(now_s) / _MEMORY_S

@@ -38,14 +38,13 @@ class WaitNotes:
         journal = self._journal
         end = request.num_scheduled
         if num_tokens == 1 and end > request.num_prompt_tokens:
-            if journal.waiting:
-                journal.go_on(request.request_id)
+            journal.go_on(request.request_id)
             return
         num_all = len(request.token_ids)
         detail = f"{num_tokens} tokens, {end} of {num_all} by then; the step had place for "
         detail += f"{step.budget + num_tokens}"
         if step.budget_s < inf:
-            detail += f" and {step.budget_s * 1e3:.1f} ms"
+            detail += f" and {_milliseconds(step.budget_s)}"
         reason = Reason.NONE if end >= num_all else _limit_of(step, num_kept)
         journal.note(request.request_id, Event.COMPUTED, reason, detail)
 
@@ -60,12 +59,14 @@ class WaitNotes:
         if request.status is Status.OFFLOADED:
             return
         reason = _REASONS[room]
-        if needs_slot and room is Room.SHORT:
-            has_blocks = self._preemptor.has_now(num_blocks, needs_slot=False)
-            reason = Reason.SLOTS if has_blocks else reason
+        has_blocks = self._preemptor.has_now(num_blocks, needs_slot=False)
+        if needs_slot and has_blocks and room is Room.SHORT:
+            reason = Reason.SLOTS
         if not self._journal.waits_for(request.request_id, reason):
             num_free = self._residency.blocks.num_free
             detail = f"{num_blocks} more blocks are needed, {num_free} are free"
+            if has_blocks:
+                detail = f"all {self._residency.slots.num_slots} places for requests are taken"
             self._journal.wait(request.request_id, reason, detail)
 
     def is_next(self, request: Request) -> None:
@@ -97,17 +98,26 @@ class WaitNotes:
                 self._wait_behind(oldest, request)
 
     def _wait_behind(self, request: Request, other: Request) -> None:
-        is_same_tenant = request.tenant == other.tenant
-        self._journal.wait(request.request_id, Reason.URGENCY if is_same_tenant else Reason.SHARE)
+        reason = Reason.QUEUE
+        if other.tenant != request.tenant:
+            reason = Reason.SHARE
+        elif other.arrival_index > request.arrival_index:
+            reason = Reason.URGENCY
+        self._journal.wait(request.request_id, reason)
 
     def _wait(self, request: Request, reason: Reason, step: StepBuilder) -> None:
         if self._journal.waits_for(request.request_id, reason):
             return
         detail = ""
         if reason is Reason.TIME and step.load is not None:
-            detail = f"{step.load.seconds * 1e3:.1f} of {step.budget_s * 1e3:.1f} ms are used"
+            used = _milliseconds(step.load.seconds)
+            detail = f"it takes {used} without it, and may take {_milliseconds(step.budget_s)}"
         self._journal.wait(request.request_id, reason, detail)
 
 
 def _limit_of(step: StepBuilder, num_kept: int) -> Reason:
     return Reason.TOKENS if step.budget <= num_kept else Reason.TIME
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(0.0, seconds) * 1e3:.1f} ms"

@@ -54,6 +54,7 @@ class WaitingLine:
         self.num_left[request.tier] += 1
         if not line:
             del self._by_tenant[request.tenant]
+            self._shares.leave(request.tenant)
 
     @property
     def oldest(self) -> Request:

@@ -7,11 +7,21 @@ from pathlib import Path
 import pytest
 from daemon_fixture import RunningDaemon, running_daemon
 
+from omniserve.cache_directory import VARIABLE
 from omniserve.synthetic.create import write_checkpoint
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs so; what the tests start would be deaf to it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this process and its children keep what they find out: not in the user's own cache."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(directory))
+        yield directory
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ listen: {{grpc: "127.0.0.1:0", http: "127.0.0.1:0"}}
 device: {{kind: cpu, threads: 2}}
 models:
   - {{name: demo, path: {checkpoint}, dtype: float32, device_kv_bytes: 16MiB,
-     piggyback: {piggyback}}}
+     step_times: none, piggyback: {piggyback}}}
 tiers:
   - {{name: interactive, class: latency_sensitive, ttft_ms: 2000, tpot_ms: 500, percentile: 99}}
   - {{name: batch, class: best_effort}}

@@ -65,10 +65,12 @@ class DaemonProcess:
         assert found, f"{line!r} is no ready line; the log says: {self.log}"
         return found[1], found[2]
 
-    def wait_log(self, part: str) -> None:
-        """Waits until some line of the log holds `part`."""
+    def wait_log(self, part: str, times: int = 1) -> None:
+        """Waits until the log holds `part`, so many times."""
         with self._log_changed:
-            found = self._log_changed.wait_for(lambda: part in self.log, timeout=PATIENCE_S)
+            found = self._log_changed.wait_for(
+                lambda: self.log.count(part) >= times, timeout=PATIENCE_S
+            )
         assert found, f"{part!r} is not in the log: {self.log}"
 
     def wait(self) -> int:

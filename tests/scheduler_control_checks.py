@@ -43,8 +43,8 @@ class ControlChecks:
         control = self.scheduler._control
         begin, allowed_s = control.begin, control.allowed_s
 
-        def watched_begin(now_s: float, *, is_host_active: bool) -> StepLoad | None:
-            load = begin(now_s, is_host_active=is_host_active)
+        def watched_begin(now_s: float, **options: bool) -> StepLoad | None:
+            load = begin(now_s, **options)
             assert load is not None
             self._costs = load._costs
             return load
@@ -59,7 +59,7 @@ class ControlChecks:
             return budget_s
 
         control.begin = watched_begin  # type: ignore[method-assign]
-        control.allowed_s = watched_allowed_s  # type: ignore[method-assign, assignment]
+        control.allowed_s = watched_allowed_s  # type: ignore[method-assign]
 
     def look(self, now_s: float) -> Before:
         queues = self.scheduler._queues

@@ -14,12 +14,16 @@ from pathlib import Path
 
 import zmq
 
+from omniserve.decision import Decision
 from omniserve.messages import (
     Abort,
     Configure,
     EngineFailed,
     EngineReady,
+    Explain,
+    Explained,
     Outputs,
+    SetTiers,
     Shutdown,
     Stats,
     Submit,
@@ -71,6 +75,7 @@ class ScriptedEngine:
         self.stop_s = stop_s
         self.models: tuple[ModelSettings, ...] = ()
         self.echoes: dict[str, Echo] = {}
+        self.tiers: tuple[str, ...] = ()
         self.running = True
         self.stats_due_s = 0.0
 
@@ -103,9 +108,21 @@ class ScriptedEngine:
         elif isinstance(message, Abort):
             for request_id in message.request_ids:
                 self.echoes.pop(request_id, None)
+        elif isinstance(message, SetTiers):
+            self.tiers = tuple(tier.name for tier in message.tiers)
+        elif isinstance(message, Explain) and message.request_id != "kept to itself":
+            self.send(Explained(message.question, self.decisions(message.request_id)))
         elif isinstance(message, Shutdown):
             time.sleep(self.stop_s)
             self.running = False
+
+    def decisions(self, client_id: str) -> tuple[Decision, ...]:
+        """One for each request that runs and is the client's, or called so itself."""
+        return tuple(
+            Decision(0, echo.due_s, echo.due_s, 1 + echo.num_emitted, "echoing", "", name)
+            for name, echo in self.echoes.items()
+            if client_id in (name, name.rpartition("/")[0])
+        )
 
     def emit(self) -> None:
         now_s = time.monotonic()
@@ -127,7 +144,9 @@ class ScriptedEngine:
                 running[echo.request.tier] = running.get(echo.request.tier, 0) + 1
                 num_tokens = len(echo.request.prompt_token_ids) + echo.num_emitted
                 used += KV_BYTES_PER_TOKEN * num_tokens
-        return ModelStats(model.name, running, {}, used, model.device_kv_bytes, 0, 0, 0, 1.0)
+        # The tiers that it was told of, so that tests see them.
+        waiting = dict.fromkeys(self.tiers, 0)
+        return ModelStats(model.name, running, waiting, used, model.device_kv_bytes, 0, 0, 0, 1.0)
 
 
 def model_info(model: ModelSettings) -> ModelInfo:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
+from omniserve.engine.core import Engine
 from omniserve.errors import CheckpointError
 from omniserve.profiling.cases import Limits, Scene, scenes, thin
 from omniserve.profiling.fit import TooFewSteps, fit_steps, observe
@@ -22,7 +23,7 @@ from omniserve.profiling.medley import Medley, medleys
 from omniserve.profiling.messages import (
     HostMeasured,
     HostSample,
-    MeasureSteps,
+    Identify,
     StepSample,
 )
 from omniserve.profiling.nonnegative import nonnegative_least_squares
@@ -158,7 +159,7 @@ class TestFitSteps:
         assert fit.costs.step_s(between) == pytest.approx(TRUE_COSTS.step_s(between), rel=0.1)
         assert fit.costs.overhead_s == pytest.approx(TRUE_COSTS.overhead_s, rel=0.01)
         assert fit.held_out is not None
-        assert fit.held_out.median < 0.1
+        assert fit.held_out.mean > 0.9
         assert fit.quiet_share == 1.0
 
     def test_what_others_disturbed_does_not_count(self) -> None:
@@ -300,8 +301,11 @@ class TestFitFront:
 def timed_engine(tiny_checkpoint: Path) -> Iterator[TimedEngine]:
     model = ModelSettings("tiny", str(tiny_checkpoint), "float32", device_kv_bytes=4 << 20)
     settings = EngineSettings(DeviceSettings("cpu", threads=1), (model,))
-    engine = TimedEngine(settings, "tiny", seed=1)
-    yield engine
+    engine = Engine(settings)
+    engine.warm_up()
+    timed = TimedEngine(engine, model, seed=1)
+    yield timed
+    timed.close()
     engine.close()
 
 
@@ -322,7 +326,11 @@ class TestMeasuring:
 
     def test_every_round_of_a_medley_has_the_same_steps(self, timed_engine: TimedEngine) -> None:
         medley = Medley(2, 0.2, num_steps=30, longest_prompt=40, longest_output=6)
-        rounds = [[sample.shape for sample in run_scene(timed_engine, 0, medley)] for _ in range(2)]
+        rounds = [
+            # What ran before the first step is another thing.
+            [replace(sample.shape, coldness=0.0) for sample in run_scene(timed_engine, 0, medley)]
+            for _ in range(2)
+        ]
         assert rounds[0] == rounds[1]
         assert len(rounds[0]) == medley.num_steps
         assert {bool(shape.num_prefill_tokens) for shape in rounds[0]} == {True, False}
@@ -333,20 +341,16 @@ class TestMeasuring:
         assert limits.max_step_tokens == timed_engine.runtime.scheduler.settings.max_step_tokens
         assert all(isinstance(each, Medley) for each in medleys(limits))
         runner = SceneRunner(timed_engine, [Scene(1, 4, 2), Scene(2, 4, 2)])
-        samples = runner.run_round()
+        samples = next(runner.run(budget_s=10.0))
         assert {sample.scene for sample in samples} == {0, 1}
         assert runner.measured_s > 0.0
         # Whoever else is on this machine: nobody is undisturbed often enough after one round.
         assert runner.lacking == [0, 1]
+        assert runner.done <= 1 / 3
+        assert not list(runner.run(budget_s=0.0))
 
     def test_what_the_engine_cannot_do_is_said(self, tmp_path: Path) -> None:
-        command = MeasureSteps(
-            EngineSettings(DeviceSettings("cpu"), (ModelSettings("m", str(tmp_path)),)),
-            "m",
-            budget_s=1.0,
-            seed=0,
-            max_scenes=1,
-            patience_s=0.0,
-        )
+        models = (ModelSettings("m", str(tmp_path)),)
+        command = Identify(EngineSettings(DeviceSettings("cpu"), models))
         with measuring(command) as answers, pytest.raises(CheckpointError, match="config.json"):
             list(answers)

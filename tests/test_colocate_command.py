@@ -7,6 +7,7 @@ import pytest
 from omniserve.bench.colocate.command import add_colocate_command, options_of
 from omniserve.bench.colocate.options import FULL_SCENES, QUICK_SCENES, ColocateOptions
 from omniserve.bench.colocate.outlook import Outlook
+from omniserve.errors import ConfigError
 
 
 def options(*words: str) -> ColocateOptions:
@@ -35,6 +36,46 @@ def test_scenes_are_chosen_by_frame_and_shape() -> None:
         ("whole", "two"),
     ]
     assert {each.be_requests_in_kv for each in chosen.scenes} == {(0, 5)}
+
+
+def test_control_alone_needs_no_vllm_and_has_all_loads() -> None:
+    chosen = options("--control-only")
+    assert (chosen.scenes, chosen.vllm_python) == ((), None)
+    assert chosen.control.loads == ("steady", "bursty", "overload")
+    assert chosen.control.rounds >= 3
+    short = options("--control-only", "--quick")
+    assert short.control.loads == chosen.control.loads
+    assert short.control.duration_s < chosen.control.duration_s
+
+
+@pytest.mark.parametrize(
+    ("words", "loads"),
+    [
+        ((), ("steady", "bursty", "overload")),
+        (("--quick",), ()),
+        (("--quick", "--load", "bursty"), ("bursty",)),
+        (("--load", "none"), ()),
+        (("--control-only", "--load", "overload"), ("overload",)),
+        (("--control-only", "--control", "off"), ("steady", "bursty")),
+    ],
+)
+def test_loads_of_control(words: tuple[str, ...], loads: tuple[str, ...]) -> None:
+    assert options(*words).control.loads == loads
+
+
+def test_what_is_given_holds_for_control_too() -> None:
+    chosen = options("--rounds", "7", "--capacity", "9", "--tpot-factor", "3", "--kv", "4", "6")
+    control = chosen.control
+    assert (chosen.rounds, control.rounds, control.capacity) == (7, 7, 9.0)
+    assert (control.ttft_factor, control.tpot_factor) == (5.0, 3.0)
+    assert [each.be_requests_in_kv for each in control.scenes] == [(4, 6)]
+    assert [each.frame for each in options("--frame", "emulated").control.scenes] == ["emulated"]
+
+
+@pytest.mark.parametrize("words", [("--load", "none"), ("--load", "overload", "--control", "off")])
+def test_nothing_to_measure_is_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="nothing is left to measure"):
+        options("--control-only", *words)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,18 @@ def test_the_rate_is_drawn_anew_for_every_slice_and_round() -> None:
     assert len(set(rates)) == len(rates) == 160
     assert min(rates) < 3.0
     assert max(rates) > 11.0
-    assert sum(rates) / len(rates) == pytest.approx(7.0, abs=0.7)
+    assert sum(rates) / len(rates) == pytest.approx(7.0, abs=0.3)
+
+
+def test_every_window_has_low_and_high_rates() -> None:
+    orders = set()
+    for number in range(40):
+        slices = slices_of(LOADS["bursty"], 10.0, 5.0, 20.0, f"0 {number}")
+        # 2 to 12 requests a second, in quarters.
+        quarters = [int((each.rate - 2.0) / 2.5) for each in slices if each.start_s >= 0.0]
+        assert sorted(quarters) == [0, 1, 2, 3]
+        orders.add(tuple(quarters))
+    assert len(orders) > 10
 
 
 def test_every_slice_has_the_requests_that_its_rate_says() -> None:

@@ -16,13 +16,24 @@ from load_builders import raw_server, response
 from run_builders import make_request, make_run
 
 from omniserve.bench.colocate.comparison import Comparison
-from omniserve.bench.colocate.contenders import PEER, PLAIN, WITH_LANES, contenders
-from omniserve.bench.colocate.fleet import Launch
+from omniserve.bench.colocate.contenders import (
+    CONTROL,
+    NO_CONTROL,
+    PEER,
+    PLAIN,
+    WITH_LANES,
+    contenders,
+)
+from omniserve.bench.colocate.control.contenders import control_servers
+from omniserve.bench.colocate.fleet import Fleet, Launch
+from omniserve.bench.colocate.objectives import Objectives
 from omniserve.bench.colocate.options import QUICK_LS_RATE, ColocateOptions
 from omniserve.bench.colocate.pinning import pin, pin_server, used_seconds
 from omniserve.bench.colocate.plan import Plan, WindowKey, settle_plan
 from omniserve.bench.colocate.prepare import prepare
 from omniserve.bench.colocate.processes import ServerFailed, ServerProcess
+from omniserve.bench.colocate.running_server import RunningServer
+from omniserve.bench.colocate.server_plan import Limits, ServerPlan
 from omniserve.bench.colocate.session import run_colocate
 from omniserve.bench.colocate.vllm_server import answers
 from omniserve.bench.colocate.waiting import poll, rest
@@ -225,3 +236,35 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--out .*file/out: cannot be made"):
         run_colocate(ColocateOptions(out=tmp_path / "file" / "out"))
+
+
+def test_servers_that_are_told_otherwise_start_again_and_the_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sleeper(plan: ServerPlan, limits: Limits, directory: Path) -> RunningServer:
+        command = ("sleep", "60")
+        log_path = directory / plan.key
+        process = await ServerProcess.start(plan.key, command, os.environ, log_path, directory)
+        return RunningServer(plan, process, "http://127.0.0.1:1", None)
+
+    monkeypatch.setattr("omniserve.bench.colocate.fleet.start_omniserve", sleeper)
+    scene, objectives = make_scene(), Objectives(100.0, 10.0)
+    before, after = (
+        control_servers(scene, frozenset((PLAIN, NO_CONTROL, CONTROL)), objectives),
+        control_servers(scene, frozenset((PLAIN, CONTROL)), replace(objectives, tpot_ms=11.0)),
+    )
+
+    async def run() -> tuple[dict[str, int], dict[str, int], list[psutil.Process]]:
+        async with Fleet(make_launch(tmp_path), lambda _: None) as fleet:
+            await fleet.settle(before)
+            trees = [process for each in fleet.servers.values() for process in each.process.tree()]
+            first = {key: each.process.tree()[0].pid for key, each in fleet.servers.items()}
+            await fleet.settle(after)
+            second = {key: each.process.tree()[0].pid for key, each in fleet.servers.items()}
+        return first, second, trees
+
+    first, second, trees = asyncio.run(run())
+    assert (set(first), set(second)) == ({PLAIN, NO_CONTROL, CONTROL}, {PLAIN, CONTROL})
+    assert first[PLAIN] == second[PLAIN]
+    assert first[CONTROL] != second[CONTROL]
+    assert not psutil.wait_procs(trees, timeout=5)[1]

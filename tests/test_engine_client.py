@@ -342,3 +342,40 @@ def test_backoff_doubles_up_to_its_limit_and_starts_afresh_after_health() -> Non
     assert backoff.next_delay_s(59.9) == MAX_DELAY_S
     assert backoff.next_delay_s(60.0) == 0.5
     assert backoff.next_delay_s(0.0) == 1.0
+
+
+@pytest.mark.asyncio
+async def test_the_engine_is_asked_about_requests() -> None:
+    async with running_client("--token-s", "0.01") as client:
+        streams = [client.generate(make_request(name, 10_000)) for name in ("a", "b")]
+        for stream in streams:
+            await anext(stream)
+        answers = await asyncio.gather(*(client.explain(name) for name in ("b", "a", "nobody")))
+        assert [[each.detail for each in answer] for answer in answers] == [["b"], ["a"], []]
+        for stream in streams:
+            await stream.aclose()
+
+
+@pytest.mark.asyncio
+async def test_an_engine_that_dies_answers_no_question() -> None:
+    async with running_client() as client:
+        asker = asyncio.create_task(client.explain("kept to itself"))
+        await asyncio.sleep(0.05)
+        assert not asker.done() and client.pid is not None
+        os.kill(client.pid, signal.SIGKILL)
+        with pytest.raises(EngineUnavailable, match="the engine was lost"):
+            await asker
+        with pytest.raises(EngineUnavailable, match="the engine is restarting"):
+            await client.explain("a")
+        await until(lambda: client.ready)
+        assert await client.explain("a") == ()
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_stops_leaves_no_question_open() -> None:
+    async with running_client() as client:
+        asker = asyncio.create_task(client.explain("kept to itself"))
+        await asyncio.sleep(0.05)
+        await client.stop(grace_s=5)
+        with pytest.raises(EngineUnavailable, match="stopping"):
+            await asker

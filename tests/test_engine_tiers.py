@@ -32,16 +32,17 @@ def state_of(engine: Engine, request_id: str) -> Request:
 def test_requests_that_run_and_that_were_on_their_way_follow(tiny_checkpoint: Path) -> None:
     engine = controlled(tiny_checkpoint)
     engine.add(chat("running", OLD))
-    engine.step()
+    outputs = engine.step()
     engine.set_tiers(TIERS)
     engine.add(chat("on its way", OLD))
     tiers: dict[str, list[str]] = {"running": [], "on its way": []}
     for name in tiers:
         assert state_of(engine, name).objectives == NEW
     while engine.has_unfinished:
-        for output in engine.step():
-            assert output.error is None
-            tiers[output.request_id] += [output.tier] * len(output.token_ids)
+        outputs += engine.step()
+    for output in outputs:
+        assert output.error is None
+        tiers[output.request_id] += [output.tier] * len(output.token_ids)
     # Sixteen tokens each; from the fifth on as best-effort, whoever is served them.
     for served in tiers.values():
         assert len(served) == GREEDY.max_tokens

@@ -59,9 +59,9 @@ def test_the_tenant_that_had_least_is_next() -> None:
     line = WaitingLine(shares)
     for index, tenant in enumerate("aab"):
         line.add(make_request(index, tenant))
-    shares.charge("a", num_prompt_tokens=10)
+    shares.charge("a", 10, 0)
     assert line.next(1.0).tenant == "b"
-    shares.charge("b", num_output_tokens=6)
+    shares.charge("b", 0, 6)
     assert line.next(1.0).tenant == "a"
 
 
@@ -69,9 +69,34 @@ def test_a_pause_saves_nothing_up() -> None:
     shares = FairShare()
     line = WaitingLine(shares)
     line.add(make_request(0, "busy"))
-    shares.charge("busy", num_prompt_tokens=1000)
+    shares.charge("busy", 1000, 0)
     line.add(make_request(1, "late"))
     assert shares.given("late") == 1000
+
+
+def test_a_pause_saves_nothing_up_where_nobody_waits() -> None:
+    shares = FairShare()
+    line = WaitingLine(shares)
+    first = make_request(0, "busy")
+    line.add(first)
+    line.remove(first)
+    shares.charge("busy", 1000, 0)
+    line.add(make_request(1, "late"))
+    line.add(make_request(2, "busy"))
+    assert shares.given("late") == shares.given("busy") == 1000
+
+
+def test_tenants_that_were_there_once_are_not_remembered_for_ever() -> None:
+    shares = FairShare()
+    line = WaitingLine(shares)
+    line.add(make_request(0, "steady"))
+    for index in range(1, 5000):
+        request = make_request(index, f"guest{index}")
+        line.add(request)
+        line.remove(request)
+        shares.charge("steady", 0, 1)
+    assert len(shares._given) <= 1001
+    assert shares.given("steady") == 2.0 * 4999
 
 
 def test_the_earliest_due_goes_first_and_the_lost_last() -> None:
@@ -104,7 +129,7 @@ def test_age_goes_before_everything() -> None:
     line = WaitingLine(shares)
     line.add(make_request(0, "greedy", arrival_s=0.0))
     line.add(make_request(1, "modest", arrival_s=50.0))
-    shares.charge("greedy", num_prompt_tokens=10**9)
+    shares.charge("greedy", 10**9, 0)
     assert line.next(59.0).tenant == "modest"
     assert line.next(60.0).tenant == "greedy"
 

@@ -1,6 +1,8 @@
 """Whatever arrives, ends, lands late or is lost: budgets, memory, order and fairness hold."""
 
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
 
 import pytest
@@ -67,6 +69,7 @@ class Control(RuleBasedStateMachine):
         super().__init__()
         self.engine: ClockedEngine | None = None
         self.num_added = 0
+        self.has_failed = False
 
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -120,7 +123,7 @@ class Control(RuleBasedStateMachine):
             needs_known_tokens=needs_known_tokens,
         )
         if objectives is not None:
-            assert engine.scheduler.predicted_ttft_s(request, engine.now_s) >= 0.0
+            assert engine.scheduler.ttft_forecast.ttft_s(request, engine.now_s) >= 0.0
             if demote_after_tokens is not None:
                 # What it gets as best-effort work it did not wait for in that line.
                 engine.checks.is_fair = False
@@ -140,30 +143,34 @@ class Control(RuleBasedStateMachine):
     )
     def plan(self, best_effort_s: float, is_host_active: bool) -> None:
         if not self._engine.overtaking:
-            self._engine.plan(best_effort_s, is_host_active=is_host_active)
+            with self._noted():
+                self._engine.plan(best_effort_s, is_host_active=is_host_active)
 
     @precondition(lambda self: self.engine and self.engine.can_overtake)
     @rule()
     def overtake(self) -> None:
         if len(self._engine.overtaking) < self.depth:
-            self._engine.overtake()
+            with self._noted():
+                self._engine.overtake()
 
     @precondition(lambda self: self.engine and (self.engine.flights or self.engine.overtaking))
     @rule(factor=st.sampled_from([0.5, 1.0, 1.0, 1.2, 3.0]), stops=st.booleans())
     def complete(self, factor: float, stops: bool) -> None:
-        self._engine.complete(factor, stops=stops)
+        with self._noted():
+            self._engine.complete(factor, stops=stops)
 
     @precondition(lambda self: self.engine and not self.engine.overtaking)
     @rule(num_steps=st.integers(1, 12), host_keeps_up=st.booleans())
     def serve(self, num_steps: int, host_keeps_up: bool) -> None:
         """Some steps in a row, so that much can happen in few actions."""
-        for _ in range(num_steps):
-            while len(self._engine.flights) < self.depth and self._engine.plan(inf):
-                pass
-            if self._engine.flights:
-                self._engine.complete(1.0)
-            if host_keeps_up:
-                self._engine.catch_up()
+        with self._noted():
+            for _ in range(num_steps):
+                while len(self._engine.flights) < self.depth and self._engine.plan(inf):
+                    pass
+                if self._engine.flights:
+                    self._engine.complete(1.0)
+                if host_keeps_up:
+                    self._engine.catch_up()
 
     @rule(seconds=st.sampled_from([1e-3, 0.02, 0.3, 61.0]))
     def wait(self, seconds: float) -> None:
@@ -209,8 +216,17 @@ class Control(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everybody who was admitted ends, in a bounded number of steps."""
-        if self.engine is not None:
+        # What has failed already must not be hidden by what follows from that.
+        if self.engine is not None and not self.has_failed:
             self.engine.drain()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.has_failed = True
+            raise
 
     @property
     def _engine(self) -> ClockedEngine:
@@ -222,7 +238,7 @@ class Control(RuleBasedStateMachine):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_control_keeps_what_it_promises(depth: int, with_host: bool) -> None:
     machine = type("Control", (Control,), {"depth": depth, "with_host": with_host})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=25,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-from test_scheduler_control import COSTS, SETTINGS, Clocked, chat, make_request
+from builders_control import COSTS, SETTINGS, Clocked, chat, make_request
 
 from scheduler import Scheduler, StepResult
 from scheduler.step_books import KINDS, PlannedStep, StepBooks

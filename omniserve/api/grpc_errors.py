@@ -86,11 +86,14 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
 
 
 def _details(error: Exception) -> list[Message]:
-    param = error.param if isinstance(error, InvalidRequest) else None
+    metadata = {
+        "param": error.param if isinstance(error, InvalidRequest) else None,
+        "request_id": error.request_id if isinstance(error, OmniServeError) else None,
+    }
     info = error_details_pb2.ErrorInfo(
         reason="".join(f"_{c}" if c.isupper() else c for c in type(error).__name__).upper()[1:],
         domain="omniserve",
-        metadata={"param": param} if param else {},
+        metadata={key: value for key, value in metadata.items() if value},
     )
     retry_after_s = retry_after_s_of(error)
     if retry_after_s is None:

@@ -40,6 +40,8 @@ async def error_response(request: Request, error: Exception) -> Response:
     """Starlette's hook for every exception that leaves an endpoint."""
     status, body = error_body(error)
     headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(error, OmniServeError) and error.request_id:
+        headers["x-request-id"] = error.request_id.encode("latin-1", "replace").decode("latin-1")
     retry_after_s = retry_after_s_of(error)
     if retry_after_s is not None:
         # The standard header knows whole seconds only; clients of OpenAI read the other first.

@@ -87,7 +87,8 @@ class Admission:
         raise error
 
     def _send_to_fallback(self, state: Request, tier: str, ttft_s: float) -> None:
-        detail = f"expected after {ttft_s * 1e3:.0f} ms; tier {tier!r} takes it"
+        when = "not soon" if ttft_s == inf else f"after {ttft_s * 1e3:.0f} ms"
+        detail = f"it is expected {when}; tier {tier!r} takes the request"
         self._scheduler.journal.note(state.request_id, Event.DEMOTED, Reason.OBJECTIVE, detail)
         state.tier = tier
         state.service_class = ServiceClass.BEST_EFFORT

@@ -221,7 +221,8 @@ class Engine:
             self._poll_arrivals()
             for other in self._runtimes.values():
                 other.note_landed_copies()
-            if any(other.has_urgent_work for other in self._runtimes.values()):
+            within_s = step.plan.predicted_s / runtime.num_layers
+            if any(other.has_urgent_work(within_s) for other in self._runtimes.values()):
                 self._parked = (runtime, step)
                 step.was_interrupted = True
                 return []
@@ -229,8 +230,11 @@ class Engine:
 
     def _pass_urgent(self) -> list[RequestOutput] | None:
         """One step for a request that is urgently awaited, or None if none would help it."""
+        assert self._parked is not None
+        parked, parked_step = self._parked
+        within_s = parked_step.plan.predicted_s / parked.num_layers
         for runtime in self._runtimes.values():
-            if runtime.has_urgent_work:
+            if runtime.has_urgent_work(within_s):
                 step = runtime.begin(latency_sensitive_only=True)
                 if step is not None:
                     return self._run_through(runtime, step)

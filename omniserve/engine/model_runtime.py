@@ -79,10 +79,14 @@ class ModelRuntime:
         """Requests whose KV is on the host, or on its way there or back."""
         return self.scheduler.num_offloaded
 
-    @property
-    def has_urgent_work(self) -> bool:
-        """Whether a latency-sensitive request waits for its first token."""
-        return self.scheduler.awaits_first_token
+    def has_urgent_work(self, within_s: float) -> bool:
+        """Whether a latency-sensitive request waits for its first token, or has to have its next
+        one computed within so many seconds."""
+        scheduler = self.scheduler
+        if scheduler.awaits_first_token:
+            return True
+        is_there = scheduler.has_latency_sensitive_work
+        return is_there and scheduler.decodes_slack_s(self._clock()) < within_s
 
     def warm_up(self) -> None:
         """Makes what steps would make when they first need it, and forgets the trials so far."""

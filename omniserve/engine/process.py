@@ -35,6 +35,7 @@ from omniserve.messages import (
 )
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.vector_path import require_vector_path
+from scheduler.step_time import LinearStepTime
 
 _LOG = get_logger(__name__)
 _BUSY_STATS_S = 0.25
@@ -49,10 +50,14 @@ class EngineProcess:
         # First: what is imported next would end in its traceback.
         require_vector_path()
         from omniserve.engine.core import Engine
+        from omniserve.profiling.hardware import count_cores
 
         self._socket = socket
         message = decode_to_engine(socket.recv())
         assert isinstance(message, Configure)
+        self._settings = message.settings
+        self._ready_before_s = time.monotonic() + message.ready_within_s
+        self._num_cores = count_cores()
         self._rejected: list[RequestOutput] = []
         self._engine = Engine(message.settings, poll_arrivals=self._receive_all)
         self._stopping = False
@@ -62,7 +67,9 @@ class EngineProcess:
     def serve(self) -> None:
         """Steps until the front says stop."""
         self._engine.warm_up()
-        self._send(EngineReady(models=self._engine.models, device=self._engine.device))
+        step_times = self._find_step_times()
+        engine = self._engine
+        self._send(EngineReady(engine.models, engine.device, step_times))
         while True:
             self._send_stats()
             if not self._engine.has_unfinished:
@@ -77,6 +84,17 @@ class EngineProcess:
                 outputs, self._rejected = self._rejected + outputs, []
             if outputs:
                 self._send(Outputs(outputs=tuple(outputs)))
+
+    def _find_step_times(self) -> dict[str, LinearStepTime]:
+        from omniserve.profiling.at_start import StartClock, StepTimesAtStart
+        from omniserve.profiling.store import default_store
+
+        def is_stopping() -> bool:
+            self._receive_all()
+            return self._stopping
+
+        finder = StepTimesAtStart(self._engine, self._settings, default_store(), self._num_cores)
+        return finder.find(StartClock(self._ready_before_s, is_stopping))
 
     def _check_integrity(self) -> None:
         """While nobody waits for it. What is wrong is said, not mended: requests go on."""

@@ -5,21 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.step_time import StepShape
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedStep:
-    """A step that was kept from the fit, and what the fit says of it."""
-
-    shape: StepShape
-    seconds: float
-    predicted_s: float
-
-    @property
-    def accuracy(self) -> float:
-        """1 - |error| / real; not below 0."""
-        return max(0.0, 1.0 - abs(self.predicted_s - self.seconds) / self.seconds)
+from omniserve.profiling.judged_steps import JudgedStep
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,20 @@ from datetime import UTC, datetime
 
 from omniserve.errors import OmniServeError
 from omniserve.machine import this_machine
-from omniserve.profiling.accuracy import JudgedStep, thinned
+from omniserve.profiling.accuracy import thinned
 from omniserve.profiling.fit import StepFit, fit_steps, observe
 from omniserve.profiling.host_fit import fit_host, judge_active
-from omniserve.profiling.messages import Answer, HostMeasured, Opened, Phase, Steps, StepSample
-from omniserve.profiling.profile import HostModel, JudgedSteps, Profile
+from omniserve.profiling.judged_steps import JudgedStep, JudgedSteps
+from omniserve.profiling.messages import (
+    Answer,
+    Effort,
+    HostMeasured,
+    Opened,
+    Phase,
+    Steps,
+    StepSample,
+)
+from omniserve.profiling.profile import HostModel, Profile
 from scheduler.step_time import LinearStepTime
 
 _MOST_JUDGED = 300
@@ -33,7 +42,8 @@ class Measured:
 class Assembly:
     """Of one model. What came before a measurement was cut short is enough, if it is enough."""
 
-    def __init__(self) -> None:
+    def __init__(self, effort: Effort) -> None:
+        self._effort = effort
         self.opened: Opened | None = None
         self._steps: dict[Phase, list[StepSample]] = {"alone": [], "beside_host": []}
         self._host: HostMeasured | None = None
@@ -59,7 +69,8 @@ class Assembly:
         host: HostModel | None = None
         with_lanes: tuple[JudgedStep, ...] = ()
         if self._host is not None and self._host.samples:
-            host, costs = fit_host(self._host, costs, opened.num_layers)
+            takes_cores = beside is not None
+            host, costs = fit_host(self._host, costs, opened.num_layers, takes_cores=takes_cores)
             with_lanes = judge_active(self._host, costs)
         step_time = LinearStepTime(costs) if beside is None else LinearStepTime(alone.costs, costs)
         judged = JudgedSteps(
@@ -67,7 +78,9 @@ class Assembly:
             () if beside is None else thinned(beside.judged, _MOST_JUDGED),
             thinned(with_lanes, _MOST_JUDGED),
         )
-        profile = replace(_profile(opened, alone, step_time, host), judged=judged)
+        profile = replace(
+            _profile(opened, alone, step_time, host), judged=judged, effort=self._effort.name
+        )
         return Measured(profile, alone, beside)
 
 

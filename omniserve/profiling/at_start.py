@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from omniserve.engine.core import Engine
 from omniserve.errors import OmniServeError
@@ -21,7 +21,16 @@ from omniserve.settings import EngineSettings, ModelSettings
 from scheduler.step_time import LinearStepTime
 
 _LOG = get_logger(__name__)
-BRIEF = Effort(alone_s=4.0, beside_host_s=3.0, host_s=2.0, max_scenes=24, max_works=3)
+BRIEF = Effort(
+    "brief",
+    alone_s=4.0,
+    beside_host_s=3.0,
+    host_s=2.0,
+    max_scenes=24,
+    max_prompt_tokens=4096,
+    max_medley_steps=40,
+    max_works=3,
+)
 _MOST_S = 20.0
 """For one model, prompts and all."""
 _LEAST_S = 5.0
@@ -101,10 +110,11 @@ class StepTimesAtStart:
         if most_s < _LEAST_S:
             raise MeasuringStopped("there is too little time until the engine has to be ready")
         log_event(_LOG, "measuring_step_times", model=model.name, at_most_s=round(most_s, 1))
-        profile = self._measured(as_measured, of, start_s + most_s, clock.is_stopping)
+        profile, is_whole = self._measured(as_measured, of, start_s + most_s, clock.is_stopping)
         took_s = round(time.monotonic() - start_s, 1)
-        path = str(self._store.save(profile))
-        log_event(_LOG, "step_times_measured", model=model.name, took_s=took_s, path=path)
+        file = self._store.save(profile) if is_whole else None
+        kept_in = None if file is None else str(file)
+        log_event(_LOG, "step_times_measured", model=model.name, took_s=took_s, path=kept_in)
         return profile
 
     def _measured(
@@ -113,8 +123,8 @@ class StepTimesAtStart:
         of: MeasuredOn,
         end_s: float,
         is_stopping: Callable[[], bool],
-    ) -> Profile:
-        """What came until then, where that is enough."""
+    ) -> tuple[Profile, bool]:
+        """What came until then, where that is enough, and whether it is all that was wanted."""
 
         def look() -> None:
             if is_stopping():
@@ -122,7 +132,7 @@ class StepTimesAtStart:
             if time.monotonic() > end_s:
                 raise MeasuringStopped("it took too long")
 
-        assembly = Assembly()
+        assembly, is_whole = Assembly(BRIEF), True
         timed = TimedEngine(self._engine, model, seed=0, before_step=look)
         say = _Teller(model.name)
         try:
@@ -133,10 +143,18 @@ class StepTimesAtStart:
         except (MeasuringStopped, TimeoutError) as error:
             if is_stopping():
                 raise
-            log_event(_LOG, "measuring_cut_short", model=model.name, reason=str(error))
+            is_whole = False
+            log_event(
+                _LOG,
+                "measuring_cut_short",
+                level=logging.WARNING,
+                model=model.name,
+                reason=str(error),
+                hint="`omniserve profile` measures it once, and thoroughly",
+            )
         finally:
             timed.close()
-        return replace(assembly.result().profile, model=model.name)
+        return assembly.result().profile, is_whole
 
 
 class _Teller:

@@ -43,6 +43,11 @@ class Scene:
     joining_prompt: int = 0
     """Tokens of a prompt that arrives after those steps; 0: none."""
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all its requests."""
+        return self.num_decodes * self.context + self.joining_prompt
+
     def fits(self, limits: Limits) -> bool:
         """Whether nobody of the scene has to wait for another."""
         longest = max(self.context, self.joining_prompt) + self.num_steps + _SPARE_TOKENS

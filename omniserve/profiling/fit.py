@@ -1,7 +1,7 @@
 """From measured steps to coefficients of the step-time model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean, median
 
@@ -10,16 +10,31 @@ from numpy.typing import NDArray
 
 from omniserve.errors import OmniServeError
 from omniserve.others_meter import QUIET_CORES
-from omniserve.profiling.accuracy import Accuracy, JudgedStep, accuracy_of
+from omniserve.profiling.accuracy import Accuracy, accuracy_of
+from omniserve.profiling.judged_steps import JudgedStep
 from omniserve.profiling.messages import StepSample
-from omniserve.profiling.nonnegative import nonnegative_least_squares
+from omniserve.profiling.nonnegative import nonnegative_least_deviations
 from scheduler.step_time import StepCosts, StepShape
 
-_KNOTS = (1, 2, 4, 8, 16, 32, 64, 65, 128, 256, 512, 1024, 2048, 4096)
+_KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 65, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 """Two in a row: up to 64 rows are multiplied by kernels of their own on a CPU."""
+_DISTURBED_WEIGHT = 0.1
+"""Of a step that nobody left alone, where one that was counts 1."""
 _FEWEST_STEPS = 8
 _HELD_OUT = 4
-"""One step of so many judges the fit of the others."""
+"""The steps of one scene of so many judge the fit of the others."""
+_COLUMNS = (
+    "decode_row_s",
+    "decode_context_token_s",
+    "prefill_token_s",
+    "prefill_pair_s",
+    "prefill_context_token_s",
+    "prefill_step_s",
+    "prefill_chunk_s",
+    "sampled_row_s",
+    "cold_step_s",
+)
+"""Costs besides the ladder, in the order of the columns of what is fitted."""
 _NUM_RATIOS = 101
 _RATIO_TAIL = 0.005
 """Steps on either side that are too rare for quantiles."""
@@ -31,14 +46,15 @@ class TooFewSteps(OmniServeError):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A step shape, and what steps of it took."""
+    """A step of a scene, and what it took in several passes."""
 
+    scene: int
     shape: StepShape
     seconds: float
     around_layers_s: float
     layers_s: float
-    ratios: tuple[float, ...]
-    """Single steps over `seconds`."""
+    singles_s: tuple[float, ...]
+    """Of each pass that counts."""
     is_quiet: bool
 
 
@@ -63,32 +79,31 @@ class StepFit:
 
 
 def observe(samples: Sequence[StepSample]) -> list[Observation]:
-    """Each step of each scene over all passes; steps that follow each other with the same rows are
-    one observation."""
+    """Each step of each scene over all passes."""
 
     def key(sample: StepSample) -> tuple[int, int, int, int]:
         shape = sample.shape
-        # A prompt's chunks differ by what they attend to, so each of them stands for itself.
-        place = sample.place if shape.num_prefill_tokens else -1
-        return sample.scene, place, shape.num_decode_rows, shape.num_prefill_tokens
+        return sample.scene, sample.place, shape.num_decode_rows, shape.num_prefill_tokens
 
     ordered = sorted(samples, key=key)
     return [_observation(list(group)) for _, group in groupby(ordered, key)]
 
 
 def fit_steps(observations: Sequence[Observation], pipeline_depth: int = 1) -> StepFit:
-    """Coefficients that are not negative, for which the relative errors' squares sum to the least.
+    """Coefficients that are not negative, for which the relative errors sum to the least: half of
+    all steps take longer, whatever the slowest of them do.
 
     With a pipeline the device computes a step while the host makes the next one, so that steps
     take what the device takes, and the host's part is no part of it. Raises TooFewSteps.
     """
-    kept = [each for place, each in enumerate(observations) if place % _HELD_OUT != 1]
-    held_out = [each for place, each in enumerate(observations) if place % _HELD_OUT == 1]
+    kept = [each for each in observations if each.scene % _HELD_OUT != 1]
+    held_out = [each for each in observations if each.scene % _HELD_OUT == 1]
     if min(len(kept), len(observations)) < _FEWEST_STEPS:
         raise TooFewSteps(f"{len(observations)} kinds of steps were measured; more are needed")
     trial = _fit(kept, pipeline_depth)
+    costs = _fit(observations, pipeline_depth)
     return StepFit(
-        _fit(observations, pipeline_depth),
+        costs,
         len(observations),
         fmean(each.is_quiet for each in observations),
         tuple(
@@ -96,7 +111,7 @@ def fit_steps(observations: Sequence[Observation], pipeline_depth: int = 1) -> S
             for each in held_out
             if each.is_quiet
         ),
-        _ratio_quantiles(observations),
+        _ratio_quantiles(observations, costs, pipeline_depth),
         median(each.layers_s for each in observations) if pipeline_depth > 1 else 0.0,
     )
 
@@ -105,20 +120,22 @@ def _observation(samples: Sequence[StepSample]) -> Observation:
     quiet = [sample for sample in samples if sample.others_cores <= QUIET_CORES]
     # Where nobody left us alone, what was disturbed least is the best there is.
     best = quiet or [min(samples, key=lambda each: each.seconds)]
-    seconds = median(sample.seconds for sample in best)
-    shapes = [sample.shape for sample in best]
-    shape = StepShape(
-        num_decode_rows=shapes[0].num_decode_rows,
-        decode_context_tokens=round(fmean(each.decode_context_tokens for each in shapes)),
-        num_prefill_tokens=shapes[0].num_prefill_tokens,
-        prefill_pairs=shapes[0].prefill_pairs,
-        prefill_context_tokens=shapes[0].prefill_context_tokens,
-        num_sampled_rows=shapes[0].num_sampled_rows,
+    coldness = fmean(sample.shape.coldness for sample in best)
+    return Observation(
+        best[0].scene,
+        replace(best[0].shape, coldness=coldness),
+        _usual(sample.seconds for sample in best),
+        _usual(sample.around_layers_s for sample in best),
+        _usual(sample.layers_s for sample in best),
+        tuple(sample.seconds for sample in best),
+        bool(quiet),
     )
-    around_s = median(sample.around_layers_s for sample in best)
-    layers_s = median(sample.layers_s for sample in best)
-    ratios = tuple(sample.seconds / seconds for sample in best)
-    return Observation(shape, seconds, around_s, layers_s, ratios, bool(quiet))
+
+
+def _usual(seconds: Iterable[float]) -> float:
+    """The median; of two the shorter, as the first pass pays for what is made on first use."""
+    ordered = sorted(seconds)
+    return ordered[0] if len(ordered) == 2 else median(ordered)
 
 
 def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
@@ -131,20 +148,23 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
             [
                 shape.num_decode_rows,
                 shape.decode_context_tokens,
+                shape.num_prefill_tokens,
                 shape.prefill_pairs,
                 shape.prefill_context_tokens,
                 shape.num_prefill_tokens > 0,
+                shape.num_prefill_chunks,
                 shape.num_sampled_rows,
+                shape.coldness,
             ]
             for shape in shapes
         ],
         dtype=np.float64,
     )
     matrix = np.hstack([_ramps(rows, knots), terms]) / seconds[:, None]
-    weights = np.sqrt([1.0 if each.is_quiet else 0.1 for each in observations])
-    solution = nonnegative_least_squares(matrix * weights[:, None], weights)
+    weights = np.array([1.0 if each.is_quiet else _DISTURBED_WEIGHT for each in observations])
+    solution = nonnegative_least_deviations(matrix, np.ones(len(shapes)), weights)
     rungs = np.cumsum(solution[: len(knots)])
-    row_s, token_s, pair_s, chunk_token_s, chunk_step_s, sampled_s = solution[len(knots) :].tolist()
+    found = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
     overhead_s = min(_overhead_s(observations), 0.9 * float(rungs[0]))
     in_ladder_s = overhead_s if pipeline_depth == 1 else 0.0
     return StepCosts(
@@ -152,12 +172,7 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
         dense_ladder=tuple(
             (knot, float(rung) - in_ladder_s) for knot, rung in zip(knots, rungs, strict=True)
         ),
-        decode_row_s=row_s,
-        decode_context_token_s=token_s,
-        prefill_pair_s=pair_s,
-        prefill_context_token_s=chunk_token_s,
-        prefill_step_s=chunk_step_s,
-        sampled_row_s=sampled_s,
+        **found,
     )
 
 
@@ -188,8 +203,17 @@ def _overhead_s(observations: Sequence[Observation]) -> float:
     return median(each.around_layers_s for each in fewest[: max(3, len(fewest) // 8)])
 
 
-def _ratio_quantiles(observations: Sequence[Observation]) -> tuple[float, ...]:
-    ratios = [ratio for each in observations if each.is_quiet for ratio in each.ratios]
+def _ratio_quantiles(
+    observations: Sequence[Observation], costs: StepCosts, pipeline_depth: int
+) -> tuple[float, ...]:
+    # What the host does beside a pipeline is no part of what its steps take.
+    hidden_s = costs.overhead_s if pipeline_depth > 1 else 0.0
+    ratios = [
+        seconds / (costs.step_s(each.shape) - hidden_s)
+        for each in observations
+        if each.is_quiet
+        for seconds in each.singles_s
+    ]
     if len(ratios) < _NUM_RATIOS:
         return ()
     places = np.linspace(_RATIO_TAIL, 1.0 - _RATIO_TAIL, _NUM_RATIOS)

@@ -1,10 +1,13 @@
 """Measures a model's decodes on the host: how fast it attends, and what lane rows cost a step."""
 
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from omniserve.others_meter import await_quiet
+import msgspec
+
+from omniserve.others_meter import OthersMeter, await_quiet
 from omniserve.profiling.copies import copy_bytes_per_s
 from omniserve.profiling.messages import (
     Answer,
@@ -22,6 +25,8 @@ _SETTLE_SHARE = 0.25
 _GIVE_UP_S = 60.0
 _MOST_STEPS = 200
 """Of one kind of work, that are kept each by itself."""
+_ARRIVAL_CHANCE = 0.1
+"""Of a prompt before a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +55,28 @@ def measure_host(engine: TimedEngine, effort: Effort) -> Iterator[Answer]:
     """The scheduler of the engine is another one afterwards, with nothing in it."""
     runtime = engine.runtime
     assert runtime.piggyback is not None
-    copied_bytes_per_s = copy_bytes_per_s(
-        runtime.piggyback, runtime.scheduler.settings.num_blocks
-    )
-    runtime.start_over(_always_offloading(runtime.scheduler.settings), None)
+    copied_bytes_per_s = copy_bytes_per_s(runtime.piggyback, runtime.scheduler.settings.num_blocks)
+    runtime.start_over(always_offloading(runtime.scheduler.settings), None)
     runtime.piggyback.may_offload = True
     works = [work for work in _WORK if _fits(engine, work)][: effort.max_works]
     samples, steps = [], list[StepSample]()
     for place, work in enumerate(works):
         await_quiet(effort.patience_s)
-        sample, taken = _run(engine, work, effort.host_s / len(works))
+        sample, taken, others_cores = _run(engine, work, effort.host_s / len(works))
         samples.append(sample)
         if work.num_ls:
-            stride = -(-len(taken) // _MOST_STEPS) if taken else 1
-            steps += [each.sample(place, at) for at, each in enumerate(taken)][::stride]
+            joined = [each.sample(place, at) for at, each in enumerate(taken) if each.plan.rows]
+            stride = max(1, -(-len(joined) // _MOST_STEPS))
+            steps += [
+                msgspec.structs.replace(each, others_cores=others_cores)
+                for each in joined[::stride]
+            ]
         yield Progress("host", (place + 1) / len(works))
     speed = runtime.piggyback.host_speed
     yield HostMeasured(tuple(samples), copied_bytes_per_s, speed, tuple(steps))
 
 
-def _always_offloading(settings: SchedulerSettings) -> SchedulerSettings:
+def always_offloading(settings: SchedulerSettings) -> SchedulerSettings:
     """All best-effort decodes on the host, as many as there is room for."""
     assert settings.piggyback is not None
     piggyback = replace(
@@ -96,8 +103,8 @@ def _fits(engine: TimedEngine, work: _Work) -> bool:
 
 def _run(
     engine: TimedEngine, work: _Work, window_s: float
-) -> tuple[HostSample, list[TimedStep]]:
-    """Decodes go on for longer than the window; prompts are not part of it."""
+) -> tuple[HostSample, list[TimedStep], float]:
+    """The steps of the window, and cores that others used in it; prompts are not part of it."""
     max_tokens = engine.info.max_model_len - work.context
     offloaded = [
         engine.add(work.context, max_tokens, "best_effort") for _ in range(work.num_offloaded)
@@ -110,9 +117,9 @@ def _run(
     _step_until_all_decode(engine, latency_sensitive)
     _step_for(engine, _SETTLE_SHARE * window_s)
     before, start_tokens = _counters(engine), _tokens(engine, offloaded)
-    start_s = time.perf_counter()
+    start_s, meter = time.perf_counter(), OthersMeter()
     steps = _step_for(engine, (1.0 - _SETTLE_SHARE) * window_s)
-    seconds = time.perf_counter() - start_s
+    seconds, others_cores = time.perf_counter() - start_s, meter.cores()
     after, tokens = _counters(engine), _tokens(engine, offloaded)
     ls_tokens = sum(engine.tokens_of(each) + _ALONE.context for each in latency_sensitive)
     sample = HostSample(
@@ -126,8 +133,25 @@ def _run(
         num_tokens=tokens - start_tokens,
         kv_read_bytes=after[1] - before[1],
     )
+    if work.num_ls:
+        steps += _step_with_arrivals(engine, window_s)
     engine.clear()
-    return sample, steps
+    return sample, steps, others_cores
+
+
+def _step_with_arrivals(engine: TimedEngine, seconds: float) -> list[TimedStep]:
+    """Prompts come at random: what the host's work costs is not the same for all kinds of steps."""
+    draw, end_s = random.Random(0), time.perf_counter() + seconds
+    longest = min(engine.runtime.scheduler.settings.max_step_tokens, engine.info.max_model_len // 4)
+    steps = []
+    while time.perf_counter() < end_s:
+        if draw.random() < _ARRIVAL_CHANCE:
+            num_prompt_tokens = round(longest ** draw.uniform(0.3, 1.0))
+            engine.add(num_prompt_tokens, draw.randint(2, 32), "latency_sensitive")
+        step = engine.step()
+        if step is not None:
+            steps.append(step)
+    return steps
 
 
 def _step_until_all_decode(engine: TimedEngine, request_ids: list[str]) -> None:

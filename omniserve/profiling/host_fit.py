@@ -6,33 +6,40 @@ from statistics import median
 
 import numpy as np
 
-from omniserve.profiling.accuracy import JudgedStep
+from omniserve.others_meter import QUIET_CORES
+from omniserve.profiling.judged_steps import JudgedStep
 from omniserve.profiling.messages import HostMeasured, HostSample, StepSample
-from omniserve.profiling.nonnegative import nonnegative_least_squares
+from omniserve.profiling.nonnegative import (
+    nonnegative_least_deviations,
+    nonnegative_least_squares,
+)
 from omniserve.profiling.profile import HostModel
 from scheduler.step_time import StepCosts, StepShape
 
-HELD_OUT = 4
+_HELD_OUT = 4
 """One step of so many judges the fit of the others."""
 _BUSY_ROWS = 8
 """Offloaded requests from which the host, rather than the way to it, sets the pace."""
 
 
 def fit_host(
-    measured: HostMeasured, beside: StepCosts, num_layers: int
+    measured: HostMeasured, beside: StepCosts, num_layers: int, *, takes_cores: bool = True
 ) -> tuple[HostModel, StepCosts]:
-    """The host, and `beside` with what a lane row costs a step.
+    """The host, and `beside` with what a lane row costs a step; where the host takes cores of the
+    device, with what its work costs all steps, too.
 
     A row takes the host a fixed time and the time of reading its KV; what of a hop neither step nor
     host takes, with one request alone, is delay.
     """
     read_s, task_s = _service(measured.samples)
-    kept = [step for place, step in enumerate(measured.steps) if place % HELD_OUT != 1]
-    if kept:
-        lane_row_s = _lane_row_s_of(kept, beside)
+    kept = [step for place, step in enumerate(measured.steps) if place % _HELD_OUT != 1]
+    quiet = [step for step in kept if step.others_cores <= QUIET_CORES]
+    if kept and takes_cores:
+        costs = _while_active(quiet or kept, beside)
+    elif kept:
+        costs = replace(beside, lane_row_s=_lane_row_s_of(quiet or kept, beside))
     else:
-        lane_row_s = _lane_row_s(measured.samples, beside, num_layers)
-    costs = replace(beside, lane_row_s=lane_row_s)
+        costs = replace(beside, lane_row_s=_lane_row_s(measured.samples, beside, num_layers))
     host = HostModel(
         kv_bytes_per_s=1.0 / read_s,
         task_overhead_s=task_s,
@@ -44,12 +51,26 @@ def fit_host(
 
 
 def judge_active(measured: HostMeasured, costs: StepCosts) -> tuple[JudgedStep, ...]:
-    """Steps with lane rows that `fit_host` did not look at, and what its costs say of them."""
+    """Undisturbed steps with lane rows at which `fit_host` did not look, and what its costs say."""
     return tuple(
         JudgedStep(step.shape, step.seconds, costs.step_s(step.shape))
         for place, step in enumerate(measured.steps)
-        if place % HELD_OUT == 1
+        if place % _HELD_OUT == 1 and step.others_cores <= QUIET_CORES
     )
+
+
+def _while_active(steps: Sequence[StepSample], costs: StepCosts) -> StepCosts:
+    """Of a device whose host is at work: by a factor slower, as they share caches and memory, with
+    so much more for each step that looks after rows, and for each lane row."""
+    seconds = np.array([step.seconds for step in steps])
+    idle_s = np.array([costs.step_s(step.shape) for step in steps])
+    lane_rows = np.array([step.shape.num_lane_rows for step in steps])
+    matrix = np.stack([idle_s, np.ones(len(steps)), lane_rows], axis=1) / seconds[:, None]
+    slower, step_s, row_s = nonnegative_least_deviations(
+        matrix, 1.0 - idle_s / seconds, np.ones(len(steps))
+    ).tolist()
+    active = costs.times(1.0 + slower)
+    return replace(active, overhead_s=active.overhead_s + step_s, lane_row_s=row_s)
 
 
 def _lane_row_s_of(steps: Sequence[StepSample], costs: StepCosts) -> float:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from omniserve.profiling.cases import scenes, thin
+from omniserve.profiling.cases import Scene, scenes, thin
 from omniserve.profiling.host import measure_host
 from omniserve.profiling.measured_on import MeasuredOn
-from omniserve.profiling.medley import medleys
+from omniserve.profiling.medley import Medley, medleys
 from omniserve.profiling.messages import Answer, Effort, Phase, Progress, Steps
 from omniserve.profiling.scenes import SceneRunner, limits_of
 from omniserve.profiling.timed_engine import TimedEngine
@@ -49,11 +49,14 @@ def _on_device(settings: SchedulerSettings) -> SchedulerSettings:
     return replace(settings, piggyback=piggyback, kv_reserve_share=None)
 
 
-def _steps(
-    engine: TimedEngine, effort: Effort, phase: Phase, budget_s: float
-) -> Iterator[Answer]:
+def _steps(engine: TimedEngine, effort: Effort, phase: Phase, budget_s: float) -> Iterator[Answer]:
     limits = limits_of(engine)
-    chosen = [*medleys(limits), *thin(scenes(limits), effort.max_scenes)]
+    short = [each for each in scenes(limits) if each.num_prompt_tokens <= effort.max_prompt_tokens]
+    mixes = (
+        replace(each, num_steps=min(each.num_steps, effort.max_medley_steps))
+        for each in medleys(limits)
+    )
+    chosen: list[Scene | Medley] = [*mixes, *thin(short, effort.max_scenes)]
     runner = SceneRunner(engine, chosen, effort.patience_s)
     for samples in runner.run(budget_s):
         yield Steps(phase, tuple(samples))

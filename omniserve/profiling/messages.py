@@ -5,10 +5,10 @@ from typing import Literal
 import msgspec
 
 from omniserve.profiling.measured_on import MeasuredOn
+from omniserve.profiling.profile import EffortName
 from omniserve.settings import EngineSettings, ModelInfo
 from scheduler.offload_rule import HostSpeed
 from scheduler.step_time import StepShape
-
 
 Phase = Literal["alone", "beside_host", "host"]
 """Steps with all the cores; those with the cores that the host leaves; work on the host."""
@@ -17,12 +17,17 @@ Phase = Literal["alone", "beside_host", "host"]
 class Effort(msgspec.Struct, frozen=True):
     """How long a measurement may take, without what prompts and waiting for others take."""
 
+    name: EffortName
     alone_s: float
     """For steps: each kind is run until it ran undisturbed for a number of times, or so long."""
     beside_host_s: float
     host_s: float
     max_scenes: int
     """Most kinds of load with which steps are measured."""
+    max_prompt_tokens: int
+    """Of such a kind, all its prompts together."""
+    max_medley_steps: int
+    """Of each mix of requests as traffic makes them."""
     max_works: int
     """Most kinds of work on the host, the most telling ones first."""
     patience_s: float = 0.0

@@ -1,10 +1,13 @@
-"""Least squares with coefficients that cannot be negative."""
+"""Least squares, and least deviations, with coefficients that cannot be negative."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Floats = NDArray[np.float64]
 _TOLERANCE = 1e-10
+_NUM_REWEIGHTINGS = 12
+_SMALL_DEVIATION = 0.02
+"""Of a target of 1: smaller ones count as squares, so that the weights stay bounded."""
 
 
 def nonnegative_least_squares(matrix: _Floats, target: _Floats) -> _Floats:
@@ -26,6 +29,22 @@ def nonnegative_least_squares(matrix: _Floats, target: _Floats) -> _Floats:
         solution = _pull_inside(scaled, target, solution, is_free)
     unscaled: _Floats = solution / scale
     return unscaled
+
+
+def nonnegative_least_deviations(matrix: _Floats, target: _Floats, weights: _Floats) -> _Floats:
+    """The x >= 0 for which the weighted sum of |matrix x - target| is about the least.
+
+    Squares, weighted anew by how large each deviation was (Schlossmacher, 1973); a few outliers
+    then pull no more than others.
+    """
+    reweighted = weights
+    solution = np.zeros(matrix.shape[1])
+    for _ in range(_NUM_REWEIGHTINGS):
+        root = np.sqrt(reweighted)
+        solution = nonnegative_least_squares(matrix * root[:, None], target * root)
+        deviations = np.abs(matrix @ solution - target)
+        reweighted = weights / np.maximum(deviations, _SMALL_DEVIATION)
+    return solution
 
 
 def _pull_inside(

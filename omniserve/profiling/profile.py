@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from omniserve.atomic_file import write_text
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine
-from omniserve.profiling.accuracy import JudgedStep
+from omniserve.profiling.judged_steps import JudgedSteps
 from omniserve.profiling.measured_on import MeasuredOn
 from scheduler.offload_rule import HostSpeed
 from scheduler.step_time import LinearStepTime
+
+EffortName = Literal["", "brief", "quick", "thorough"]
+"""From the least to the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +59,6 @@ class FrontLatency:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedSteps:
-    """Undisturbed steps that the fit did not see, and what it says of them; not all there were."""
-
-    alone: tuple[JudgedStep, ...] = ()
-    beside_host: tuple[JudgedStep, ...] = ()
-    """On the cores that the host leaves."""
-    with_lanes: tuple[JudgedStep, ...] = ()
-    """Beside rows from the host, while it is busy."""
-
-
-@dataclass(frozen=True, slots=True)
 class Profile:
     """One model on one machine. Values are seconds, bytes and tokens."""
 
@@ -95,6 +88,8 @@ class Profile:
     """What it holds for; None where it was not measured, or by hand."""
     measured_at: str = ""
     """When, in ISO 8601."""
+    effort: EffortName = ""
+    """How thoroughly it was measured; empty where it was not."""
     judged: JudgedSteps = JudgedSteps()
 
     def __post_init__(self) -> None:

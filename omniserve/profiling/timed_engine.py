@@ -17,6 +17,7 @@ from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, Ser
 from omniserve.settings import ModelSettings, ModelStats
 from scheduler import StepPlan
 from scheduler.plan_shape import shape_of
+from scheduler.step_time import coldness_after
 
 _TIER = "calibration"
 _GIVE_UP_S = 120.0
@@ -32,19 +33,21 @@ class TimedStep:
     around_layers_s: float
     num_lane_rows: float
     num_sampled_rows: int
+    coldness: float
+    """At which it began."""
 
     def sample(self, scene: int, place: int) -> StepSample:
         shape = replace(
             shape_of(self.plan),
             num_lane_rows=self.num_lane_rows,
             num_sampled_rows=self.num_sampled_rows,
+            coldness=self.coldness,
         )
         return StepSample(scene, place, shape, self.seconds, self.layers_s, self.around_layers_s)
 
 
 class TimedEngine:
-    """One model of an engine that is warm and has nothing else to do; what it computes is random.
-    """
+    """One model of a warm engine that has nothing else to do; what it computes is random."""
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class TimedEngine:
         self._random = random.Random(seed)
         self._num_added = 0
         self._num_tokens: dict[str, int] = {}
+        self._coldness = 0.0
 
     def opened(self, measured_on: MeasuredOn) -> Opened:
         """What the engine says of itself. Raises CheckpointError."""
@@ -110,6 +114,8 @@ class TimedEngine:
         phases = timings.seconds
         # Of a device that works by itself, the host waits for tokens in the phase that reads them.
         waited_s = phases["detokenise"] if self.runtime.pipeline_depth > 1 else 0.0
+        coldness = self._coldness
+        self._coldness = coldness_after(coldness, plan.num_tokens)
         around_s = max(0.0, seconds - phases["layers"] - waited_s)
         return TimedStep(
             plan,
@@ -118,6 +124,7 @@ class TimedEngine:
             around_s,
             self.runtime.last_lane_rows,
             self.runtime.last_num_sampled,
+            coldness,
         )
 
     def steps(self, num_steps: int) -> Iterator[TimedStep]:

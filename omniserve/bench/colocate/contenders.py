@@ -28,7 +28,7 @@ TITLES = {
     VLLM_OVERFLOW: "vLLM, BE overflow",
     CONTROL: "OmniServe, control",
     NO_CONTROL: "OmniServe, no control",
-    NO_ADMISSION: "OmniServe, control without admission",
+    NO_ADMISSION: "OmniServe, no admission",
 }
 
 PLAIN, WITH_LANES, PEER, PEER_BE, PEER_HOST = (

@@ -37,9 +37,9 @@ class ControlOptions:
     capacity: float | None = None
     """LS requests per second; None searches for what LS alone can take."""
     ttft_factor: float = 5.0
-    tpot_factor: float = 2.0
-    """Looser for first tokens than in the comparison: with twice, two prompts that come together
-    are too late, and capacity would be far below what the cores can do."""
+    tpot_factor: float = 5.0
+    """Looser than in the comparison: with twice, two prompts that come together are too late, and
+    capacity would be far below what the cores can do: no rate near it would be an overload."""
     rounds: int = 3
     warm_up_s: float = 6.0
     duration_s: float = 15.0

@@ -205,7 +205,8 @@ class SimulatedEngine:
             self._receive_all()
             for other in self.models.values():
                 other.note_landed_copies()
-            if any(other.has_urgent_work for other in self.models.values()):
+            within_s = step.plan.predicted_s / model.num_layers
+            if any(other.has_urgent_work(within_s) for other in self.models.values()):
                 self._parked = (model, step)
                 step.was_interrupted = True
                 return
@@ -235,7 +236,8 @@ class SimulatedEngine:
         num_passed = num_layers
         if may_yield:
             stretch = self._stretch = Stretch(started_s, layer_s, num_layers)
-            yield from self._until(min(stop_s, self._next_look_s(stretch)))
+            within_s = step.plan.predicted_s / model.num_layers
+            yield from self._until(min(stop_s, self._next_look_s(stretch, within_s)))
             self._stretch = None
             num_passed = stretch.num_passed(self._clock.now_s)
         else:
@@ -249,7 +251,7 @@ class SimulatedEngine:
         step.done_s = self._device_free_s
         model.pass_layers(step, num_passed, started_s)
 
-    def _next_look_s(self, stretch: Stretch) -> float:
+    def _next_look_s(self, stretch: Stretch, within_s: float) -> float:
         """When latency-sensitive work that is here already may become urgent."""
         if self._inbox:
             # Came while the step was laid out: whoever runs layers looks behind the first one.
@@ -257,8 +259,12 @@ class SimulatedEngine:
         look_s = inf
         for model in self.models.values():
             if model.scheduler.has_latency_sensitive_work:
-                if model.has_urgent_work:
+                if model.has_urgent_work(within_s):
                     return stretch.boundary_s(stretch.started_s)
+                now_s = self._clock.now_s
+                due_s = now_s + model.scheduler.decodes_slack_s(now_s) - within_s
+                if due_s < inf:
+                    look_s = min(look_s, stretch.boundary_s(due_s))
                 landing_s = None if model.lanes is None else model.lanes.next_landing_s
                 if landing_s is not None:
                     look_s = min(look_s, stretch.boundary_s(landing_s))
@@ -284,8 +290,11 @@ class SimulatedEngine:
 
     def _pass_urgent(self) -> Generator[None, None, bool]:
         """One step for a request that is urgently awaited; False if none would help it."""
+        assert self._parked is not None
+        parked, parked_step = self._parked
+        within_s = parked_step.plan.predicted_s / parked.num_layers
         for model in self.models.values():
-            if model.has_urgent_work:
+            if model.has_urgent_work(within_s):
                 step = model.begin(
                     host_active=self._host_cores.are_taken, latency_sensitive_only=True
                 )

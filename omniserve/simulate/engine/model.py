@@ -13,6 +13,7 @@ from omniserve.simulate.engine.lanes import SimulatedLanes
 from omniserve.simulate.engine.step import SimulatedStep, lay_out
 from scheduler import ModelDemand, Request, Scheduler, StepResult
 from scheduler.first_token_forecast import UrgentLoad
+from scheduler.step_time import coldness_after
 
 _ANY_TOKEN = 0
 """What is sampled does not matter to the policy."""
@@ -39,6 +40,7 @@ class SimulatedModel:
         self._ratios = profile.step_ratio_quantiles
         self._random = random
         self._clock = clock
+        self._coldness = 0.0
         self._admission = Admission(scheduler)
         self._in_flight: deque[SimulatedStep] = deque()
         self._unfinished_ids: set[str] = set()
@@ -53,10 +55,14 @@ class SimulatedModel:
             return True
         return self.scheduler.has_unfinished or bool(self._in_flight)
 
-    @property
-    def has_urgent_work(self) -> bool:
-        """Whether a latency-sensitive request waits for its first token."""
-        return self.scheduler.awaits_first_token
+    def has_urgent_work(self, within_s: float) -> bool:
+        """Whether a latency-sensitive request waits for its first token, or has to have its next
+        one computed within so many seconds."""
+        scheduler = self.scheduler
+        if scheduler.awaits_first_token:
+            return True
+        is_there = scheduler.has_latency_sensitive_work
+        return is_there and scheduler.decodes_slack_s(self._clock.now_s) < within_s
 
     @property
     def oldest_done_s(self) -> float | None:
@@ -126,7 +132,9 @@ class SimulatedModel:
         if plan is None:
             return None
         rows = None if lanes is None else lanes.begin_step(plan)
-        return lay_out(plan, rows, self._draw_ratio())
+        step = lay_out(plan, rows, self._draw_ratio(), self._coldness)
+        self._coldness = coldness_after(self._coldness, plan.num_tokens)
+        return step
 
     def begin_stretch(self, step: SimulatedStep, host_active: bool) -> None:
         """Binds lane rows that have come, and prices the layers up to the next binding."""

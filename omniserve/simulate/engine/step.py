@@ -68,7 +68,10 @@ class SimulatedStep:
         return self.resident.num_decode_rows + self.resident.num_prefill_tokens > 0
 
 
-def lay_out(plan: StepPlan, lanes: LaneTable | None, time_ratio: float) -> SimulatedStep:
+def lay_out(
+    plan: StepPlan, lanes: LaneTable | None, time_ratio: float, coldness: float
+) -> SimulatedStep:
     """A step whose first layer is to come."""
     sampled_ids = [rows.request_id for rows in plan.rows if rows.samples]
-    return SimulatedStep(plan, lanes, shape_of(plan), sampled_ids, time_ratio)
+    resident = replace(shape_of(plan), coldness=coldness)
+    return SimulatedStep(plan, lanes, resident, sampled_ids, time_ratio)

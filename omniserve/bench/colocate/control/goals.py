@@ -81,7 +81,8 @@ def _admission(result: ControlResult, own: Cell, base: Cell) -> Iterator[GoalRes
     )
     if lost is None:
         return
-    gain = Spread(-lost.median, -lost.high, -lost.low)
+    # A difference of nothing has no sign.
+    gain = Spread(0.0 - lost.median, 0.0 - lost.high, 0.0 - lost.low)
     sent = [_percent(pooled(cell, _ttft_share, _num_ls)) for cell in (base, own)]
     goodput = [
         _median(cell.spread(lambda each: each.ls_goodput_tokens_per_s)) for cell in (base, own)

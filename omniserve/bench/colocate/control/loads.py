@@ -51,15 +51,24 @@ def slices_of(
 ) -> list[Slice]:
     """Of a whole window, its warm-up first; the measured part begins with a slice."""
     rng = random.Random(f"rates {load.name} {seed}")
-    first, end = -math.ceil(warm_up_s / SLICE_S), math.ceil(duration_s / SLICE_S)
+    num_before, num_measured = (math.ceil(each_s / SLICE_S) for each_s in (warm_up_s, duration_s))
+    parts = [*_draws(rng, num_before), *_draws(rng, num_measured)]
     return [
         Slice(
             max(-warm_up_s, index * SLICE_S),
             min(duration_s, (index + 1) * SLICE_S),
-            capacity * rng.uniform(load.low, load.high),
+            capacity * (load.low + part * (load.high - load.low)),
         )
-        for index in range(first, end)
+        for index, part in enumerate(parts, start=-num_before)
     ]
+
+
+def _draws(rng: random.Random, num: int) -> list[float]:
+    """Each evenly from 0 to 1, and no two from the same `num`-th of that: a window has few slices,
+    and drawn apart from each other they would be busy in one and idle in the next."""
+    draws = [(index + rng.random()) / num for index in range(num)]
+    rng.shuffle(draws)
+    return draws
 
 
 def requests_of(slices: Sequence[Slice], lengths: Trace, seed: str) -> Trace:
