@@ -81,9 +81,7 @@ def engine_settings(name: str) -> EngineSettings:
         return load_config(Path(file.name)).engine_settings()
 
 
-def profiled(
-    settings: EngineSettings, args: argparse.Namespace
-) -> tuple[EngineSettings, Measured]:
+def profiled(settings: EngineSettings, args: argparse.Namespace) -> tuple[EngineSettings, Measured]:
     """The settings of an engine that knows its step times."""
     (model,) = settings.models
     effort = QUICK if args.quick else THOROUGH

@@ -1,5 +1,6 @@
 """The configuration: what a file may say, its defaults, and what must hold between its parts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,6 +25,7 @@ from omniserve.settings import (
 )
 from scheduler.step_time import LinearStepTime
 
+TOKENS_BESIDE_LS = 64
 MEASURED, UNLIMITED = "auto", "none"
 """Values of step_times that name no file. YAML reads `off` as a boolean."""
 
@@ -69,8 +71,9 @@ class ModelConfig(Section):
     """Tier of a request that names none; unset takes the first tier."""
     max_step_tokens: int = Field(default=512, ge=1, le=1 << 20)
     """Most tokens computed in one step."""
-    best_effort_tokens_beside_ls: int = Field(default=64, ge=0, le=1 << 20)
-    """Most best-effort tokens in a step that also carries latency-sensitive tokens."""
+    best_effort_tokens_beside_ls: int | None = Field(default=None, ge=0, le=1 << 20)
+    """Most best-effort tokens in a step that also carries latency-sensitive tokens; unset leaves it
+    to the time that is left, and takes 64 with step_times none."""
     max_running_requests: int = Field(default=64, ge=1, le=4096)
     """Most requests that run at the same time."""
     block_size: int = Field(default=32, ge=1, le=1024)
@@ -85,6 +88,20 @@ class ModelConfig(Section):
     auto measures it at the first start and keeps it, none holds steps to token budgets alone; else
     a file from `omniserve profile` or `omniserve simulate calibrate`."""
     piggyback: PiggybackConfig = PiggybackConfig()
+
+    @property
+    def tokens_beside_ls(self) -> int:
+        """Most best-effort tokens beside latency-sensitive ones; where time decides, all there are
+        in a step."""
+        if self.best_effort_tokens_beside_ls is not None:
+            return self.best_effort_tokens_beside_ls
+        return TOKENS_BESIDE_LS if self.step_times == UNLIMITED else self.max_step_tokens
+
+    def held_by_time(self, settings: PiggybackSettings) -> PiggybackSettings:
+        """With as many lane rows beside latency-sensitive ones as elsewhere, where time decides."""
+        if self.step_times == UNLIMITED or self.piggyback.max_lane_rows_beside_ls is not None:
+            return settings
+        return replace(settings, max_lane_rows_beside_ls=settings.max_lane_rows)
 
     @field_validator("path", "step_times")
     @classmethod
@@ -166,7 +183,10 @@ class Config(Section):
         """By model; of this machine where none is given."""
         sections = [model.piggyback for model in self.models]
         settings = self._planner(machine or this_machine()).settings(sections)
-        return {model.name: each for model, each in zip(self.models, settings, strict=True)}
+        return {
+            model.name: model.held_by_time(each) if isinstance(each, PiggybackSettings) else each
+            for model, each in zip(self.models, settings, strict=True)
+        }
 
     def _planner(self, machine: Machine) -> PiggybackPlanner:
         has_best_effort = any(tier.service_class == "best_effort" for tier in self.tiers)
@@ -181,9 +201,13 @@ class Config(Section):
         models = tuple(
             ModelSettings(
                 **model.model_dump(
-                    exclude={"default_tier", "device_kv_bytes", "piggyback", "step_times"}
+                    exclude={
+                        *("default_tier", "device_kv_bytes", "piggyback", "step_times"),
+                        "best_effort_tokens_beside_ls",
+                    }
                 ),
                 device_kv_bytes=model.device_kv_bytes,
+                best_effort_tokens_beside_ls=model.tokens_beside_ls,
                 piggyback=each if isinstance(each, PiggybackSettings) else None,
                 step_time=_step_time(model.step_times),
                 measures_step_time=model.step_times == MEASURED,

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,12 @@ from omniserve.argument_types import number, whole_number
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from omniserve.profiling.assembly import Measured
     from omniserve.profiling.profile import Profile
     from omniserve.profiling.profiler import Profiler
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _DEFAULT_PAGE = Path("out/profile.html")
-_LEAST_QUIET_SHARE = 0.5
 _EFFORTS = ("", "brief", "quick", "thorough")
 
 
@@ -130,20 +128,8 @@ def _find(profiler: "Profiler", console: "Console", *, is_forced: bool) -> _Foun
         if kept is not None and _EFFORTS.index(kept.effort) >= wanted:
             console.print(f"measured on {kept.measured_at}; --force measures anew", soft_wrap=True)
             return _Found(kept, store.path(of))
-    measured = profiler.run()
-    profile = replace(measured.profile, warnings=_warnings(measured))
+    profile = profiler.run().profile
     return _Found(profile, store.save(profile))
-
-
-def _warnings(measured: "Measured") -> tuple[str, ...]:
-    fits = [("steps", measured.alone)]
-    if measured.beside_host is not None:
-        fits.append(("steps beside host attention", measured.beside_host))
-    return tuple(
-        f"others used the cores while {what} were measured; repeat on a quiet machine"
-        for what, fit in fits
-        if fit.quiet_share < _LEAST_QUIET_SHARE
-    )
 
 
 def _print(console: "Console", profile: "Profile") -> None:

@@ -71,9 +71,7 @@ class Journal:
     ) -> None:
         """The last that happens to the request; its id may be used anew."""
         self.note(request_id, event, reason, detail)
-        entries = self._live.pop(request_id)
-        self._num_entries -= len(self._ended.pop(request_id, ()))
-        self._ended[request_id] = entries
+        self._ended[request_id] = self._live.pop(request_id)
         if len(self._ended) > MAX_ENDED:
             self._forget_first(self._ended)
 
@@ -106,7 +104,11 @@ class Journal:
         while self._num_entries >= MAX_ENTRIES:
             self._forget_first(self._ended or self._live)
         # Its own may have been the first.
-        entries = self._live.setdefault(request_id, [])
+        entries = self._live.get(request_id)
+        if entries is None:
+            # One of that id that has ended makes room.
+            self._num_entries -= len(self._ended.pop(request_id, ()))
+            entries = self._live[request_id] = []
         entry = Entry(self.now_s, event, reason, detail, self.now_s)
         entries.append(entry)
         self._num_entries += 1

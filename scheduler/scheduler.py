@@ -9,7 +9,6 @@ from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
 from scheduler.host_blocks import HostBlocks, NoHostBlocks
-from scheduler.journal import Journal
 from scheduler.kv_forecast import KvForecast
 from scheduler.limits import find_max_total_tokens
 from scheduler.piggyback import Piggyback
@@ -56,8 +55,10 @@ class Scheduler:
         """
         assert (host_blocks is None) == (settings.piggyback is None)
         limits = settings.piggyback or _NO_LANES
-        self._settings = settings
+        self.settings = settings
         self._queues = RequestQueues()
+        self.journal = self._queues.journal
+        """What was decided; whoever knows the time tells it before it adds or aborts."""
         self._residency = Residency(settings)
         blocks = host_blocks or NoHostBlocks()
         self._piggyback = Piggyback(settings, limits, self._queues, self._residency, blocks)
@@ -107,15 +108,6 @@ class Scheduler:
             f"{len(self._flights)} plans in flight, {self._residency.blocks!r})"
         )
 
-    @property
-    def settings(self) -> SchedulerSettings:
-        return self._settings
-
-    @property
-    def journal(self) -> Journal:
-        """What was decided; whoever knows the time tells it before it adds or aborts."""
-        return self._queues.journal
-
     def explain(self, request_id: str) -> tuple[Entry, ...] | None:
         """What was decided about a request, in order of time; None of one that is not known."""
         return explain(self._queues, request_id)
@@ -124,7 +116,7 @@ class Scheduler:
         """Queue a new request. ValueError if its id is in use or it could never run."""
         if request.request_id in self._queues.by_id:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        request.max_total_tokens = find_max_total_tokens(request, self._settings)
+        request.max_total_tokens = find_max_total_tokens(request, self.settings)
         request.arrival_index = self._num_added
         self._num_added += 1
         self.journal.advance(request.arrival_s)

@@ -21,10 +21,10 @@ from scheduler.step_load import StepLoad
 from scheduler.urgent_pressure import UrgentPressure
 
 _SHORT_SHARE = 0.25
-_RES = 0.5
-_HURRY = 1.0
-"""Times per token, before a prompt must be computed to be in time, from which on it is computed
-whatever decodes beside it lose by that."""
+"""Of the device's KV memory: while less is free, a prompt that comes may find no room."""
+_LEAD = 0.5
+"""Of what the next prompt is expected to take, by so much decodes are to be ahead of their pace
+before best-effort work may slow them down."""
 
 
 class StepPlanner:
@@ -123,9 +123,8 @@ class StepPlanner:
         step.budget_s = self._control.allowed_s(decodes, load.seconds)
         # While there is time prompts wait for decodes to get ahead, and take what these can lend.
         spare_s = self._first_tokens.spare_s(self._control.starts_s)
-        patience_s = self._first_tokens.patience_s(self._control.now_s)
-        is_hurried = spare_s < _HURRY * patience_s or not decodes
-        return self._settings.block_size if is_hurried else 0
+        can_wait = decodes and spare_s >= self._first_tokens.patience_s(self._control.now_s)
+        return 0 if can_wait else self._settings.block_size
 
     def _add_best_effort(self, step: StepBuilder, max_tokens: int | None, max_s: float) -> None:
         service_class = ServiceClass.BEST_EFFORT
@@ -135,7 +134,7 @@ class StepPlanner:
         if step.has_rows or self._is_memory_short:
             max_s = min(max_s, self._first_tokens.patience_s(self._control.now_s))
         # Decodes must be ahead by what it then takes from them.
-        max_s = min(max_s, step.budget_s - _RES * self._pressure.next_prompt_s)
+        max_s = min(max_s, step.budget_s - _LEAD * self._pressure.next_prompt_s)
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader
         offloader.keep_to_limit()

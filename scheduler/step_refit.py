@@ -6,7 +6,7 @@ from math import exp, log
 
 from scheduler.step_time import StepCosts, StepShape
 
-_RATE = 0.02
+_RATE = 0.05
 """Of a step's error, what the groups of terms are corrected by at once."""
 _MOST_ERROR = 0.5
 """Logarithm: a step that was disturbed must not be believed."""
@@ -39,10 +39,10 @@ _FEW, _MANY = "dense, few rows", "dense, many rows"
 
 class StepRefit:
     """One factor a group of terms, moved by each step in proportion to the group's part in it; and
-    the pace, one factor for all of them that follows the last few steps.
+    the pace, one factor for all of them, which follows the last few steps.
 
     Exponentiated gradient descent on the squared error of the logarithm: factors stay positive, a
-    term that has no part in a step is not moved by it, and one step moves none by more than 1 %.
+    term that has no part in a step is not moved by it, and one step moves none by more than 2.5 %.
     """
 
     def __init__(self, fitted: StepCosts) -> None:

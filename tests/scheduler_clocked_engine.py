@@ -85,6 +85,7 @@ class ClockedEngine:
     def add(self, request: Request) -> None:
         self.requests[request.request_id] = request
         self.scheduler.add(request)
+        self.checks.note_added(request)
 
     def abort(self, request_id: str) -> None:
         assert self.scheduler.abort(request_id)
@@ -268,7 +269,7 @@ class ClockedEngine:
             if lane.where == "ready":
                 lane.where = "idle"
         self.scheduler.check_integrity()
-        self.checks.check_fairness()
+        self.checks.check_fairness(self.now_s)
 
     # The end.
 

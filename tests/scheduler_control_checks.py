@@ -1,6 +1,6 @@
 """What holds for every plan that is held to objectives, worked out from the plan itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 
@@ -8,7 +8,7 @@ import pytest
 from builders_scheduler import BE, LS
 
 from scheduler import PlannedRows, Request, Scheduler, StepPlan
-from scheduler.fair_share import OUTPUT_TOKEN
+from scheduler.fair_share import OUTPUT_TOKEN, PROMPT_TOKEN
 from scheduler.plan_shape import shape_of
 from scheduler.step_books import KINDS
 from scheduler.step_load import StepLoad
@@ -34,6 +34,8 @@ class ControlChecks:
         self.scheduler = scheduler
         self.is_fair = True
         """Whether nothing has happened that fairness between tenants makes way for."""
+        self._largest_cost = 0.0
+        """Of a request, if all of it is computed."""
         self._costs: StepCosts | None = None
         self._urgent_budget_s = inf
         self._watch()
@@ -49,10 +51,11 @@ class ControlChecks:
             self._costs = load._costs
             return load
 
-        def watched_allowed_s(running: Sequence[Request], fastest_s: float) -> float:
-            budget_s = allowed_s(running, fastest_s)
+        def watched_allowed_s(running: Iterable[Request], fastest_s: float) -> float:
+            decodes = list(running)
+            budget_s = allowed_s(decodes, fastest_s)
             # None of those that have their first token may see a longer pause than this.
-            paces = [r.objectives.tpot_s for r in running if r.objectives and r.first_token_s]
+            paces = [r.objectives.tpot_s for r in decodes if r.objectives and r.first_token_s]
             assert budget_s <= max(fastest_s, _MOST_LENT * min(paces, default=inf))
             assert budget_s >= fastest_s
             self._urgent_budget_s = budget_s
@@ -146,15 +149,22 @@ class ControlChecks:
 
     # Fairness.
 
-    def check_fairness(self) -> None:
+    def note_added(self, request: Request) -> None:
+        most_output = OUTPUT_TOKEN * (request.max_total_tokens - request.num_prompt_tokens)
+        cost = PROMPT_TOKEN * request.num_prompt_tokens + most_output
+        self._largest_cost = max(self._largest_cost, cost)
+
+    def check_fairness(self, now_s: float) -> None:
         """Tenants with waiting requests have had the same but for what can run at one time: the
         turn is that of who had least, and what has begun may go on to its end."""
+        line = self.scheduler._queues.waiting[BE]
+        if any(now_s - request.arrival_s >= AGE_S for request in line):
+            self.is_fair = False
         if not self.is_fair:
             return
         settings = self.scheduler.settings
         num_lanes = settings.piggyback.num_lanes if settings.piggyback else 0
-        num_running = settings.max_running_requests + num_lanes
-        bound = OUTPUT_TOKEN * settings.max_model_len * num_running
+        bound = self._largest_cost * (settings.max_running_requests + num_lanes)
         given = self.scheduler.counts.given_to_waiting_tenants(BE).values()
         if given:
             assert max(given) - min(given) <= bound

@@ -17,7 +17,7 @@ from omniserve.engine.core import Engine
 from omniserve.errors import CheckpointError
 from omniserve.profiling.cases import Limits, Scene, scenes, thin
 from omniserve.profiling.fit import TooFewSteps, fit_steps, observe
-from omniserve.profiling.host_fit import fit_host
+from omniserve.profiling.host_fit import fit_host, judge_active
 from omniserve.profiling.measuring_process import measuring
 from omniserve.profiling.medley import Medley, medleys
 from omniserve.profiling.messages import (
@@ -237,6 +237,26 @@ class TestFitHost:
         assert host.copy_bytes_per_s == 7e9
         assert costs.lane_row_s == pytest.approx(self.LANE_ROW_S, rel=0.01)
         assert replace(costs, lane_row_s=0.0) == TRUE_COSTS
+
+    def test_single_steps_say_what_a_lane_row_costs_and_judge_it(self) -> None:
+        steps = tuple(
+            self.step(place, num_lane_rows=1.0 + place % 7, others_cores=float(place % 8 == 5))
+            for place in range(40)
+        )
+        samples = (self.alone(), self.busy(64), self.busy(2048))
+        measured = HostMeasured(samples, 7e9, None, steps)
+        _, costs = fit_host(measured, TRUE_COSTS, self.NUM_LAYERS)
+        assert costs.lane_row_s == pytest.approx(self.LANE_ROW_S, rel=1e-6)
+        judged = judge_active(measured, costs)
+        # Of four steps one is kept from the fit; of those, half were disturbed.
+        assert len(judged) == 5
+        assert all(step.accuracy == pytest.approx(1.0) for step in judged)
+
+    def step(self, place: int, num_lane_rows: float, others_cores: float) -> StepSample:
+        """Twice as long where others disturbed it."""
+        shape = StepShape(num_decode_rows=4, num_lane_rows=num_lane_rows, num_sampled_rows=4)
+        seconds = TRUE_COSTS.step_s(shape) + num_lane_rows * self.LANE_ROW_S
+        return StepSample(0, place, shape, (1.0 + others_cores) * seconds, 0, 0, others_cores)
 
 
 class TestFitFront:

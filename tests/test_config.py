@@ -56,6 +56,12 @@ def test_the_example_says_what_its_readers_rely_on() -> None:
     assert (batch.name, batch.service_class, batch.ttft_ms) == ("batch", "best_effort", None)
 
 
+def test_without_step_times_tokens_limit_best_effort_work(tmp_path: Path) -> None:
+    text = "models: [{name: a, path: b, step_times: none}]\n" + TIERS
+    (model,) = load_config(write(tmp_path, text)).engine_settings().models
+    assert (model.best_effort_tokens_beside_ls, model.measures_step_time) == (64, False)
+
+
 def test_defaults(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL))
     assert (config.listen.grpc, config.listen.http) == ("127.0.0.1:50051", "127.0.0.1:8000")
@@ -65,7 +71,8 @@ def test_defaults(tmp_path: Path) -> None:
     defaults = ModelSettings(
         "demo",
         str(tmp_path / "models/demo"),
-        piggyback=PiggybackSettings(host_kv_bytes=2 << 30),
+        best_effort_tokens_beside_ls=512,
+        piggyback=PiggybackSettings(host_kv_bytes=2 << 30, max_lane_rows_beside_ls=64),
         kv_reserve_share=0.05,
         measures_step_time=True,
     )

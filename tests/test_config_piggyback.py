@@ -21,10 +21,21 @@ BATCH = {"name": "batch", "class": "best_effort"}
 CHAT = {"name": "chat", "class": "latency_sensitive", "ttft_ms": 1, "tpot_ms": 1}
 
 
-def write(directory: Path, *piggyback: dict[str, Any], kind: DeviceKind, tier: object) -> Path:
+def write(
+    directory: Path,
+    *piggyback: dict[str, Any],
+    kind: DeviceKind,
+    tier: object,
+    step_times: str = "auto",
+) -> Path:
     """A file with one model for each section, named a, b, and so on."""
     models = [
-        {"name": chr(ord("a") + index), "path": "/p", "piggyback": section}
+        {
+            "name": chr(ord("a") + index),
+            "path": "/p",
+            "step_times": step_times,
+            "piggyback": section,
+        }
         for index, section in enumerate(piggyback)
     ]
     path = directory / "omniserve.yaml"
@@ -40,8 +51,10 @@ def load(
     kind: DeviceKind = "cpu",
     tier: object = BATCH,
     machine: Machine = EIGHT_CORES,
+    step_times: str = "auto",
 ) -> Config:
-    return load_config(write(directory, *piggyback, kind=kind, tier=tier), machine)
+    path = write(directory, *piggyback, kind=kind, tier=tier, step_times=step_times)
+    return load_config(path, machine)
 
 
 def settings_of(config: Config, machine: Machine) -> list[PiggybackSettings | None]:
@@ -95,10 +108,18 @@ def test_unset_pools_are_whole_mib_within_bounds(
     assert settings is not None and settings.host_kv_bytes == pool_bytes
 
 
-@pytest.mark.parametrize(("kind", "most"), [("cpu", 8), ("auto", 8), ("cuda", 64)])
-def test_rows_beside_latency_sensitive_ones(tmp_path: Path, kind: DeviceKind, most: int) -> None:
-    """Few on a CPU device, never more than all."""
-    config = load(tmp_path, {"max_lane_rows": 5}, {}, {"max_lane_rows_beside_ls": 0}, kind=kind)
+@pytest.mark.parametrize(
+    ("kind", "step_times", "most"),
+    [("cpu", "none", 8), ("auto", "none", 8), ("cuda", "none", 64), ("cpu", "auto", 64)],
+)
+def test_rows_beside_latency_sensitive_ones(
+    tmp_path: Path, kind: DeviceKind, step_times: str, most: int
+) -> None:
+    """Few on a CPU device where nothing tells their time, never more than all."""
+    sections: tuple[dict[str, Any], ...] = (
+        {"max_lane_rows": 5}, {}, {"max_lane_rows_beside_ls": 0}
+    )  # fmt: skip
+    config = load(tmp_path, *sections, kind=kind, step_times=step_times)
     rows = [each and each.max_lane_rows_beside_ls for each in settings_of(config, EIGHT_CORES)]
     assert rows == [5, most, 0]
 

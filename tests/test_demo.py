@@ -85,7 +85,7 @@ def processes_of(demo: DaemonProcess) -> list[psutil.Process]:
 
 @pytest.mark.parametrize(
     ("moment", "signum", "status"),
-    [("starting the daemon", signal.SIGTERM, 143), ("s of traffic", signal.SIGINT, 130)],
+    [("starting the daemon;", signal.SIGTERM, 143), ("s of traffic", signal.SIGINT, 130)],
 )
 def test_an_interrupted_demo_leaves_nothing_behind(
     tmp_path: Path, tiny_checkpoint: Path, moment: str, signum: signal.Signals, status: int

@@ -3,9 +3,11 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import pytest
+import torch
 from engine_builders import make_request, run_all
 from profiling_builders import ALONE, TINY_EFFORT
 
@@ -102,7 +104,9 @@ Starts = Callable[[EngineSettings], Start]
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    """Without those of a machine that is busy with other things."""
+    warnings = (each.getMessage() for each in caplog.records if each.levelname == "WARNING")
+    return [warning for warning in warnings if warning != "step_times_doubtful"]
 
 
 def kept(start: Start) -> list[Profile]:
@@ -149,7 +153,14 @@ def test_steps_beside_the_host_are_measured_where_it_takes_cores(
     # Whatever the rule would say: what is measured must not depend on it.
     piggyback = PiggybackSettings(64 << 20, when="auto", max_lane_rows=32)
     start = starts(settings_of(tiny_checkpoint, 2, piggyback=piggyback))
-    found = start.find()["tiny"]
+    threads = []
+
+    def look() -> bool:
+        threads.append(torch.get_num_threads())
+        return False
+
+    found = start.find(is_stopping=look)["tiny"]
+    assert [num for num, _ in groupby(threads)] == [2, 1], "first all cores, then what is left"
     assert found.beside_host is not None
     assert found.beside_host != found.alone
     (profile,) = kept(start)

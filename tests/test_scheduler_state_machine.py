@@ -70,6 +70,7 @@ class Control(RuleBasedStateMachine):
         self.engine: ClockedEngine | None = None
         self.num_added = 0
         self.has_failed = False
+        self.has_stragglers = self.has_pauses = False
 
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -79,6 +80,7 @@ class Control(RuleBasedStateMachine):
             num_least = MAX_MODEL_LEN // chosen.block_size
             num_blocks = num_least + data.draw(st.sampled_from([-1, 0, 2, 100]))
             host_blocks = HostBlockPool(num_blocks)
+        self.has_stragglers, self.has_pauses = data.draw(st.booleans()), data.draw(st.booleans())
         self.engine = ClockedEngine(chosen, COSTS, self.depth, host_blocks)
 
     # What users do.
@@ -109,6 +111,8 @@ class Control(RuleBasedStateMachine):
         first = 1000 * self.num_added
         prompt = [*range(num_shared_tokens), *range(first, first + num_prompt_tokens)]
         objectives = TIERS.get(tier)
+        if not self.has_stragglers:
+            demote_after_tokens = None
         request = Request(
             request_id=f"{tier}-{self.num_added}",
             service_class=BE if objectives is None else LS,
@@ -174,10 +178,7 @@ class Control(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1e-3, 0.02, 0.3, 61.0]))
     def wait(self, seconds: float) -> None:
-        self._engine.now_s += seconds
-        if seconds > 1.0:
-            # Who has waited so long goes first, whatever its tenant has had.
-            self._engine.checks.is_fair = False
+        self._engine.now_s += seconds if self.has_pauses else min(seconds, 0.02)
 
     @precondition(lambda self: self.with_host)
     @rule(offload_allowed=st.booleans(), lanes_open=st.booleans())

@@ -15,15 +15,17 @@ COSTS = StepCosts(
     prefill_pair_s=3e-8,
     prefill_context_token_s=4e-7,
     prefill_step_s=5e-4,
+    prefill_chunk_s=2e-4,
     lane_row_s=1e-4,
     sampled_row_s=6e-5,
+    cold_step_s=4e-4,
 )
 
 rows = st.tuples(st.integers(0, 5000), st.integers(1, 300), st.booleans())
 
 
 def load_of(parts: list[tuple[int, int, bool]]) -> StepLoad:
-    load = StepLoad(COSTS)
+    load = StepLoad(COSTS, coldness=0.3)
     for start, num_tokens, samples in parts:
         load.add(start, num_tokens, samples=samples)
     return load

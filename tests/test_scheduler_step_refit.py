@@ -15,8 +15,10 @@ FITTED = StepCosts(
     decode_context_token_s=1e-6,
     prefill_pair_s=3e-8,
     prefill_step_s=5e-4,
+    prefill_chunk_s=2e-4,
     lane_row_s=1e-4,
     sampled_row_s=6e-5,
+    cold_step_s=4e-4,
 )
 
 
@@ -36,6 +38,8 @@ def shapes(number: int) -> list[StepShape]:
                 tokens,
                 draw.choice((0.0, 8.0)),
                 decodes,
+                draw.randint(1, 4) if tokens else 0,
+                draw.random(),
             )
         )
     return made
@@ -50,6 +54,7 @@ def test_what_was_fitted_holds_until_steps_say_otherwise() -> None:
     for shape in shapes(50):
         refit.observe(shape, FITTED.step_s(shape))
     assert refit.costs is FITTED
+    assert refit.costs_now is FITTED
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,7 @@ def test_what_was_fitted_holds_until_steps_say_otherwise() -> None:
         replace(FITTED, dense_ladder=tuple((rows, 1.4 * s) for rows, s in FITTED.dense_ladder)),
         replace(FITTED, overhead_s=4e-3),
         replace(FITTED, decode_context_token_s=3e-6),
+        FITTED.times(1.3),
     ],
 )
 def test_it_comes_to_the_truth_in_some_hundred_steps(truth: StepCosts) -> None:
@@ -68,10 +74,23 @@ def test_it_comes_to_the_truth_in_some_hundred_steps(truth: StepCosts) -> None:
     assert fmean(errors(refit.costs, truth)) < before / 2
 
 
+def test_a_machine_that_is_slower_for_a_while_is_followed_at_once() -> None:
+    refit, slower = StepRefit(FITTED), FITTED.times(1.25)
+    for shape in shapes(12):
+        refit.observe(shape, slower.step_s(shape))
+    assert max(errors(refit.costs_now, slower)) < 0.03
+    # What is to come later is not reckoned with its pace of now.
+    assert fmean(errors(refit.costs, slower)) > 0.03
+    for shape in shapes(12):
+        refit.observe(shape, FITTED.step_s(shape))
+    assert max(errors(refit.costs_now, FITTED)) < 0.03
+
+
 def test_a_disturbed_step_moves_little() -> None:
     refit = StepRefit(FITTED)
     refit.observe(shapes(1)[0], 60.0)
     assert max(errors(refit.costs, FITTED)) < 0.03
+    assert max(errors(refit.costs_now, FITTED)) < 0.15
 
 
 def test_factors_stay_bounded() -> None:
@@ -81,6 +100,7 @@ def test_factors_stay_bounded() -> None:
             refit.observe(shape, 100.0 * FITTED.step_s(shape))
     for shape in shapes(20):
         assert refit.costs.step_s(shape) <= 4.0 * FITTED.step_s(shape) * (1 + 1e-9)
+        assert refit.costs_now.step_s(shape) <= 16.0 * FITTED.step_s(shape) * (1 + 1e-9)
 
 
 def test_times_that_cannot_be_are_not_believed() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniserve.simulate.roofline import DevicePeaks, ModelSize, roofline_step_time
-from scheduler.step_time import LinearStepTime, StepCosts, StepShape
+from scheduler.step_time import LinearStepTime, StepCosts, StepShape, coldness_after
 
 LADDER = ((1, 1.0), (4, 2.5), (8, 3.5))
 
@@ -54,8 +54,11 @@ def test_step_is_the_sum_of_its_terms() -> None:
         decode_context_token_s=0.01,
         prefill_token_s=0.2,
         prefill_pair_s=0.001,
+        prefill_step_s=0.7,
+        prefill_chunk_s=0.05,
         lane_row_s=0.3,
         sampled_row_s=0.4,
+        cold_step_s=20.0,
     )
     shape = StepShape(
         num_decode_rows=3,
@@ -64,9 +67,20 @@ def test_step_is_the_sum_of_its_terms() -> None:
         prefill_pairs=55,
         num_lane_rows=2,
         num_sampled_rows=4,
+        num_prefill_chunks=2,
+        coldness=0.5,
     )
     by_hand = 1000 + (3 + 10 + 2) + 3 * 0.1 + 50 * 0.01 + 10 * 0.2 + 55 * 0.001 + 2 * 0.3 + 4 * 0.4
+    by_hand += 0.7 + 2 * 0.05 + 0.5 * 20
     assert costs.step_s(shape) == pytest.approx(by_hand)
+    assert costs.times(1.5).step_s(shape) == pytest.approx(1.5 * by_hand)
+
+
+def test_large_steps_leave_cold_caches_and_small_ones_warm_them() -> None:
+    """By hand: halfway from what it was to what the step's rows make it."""
+    assert [coldness_after(0.0, rows) for rows in (0, 64, 128, 999)] == [0.0, 0.25, 0.5, 0.5]
+    assert coldness_after(0.5, 512) == 0.75
+    assert coldness_after(0.5, 0) == 0.25
 
 
 def test_costs_beside_the_host_count_while_it_is_active() -> None:

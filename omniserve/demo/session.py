@@ -69,7 +69,7 @@ class _Session:
     @asynccontextmanager
     async def _daemon(self, config: Config) -> AsyncIterator[tuple[Addresses, DaemonChild]]:
         log_path = self._options.report.with_suffix(".log")
-        self._say("starting the daemon ...")
+        self._say("starting the daemon; the first start also measures what steps take ...")
         async with DaemonChild(config, log_path) as child:
             addresses = await child.start()
             self._say(

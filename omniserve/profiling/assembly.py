@@ -21,6 +21,7 @@ from omniserve.profiling.messages import (
 from omniserve.profiling.profile import HostModel, Profile
 from scheduler.step_time import LinearStepTime
 
+_LEAST_QUIET_SHARE = 0.5
 _MOST_JUDGED = 300
 """Of each kind, that a profile keeps."""
 
@@ -79,9 +80,21 @@ class Assembly:
             thinned(with_lanes, _MOST_JUDGED),
         )
         profile = replace(
-            _profile(opened, alone, step_time, host), judged=judged, effort=self._effort.name
+            _profile(opened, alone, step_time, host),
+            judged=judged,
+            effort=self._effort.name,
+            warnings=_warnings(alone, beside),
         )
         return Measured(profile, alone, beside)
+
+
+def _warnings(alone: StepFit, beside_host: StepFit | None) -> tuple[str, ...]:
+    fits = (("steps", alone), ("steps beside host attention", beside_host))
+    return tuple(
+        f"others used the cores while {what} were measured; repeat on a quiet machine"
+        for what, fit in fits
+        if fit is not None and fit.quiet_share < _LEAST_QUIET_SHARE
+    )
 
 
 def _profile(

@@ -115,6 +115,8 @@ class StepTimesAtStart:
         file = self._store.save(profile) if is_whole else None
         kept_in = None if file is None else str(file)
         log_event(_LOG, "step_times_measured", model=model.name, took_s=took_s, path=kept_in)
+        for warning in profile.warnings:
+            log_event(_LOG, "step_times_doubtful", level=logging.WARNING, problem=warning)
         return profile
 
     def _measured(

@@ -45,9 +45,8 @@ def _comparison_procedure(plan: Plan) -> list[str]:
         f"step, {limits.max_running_requests} requests, prefix caching off, blocks of equal size, "
         "the same requests for all (of the overflow, each server has a backlog of its own, of the "
         "same kind); OpenAI's HTTP API for all. OmniServe holds "
-        "its steps to the objectives and lets at most "
-        f"{limits.be_tokens_beside_ls} best-effort tokens into one with LS work; vLLM has neither, "
-        "and nothing of it was tuned.",
+        "its steps to the objectives and takes on the best-effort work for which they leave time; "
+        "vLLM has no such control, and nothing of it was tuned.",
         f"Objectives: {FACTOR:g} times the p50 of unloaded requests, of the slowest system, so "
         "that every system could meet them; failed, rejected and unfinished requests missed them.",
         f"{plan.rounds} rounds of windows of {plan.duration_s:g} s after {plan.warm_up_s:g} s of "

@@ -85,17 +85,20 @@ def _model(plan: ServerPlan, model: ServedModel, limits: Limits) -> dict[str, An
     if plan.piggybacking:
         piggyback["host_kv_bytes"] = model.host_kv_bytes
         piggyback["host_attention_threads"] = plan.frame.host_threads
+    step_times = limits.step_times if plan.objectives else NO_CONTROL
+    # Where time decides how much best-effort work a step takes on, nothing else does.
+    budget = {"best_effort_tokens_beside_ls": limits.be_tokens_beside_ls}
     return {
+        **(budget if step_times == NO_CONTROL else {}),
         "name": model.name,
         "path": str(model.path),
         "dtype": limits.dtype,
         "device_kv_bytes": model.device_kv_bytes,
         "max_model_len": limits.max_model_len,
         "max_step_tokens": limits.max_step_tokens,
-        "best_effort_tokens_beside_ls": limits.be_tokens_beside_ls,
         "max_running_requests": limits.max_running_requests,
         "block_size": BLOCK_TOKENS,
         "prefix_caching": False,
-        "step_times": limits.step_times if plan.objectives else NO_CONTROL,
+        "step_times": step_times,
         "piggyback": piggyback,
     }
