@@ -7,7 +7,8 @@ The scheduler says what a step will take before it runs; it corrects itself from
 in service. A round that is not counted comes first: libraries compile kernels on first use.
 
 Accuracy is 1 - |error| / real. Beside it stands what the machine allows: how far the very same step
-differs from its own median over the rounds, and a steady decode from those just before it.
+differs from its median in the other rounds, a steady decode from those just before it, and a
+millisecond of fixed work from the one before.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 from latency_model_figures import Accuracy, Figures, figures
-from latency_model_traffic import HeldOutStep, HostState, Task
+from latency_model_traffic import HostState, Ran, Task
 from machine import machine, say
 
 from omniserve.config import load_config
@@ -94,7 +95,7 @@ def profiled(settings: EngineSettings, args: argparse.Namespace) -> tuple[Engine
     return replace(settings, models=(known,)), measured
 
 
-def held_out(task: Task) -> list[HeldOutStep]:
+def held_out(task: Task) -> Ran:
     """Raises CalledProcessError where the worker fails; it says why on stderr."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("latency_model_worker.py"))],
@@ -102,7 +103,7 @@ def held_out(task: Task) -> list[HeldOutStep]:
         stdout=subprocess.PIPE,
         check=True,
     )
-    return msgspec.json.decode(done.stdout, type=list[HeldOutStep])
+    return msgspec.json.decode(done.stdout, type=Ran)
 
 
 def measure(name: str, args: argparse.Namespace) -> list[Figures]:
@@ -115,11 +116,11 @@ def measure(name: str, args: argparse.Namespace) -> list[Figures]:
             continue
         say(f"{name}: held-out traffic, host {host}")
         phase_steps = 80 if args.quick else 250
-        steps = held_out(Task(settings, host, 1 + args.rounds, phase_steps, args.seed))
+        ran = held_out(Task(settings, host, 1 + args.rounds, phase_steps, args.seed))
         if args.steps is not None:
             args.steps.mkdir(parents=True, exist_ok=True)
-            (args.steps / f"{name}-{host}.json").write_bytes(msgspec.json.encode(steps))
-        found.append(figures(name, host, steps))
+            (args.steps / f"{name}-{host}.json").write_bytes(msgspec.json.encode(ran))
+        found.append(figures(name, host, ran))
         print("\n".join(lines(found[-1])), flush=True)
     return found
 
@@ -134,15 +135,16 @@ def lines(each: Figures) -> list[str]:
         ("as fitted, nothing learned", each.as_fitted),
         ("noise: same step, other rounds", each.repeated),
         ("noise: steady decodes", each.steady),
+        ("noise: a millisecond of fixed work", each.fixed_work),
     )
     rows = [
-        f"  {words:32s} {found.average:8.1%} {found.p90:8.1%} {found.median:8.1%} "
+        f"  {words:34s} {found.average:8.1%} {found.p90:8.1%} {found.median:8.1%} "
         f"{found.p99:8.1%} {found.num_steps:8,d}"
         for words, found in parts
         if found is not None
     ]
     heading = f"{each.model}, host {each.host} ({each.disturbed_share:.0%} of steps disturbed)"
-    return [f"{heading:34s}  average      p90   median      p99    steps", *rows]
+    return [f"{heading:36s}  average      p90   median      p99    steps", *rows]
 
 
 def reached(each: Figures) -> bool:

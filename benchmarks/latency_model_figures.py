@@ -6,7 +6,7 @@ from statistics import median
 
 import msgspec
 import numpy as np
-from latency_model_traffic import HeldOutStep
+from latency_model_traffic import HeldOutStep, Ran
 
 from omniserve.others_meter import QUIET_CORES
 
@@ -44,11 +44,13 @@ class Figures(msgspec.Struct, frozen=True):
     """Noise: each decode step as the median of those just before it with the same rows says."""
     steady_in_service: Accuracy | None
     """The live scheduler's predictions of the steps that `steady` is about."""
+    fixed_work: Accuracy | None
+    """Noise: a millisecond of always the same work, without an engine, likewise."""
     disturbed_share: float
 
 
-def figures(model: str, host: str, steps: Sequence[HeldOutStep]) -> Figures:
-    counted = [each for each in steps if each.round > 0]
+def figures(model: str, host: str, ran: Ran) -> Figures:
+    counted = [each for each in ran.steps if each.round > 0]
     quiet = [each for each in counted if each.others_cores <= QUIET_CORES]
     steady = list(_steady(counted))
     return Figures(
@@ -62,6 +64,11 @@ def figures(model: str, host: str, steps: Sequence[HeldOutStep]) -> Figures:
         repeated=accuracy(_repeated(counted)) if host == "idle" else None,
         steady=accuracy((usual_s, each.measured_s) for usual_s, each in steady),
         steady_in_service=_in_service(each for _, each in steady),
+        fixed_work=accuracy(
+            (median(ran.fixed_work_s[max(0, place - _STEADY) : place]), real)
+            for place, real in enumerate(ran.fixed_work_s)
+            if place >= _FEWEST_STEADY
+        ),
         disturbed_share=1.0 - len(quiet) / len(counted) if counted else 0.0,
     )
 

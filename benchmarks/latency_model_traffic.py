@@ -1,11 +1,13 @@
 """Steps of mixed traffic in this process, each with what was predicted of it before it ran."""
 
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from omniserve.others_meter import OthersMeter
 from omniserve.profiling.host import always_offloading
@@ -54,6 +56,14 @@ class HeldOutStep(msgspec.Struct, frozen=True):
     seconds: float
     """As the engine's loop sees it: the same, with messages in and out."""
     others_cores: float
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """What came of a task."""
+
+    steps: list[HeldOutStep]
+    fixed_work_s: list[float]
+    """Of always the same work, no engine in it."""
 
 
 @dataclass(slots=True)
@@ -160,6 +170,20 @@ class Traffic:
             seconds=step.seconds,
             others_cores=0.0,
         )
+
+
+def time_fixed_work(num_times: int) -> list[float]:
+    """About a millisecond of one core each: half of it arithmetic, half memory that a shared cache
+    holds."""
+    source = np.ones(1 << 18)
+    target = np.empty_like(source)
+    taken = []
+    for _ in range(num_times):
+        start_s = time.perf_counter()
+        np.copyto(target, source)
+        sum(number * number for number in range(8000))
+        taken.append(time.perf_counter() - start_s)
+    return taken
 
 
 def _said(steps: list[HeldOutStep], meter: OthersMeter) -> Iterator[HeldOutStep]:

@@ -1,13 +1,15 @@
-"""The process that runs held-out traffic: a task on stdin, its steps on stdout, both JSON."""
+"""The process that runs held-out traffic: a task on stdin, what came of it on stdout, JSON both."""
 
 import gc
 import sys
 
 import msgspec
-from latency_model_traffic import Task, Traffic
+from latency_model_traffic import Ran, Task, Traffic, time_fixed_work
 
 from omniserve.engine.core import Engine
 from omniserve.profiling.timed_engine import TimedEngine
+
+_FIXED_WORKS = 2000
 
 
 def main() -> int:
@@ -22,7 +24,7 @@ def main() -> int:
     steps = list(Traffic(timed, task, model.step_time).run())
     timed.close()
     engine.close()
-    sys.stdout.buffer.write(msgspec.json.encode(steps))
+    sys.stdout.buffer.write(msgspec.json.encode(Ran(steps, time_fixed_work(_FIXED_WORKS))))
     return 0
 
 

@@ -1,7 +1,8 @@
 """When a latency-sensitive request would have its first token, if it were taken now."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
 
 from scheduler.forecast_margins import ForecastMargins
@@ -12,6 +13,10 @@ from scheduler.step_control import LEAST_PROMPT_SHARE, StepControl
 from scheduler.step_load import StepLoad
 from scheduler.step_time import StepCosts, StepShape
 
+_HOPELESS_SHARE = 0.25
+"""Of the objective: a first token that is later by more is given up."""
+_MOST_AWAITED = 64
+"""Prompts that are looked at; those behind them come later anyway."""
 _PATIENT_SHARE = 0.25
 _LATELY_S = 60.0
 
@@ -98,30 +103,45 @@ class FirstTokenForecast:
         return waited_s + margin * queued_s
 
     def spare_s(self, starts_s: float) -> float:
-        """Time that best-effort work may take from `starts_s` on before the prompts that are here
-        have to be computed; infinite without any."""
+        """Time that others may take from `starts_s` on before the prompts that are here, one after
+        the other beside the decodes, so that each is in time; infinite without any.
+
+        Requests that are late whatever happens hold up nobody.
+        """
+        if not self._control.is_predicting:
+            return inf
+        stretch = 1.0 / max(LEAST_PROMPT_SHARE, 1.0 - self._decode_share)
+        least_s, ready_s = inf, starts_s
+        for request in islice(self._awaited(), _MOST_AWAITED):
+            left_s = stretch * _left_s(request)
+            if request.objectives is None or not left_s:
+                continue
+            spare_s = request.arrival_s + request.objectives.ttft_s - ready_s - left_s
+            # A little late may still be in time: the forecast is not that good. Who is later than
+            # that does not go first, and so takes nothing from those behind.
+            if spare_s > -_HOPELESS_SHARE * request.objectives.ttft_s:
+                least_s = min(least_s, max(0.0, spare_s))
+                ready_s += left_s
+        return least_s
+
+    def _awaited(self) -> Iterator[Request]:
         service_class = ServiceClass.LATENCY_SENSITIVE
-        running, waiting = self._queues.running[service_class], self._queues.waiting[service_class]
-        prompts = [each for each in running if each.first_token_s is None]
-        return self._control.until_first_tokens_s(
-            [*prompts, *waiting], starts_s, self._decode_share
-        )
+        for queue in (self._queues.running[service_class], self._queues.waiting[service_class]):
+            yield from (each for each in queue if each.first_token_s is None)
 
     def note_arrival(self, request: Request) -> None:
         """A request is added, with or without having been asked about."""
-        is_urgent = request.service_class is ServiceClass.LATENCY_SENSITIVE
-        if is_urgent and self._control.is_predicting and request.expected_prefill_s is None:
+        if request.objectives is None or not self._control.is_predicting:
+            return
+        self._tiers[request.tier] = (request.objectives.ttft_s, request.arrival_s)
+        if request.expected_prefill_s is None:
             num_cached = self._residency.num_cached(request)
             request.expected_prefill_s = self._prefill_s(request, num_cached)
-        if request.objectives is not None:
-            self._tiers[request.tier] = (request.objectives.ttft_s, request.arrival_s)
 
     def patience_s(self, now_s: float) -> float:
         """That a request which may come at any moment can be let wait: a part of its time to the
         first token. Infinite where none came lately."""
-        lately = (
-            ttft_s for ttft_s, last_s in self._tiers.values() if now_s - last_s < _LATELY_S
-        )
+        lately = (ttft_s for ttft_s, last_s in self._tiers.values() if now_s - last_s < _LATELY_S)
         return _PATIENT_SHARE * min(lately, default=inf)
 
     def note_first_token(self, request: Request) -> None:
@@ -147,3 +167,11 @@ class FirstTokenForecast:
     def _prefill_s(self, request: Request, num_done: int) -> float:
         num_left = len(request.token_ids) - num_done
         return prefill_s(self._control.costs_alone, num_done, num_left, self._max_step_tokens)
+
+
+def _left_s(request: Request) -> float:
+    """Of what its prompt was expected to take, what is not planned yet."""
+    num_tokens = len(request.token_ids)
+    num_left = num_tokens - request.num_scheduled
+    num_wanted = max(1, num_tokens - request.num_cached_tokens)
+    return (request.expected_prefill_s or 0.0) * min(1.0, max(0, num_left) / num_wanted)

@@ -26,9 +26,7 @@ class ForecastMargins:
     def of(self, tier: str) -> float:
         return self._by_tier.get(tier, 1.0)
 
-    def note(
-        self, tier: str, objectives: Objectives, forecast_s: float, measured_s: float
-    ) -> None:
+    def note(self, tier: str, objectives: Objectives, forecast_s: float, measured_s: float) -> None:
         """A first token came after `measured_s`; `forecast_s` is without the factor."""
         is_late = measured_s > objectives.ttft_s
         if not is_late and forecast_s < _TELLING_SHARE * objectives.ttft_s:

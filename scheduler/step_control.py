@@ -14,8 +14,6 @@ from scheduler.step_time import LinearStepTime, StepCosts, coldness_after
 
 LEAST_PROMPT_SHARE = 0.1
 """Of the device that prompts get beside decodes, however little time these leave."""
-_HOPELESS_SHARE = 0.25
-"""Of the objective: a first token that is later by more is given up."""
 
 
 class StepControl:
@@ -91,32 +89,6 @@ class StepControl:
         fastest_s = load.seconds
         starts_s = max(now_s, self._urgent_until_s)
         return self.pace.allowed_s(decodes, starts_s, fastest_s) - fastest_s
-
-    def until_first_tokens_s(
-        self, awaited: Iterable[Request], now_s: float, decode_share: float
-    ) -> float:
-        """Time that others may take from `now_s` on before the prompts of `awaited`, one after the
-        other beside decodes that take `decode_share` of the device, so that each is in time.
-
-        Requests that are late whatever happens hold up nobody.
-        """
-        if not self._refits:
-            return inf
-        costs = self.costs_alone
-        stretch = 1.0 / max(LEAST_PROMPT_SHARE, 1.0 - decode_share)
-        least_s, ready_s = inf, now_s
-        for request in awaited:
-            num_left = len(request.token_ids) - request.num_scheduled
-            if request.objectives is None or num_left <= 0:
-                continue
-            more_s = stretch * StepLoad(costs).seconds_with(request.num_scheduled, num_left)
-            spare_s = request.arrival_s + request.objectives.ttft_s - ready_s - more_s
-            # A little late may still be in time: the forecast is not that good. Who is later than
-            # that does not go first, and so takes nothing from those behind.
-            if spare_s > -_HOPELESS_SHARE * request.objectives.ttft_s:
-                least_s = min(least_s, max(0.0, spare_s))
-                ready_s += more_s
-        return least_s
 
     def urgent_residual_s(self, now_s: float) -> float:
         """Until the steps in flight with latency-sensitive rows are done: nothing interrupts

@@ -134,7 +134,8 @@ class StepPlanner:
         if step.has_rows or self._is_memory_short:
             max_s = min(max_s, self._first_tokens.patience_s(self._control.now_s))
         # Decodes must be ahead by what it then takes from them.
-        max_s = min(max_s, step.budget_s - _LEAD * self._pressure.next_prompt_s)
+        lent_s = step.budget_s - _LEAD * self._pressure.next_prompt_s
+        max_s = min(max_s, max(0.0, lent_s))
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader
         offloader.keep_to_limit()

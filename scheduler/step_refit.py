@@ -13,10 +13,12 @@ _MOST_ERROR = 0.5
 _MOST_FACTOR = 4.0
 _HALF_LIFE_STEPS = 20_000
 """In which a correction that no step confirms is half forgotten."""
+_FORGETTING = 0.5 ** (1.0 / _HALF_LIFE_STEPS)
 _PACE_RATE = 0.3
 """The same for the pace: how fast a machine is changes within some steps, with its clock and with
 what its other cores do to caches and memory."""
 _MOST_PACE_ERROR = 0.3
+_MOST_LOG_PACE = log(2.0)
 _WORTH_REBUILDING = 0.01
 _FEW_ROWS = 64
 """Up to here rows are multiplied by kernels of their own on a CPU."""
@@ -69,11 +71,11 @@ class StepRefit:
         if predicted_s <= 0.0 or seconds <= 0.0:
             return
         error = log(seconds / predicted_s)
-        self._log_pace += _PACE_RATE * _bounded(error - self._log_pace, _MOST_PACE_ERROR)
-        error = _bounded(error, _MOST_ERROR)
-        forgetting = 0.5 ** (1.0 / _HALF_LIFE_STEPS)
+        surprise = _bounded(error - self._log_pace, _MOST_PACE_ERROR)
+        self._log_pace = _bounded(self._log_pace + _PACE_RATE * surprise, _MOST_LOG_PACE)
+        per_second = _RATE * _bounded(error, _MOST_ERROR) / predicted_s
         for name, factor in self._factors.items():
-            moved = factor**forgetting * exp(_RATE * error * parts[name] / predicted_s)
+            moved = factor**_FORGETTING * exp(per_second * parts[name])
             self._factors[name] = min(_MOST_FACTOR, max(1.0 / _MOST_FACTOR, moved))
         self._rebuild()
 
@@ -103,7 +105,8 @@ class StepRefit:
         """Costs are made anew where that makes a difference: it is not free."""
         old = self._built_with
         is_other = any(
-            abs(log(self._factors[name] / old[name])) >= _WORTH_REBUILDING for name in old
+            abs(factor - old[name]) >= _WORTH_REBUILDING * old[name]
+            for name, factor in self._factors.items()
         )
         if is_other:
             self._built_with = dict(self._factors)

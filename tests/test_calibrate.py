@@ -26,7 +26,10 @@ from omniserve.profiling.messages import (
     Identify,
     StepSample,
 )
-from omniserve.profiling.nonnegative import nonnegative_least_squares
+from omniserve.profiling.nonnegative import (
+    nonnegative_least_deviations,
+    nonnegative_least_squares,
+)
 from omniserve.profiling.profile import FrontLatency
 from omniserve.profiling.scenes import SceneRunner, limits_of, run_scene
 from omniserve.profiling.timed_engine import TimedEngine
@@ -137,6 +140,15 @@ class TestNonnegativeLeastSquares:
         matrix, wanted = draw.uniform(size=(20, 3)), np.array([2.0, 0.0, 1e-7])
         assert nonnegative_least_squares(matrix, matrix @ wanted) == pytest.approx(wanted, abs=1e-9)
 
+    def test_a_fifth_of_outliers_do_not_move_the_least_deviations(self) -> None:
+        draw = np.random.default_rng(2)
+        matrix, wanted = draw.uniform(size=(60, 3)), np.array([1.0, 0.0, 0.3])
+        target = matrix @ wanted
+        target[::5] *= 3.0
+        found = nonnegative_least_deviations(matrix, target, np.ones(60))
+        assert found == pytest.approx(wanted, abs=0.02)
+        assert np.abs(nonnegative_least_squares(matrix, target) - wanted).max() > 0.1
+
 
 def _best_residual(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> float:
     """By trying all sets of coefficients that are free: the others are 0."""
@@ -186,6 +198,36 @@ class TestFitSteps:
         device_s = fit.costs.step_s(shape) - fit.costs.overhead_s
         assert device_s == pytest.approx(TRUE_COSTS.step_s(shape), rel=0.02)
         assert fit.launch_s > 0.0
+
+    def test_slow_steps_among_others_do_not_count(self) -> None:
+        """Each twice as it is, and once by far slower: as when something is made on first use."""
+        fit = fit_steps(observe(samples(4.0) + samples() + samples()))
+        for shape in shapes():
+            assert fit.costs.step_s(shape) == pytest.approx(TRUE_COSTS.step_s(shape), rel=0.02)
+
+    def test_chunks_and_cold_caches_are_told_apart(self) -> None:
+        costs = replace(TRUE_COSTS, prefill_chunk_s=3e-4, prefill_step_s=2e-4, cold_step_s=4e-4)
+        varied = [
+            replace(
+                shape,
+                num_prefill_chunks=chunks if shape.num_prefill_tokens else 0,
+                coldness=coldness,
+            )
+            for chunks, coldness in ((1, 0.0), (2, 0.9), (4, 0.2))
+            for shape in shapes()
+        ]
+        fit = fit_steps(
+            observe(
+                [
+                    StepSample(scene, 0, shape, costs.step_s(shape), 0.0, costs.overhead_s)
+                    for scene, shape in enumerate(varied)
+                ]
+            )
+        )
+        assert fit.costs.cold_step_s == pytest.approx(costs.cold_step_s, rel=0.05)
+        assert fit.costs.prefill_chunk_s == pytest.approx(costs.prefill_chunk_s, rel=0.05)
+        for shape in varied:
+            assert fit.costs.step_s(shape) == pytest.approx(costs.step_s(shape), rel=0.02)
 
     def test_too_few_steps_are_refused(self) -> None:
         with pytest.raises(TooFewSteps, match="3 kinds"):
@@ -237,6 +279,31 @@ class TestFitHost:
         assert host.copy_bytes_per_s == 7e9
         assert costs.lane_row_s == pytest.approx(self.LANE_ROW_S, rel=0.01)
         assert replace(costs, lane_row_s=0.0) == TRUE_COSTS
+
+    def active_steps(self, active: StepCosts) -> tuple[StepSample, ...]:
+        shapes_with_rows = [
+            shape.with_lane_rows(num_rows) for num_rows in (0.0, 2.0, 9.0) for shape in shapes()
+        ]
+        return tuple(
+            StepSample(0, place, shape, active.step_s(shape), 0.0, 0.0)
+            for place, shape in enumerate(shapes_with_rows)
+        )
+
+    def test_what_the_hosts_work_costs_all_steps_is_found(self) -> None:
+        active = replace(TRUE_COSTS.times(1.2), lane_row_s=6e-5)
+        active = replace(active, overhead_s=active.overhead_s + 3e-4)
+        measured = HostMeasured((self.busy(64),), 7e9, None, self.active_steps(active))
+        _, costs = fit_host(measured, TRUE_COSTS, self.NUM_LAYERS)
+        for step in measured.steps:
+            assert costs.step_s(step.shape) == pytest.approx(step.seconds, rel=0.01)
+        assert costs.lane_row_s == pytest.approx(6e-5, rel=0.05)
+
+    def test_a_device_with_cores_of_its_own_is_not_slowed(self) -> None:
+        active = replace(TRUE_COSTS, lane_row_s=6e-5)
+        measured = HostMeasured((self.busy(64),), 7e9, None, self.active_steps(active))
+        _, costs = fit_host(measured, TRUE_COSTS, self.NUM_LAYERS, takes_cores=False)
+        assert replace(costs, lane_row_s=0.0) == TRUE_COSTS
+        assert costs.lane_row_s == pytest.approx(6e-5, rel=0.01)
 
     def test_single_steps_say_what_a_lane_row_costs_and_judge_it(self) -> None:
         steps = tuple(

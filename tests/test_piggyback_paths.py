@@ -14,10 +14,11 @@ from late_stream import LateMark, LateStream
 from piggyback_builders import REGIMES, running_fleet, write_checkpoints
 from piggyback_trials import Trials
 
-from omniserve.piggyback import build, core_split
+from omniserve.piggyback import build
 from omniserve.piggyback.accelerator_block_copier import AcceleratorBlockCopier
 from omniserve.piggyback.accelerator_exchange import AcceleratorExchange
 from omniserve.piggyback.kv_swapper import KvSwapper
+from scheduler import host_cores_rule
 
 ARCH = "qwen3"
 
@@ -78,7 +79,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def trials(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iterator[Trials]:
     fields = {"threads": 2} if request.param == "elastic_cores" else {"pipeline_depth": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core_split, "_QUIET_S", 0.0)
+        patch.setattr(host_cores_rule, "_QUIET_S", 0.0)
         if request.param == "accelerator":
             patch.setattr(build, "open_swapper", _accelerator_swapper)
             patch.setattr(build, "open_exchange", _accelerator_exchange)

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from profiling_builders import MEASURED_ON, make_profile
@@ -20,7 +21,8 @@ from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings, Pi
 
 def other(of: MeasuredOn, name: str) -> MeasuredOn:
     value = getattr(of, name)
-    return replace(of, **{name: value + 1 if isinstance(value, int) else value + "x"})
+    changed: dict[str, Any] = {name: value + 1 if isinstance(value, int) else value + "x"}
+    return replace(of, **changed)
 
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:

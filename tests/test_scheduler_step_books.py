@@ -52,6 +52,15 @@ def test_each_kind_counts_for_what_it_adds() -> None:
     assert (books.num_steps, books.predicted_s, books.budget_s) == (0, 0.0, 500.0)
 
 
+def test_cold_caches_are_overhead() -> None:
+    costs = replace(TEN_A_ROW, cold_step_s=8.0)
+    shape, urgent = replace(ALL, coldness=0.5), replace(URGENT, coldness=0.5)
+    books = StepBooks()
+    books.note(replace(STEP, costs=costs, shape=shape, urgent=urgent), 4.0, measured_s=None)
+    assert books.used_s["overhead"] == 104.0
+    assert sum(books.used_s.values()) == pytest.approx(costs.step_s(shape.with_lane_rows(4.0)))
+
+
 def test_predictions_and_measurements_are_of_the_same_steps() -> None:
     books = StepBooks()
     decode = StepShape(num_decode_rows=1, decode_context_tokens=10)

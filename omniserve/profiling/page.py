@@ -28,8 +28,8 @@ from scheduler.step_time import StepCosts
 
 _KINDS = ("decodes", "prompts", "both", "with rows from the host")
 _METHOD = (
-    "Every fourth kind of step was kept from the fit; these are the ones that are shown, where "
-    "others left the cores alone. A kind is the median of its undisturbed runs; steps with rows "
+    "Every fourth kind of load was kept from the fit; its steps are the ones that are shown, where "
+    "others left the cores alone: each is the median of its undisturbed runs. Steps with rows "
     "from the host are single ones. Accuracy is 1 - |predicted - measured| / measured, its p90 "
     "what nine steps of ten reach."
 )

@@ -27,8 +27,8 @@ _POOL_BYTES = 1 << 30
 
 THOROUGH = Effort(
     "thorough",
-    alone_s=34.0,
-    beside_host_s=24.0,
+    alone_s=30.0,
+    beside_host_s=20.0,
     host_s=8.0,
     max_scenes=44,
     max_prompt_tokens=16384,
