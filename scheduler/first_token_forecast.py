@@ -82,6 +82,12 @@ class FirstTokenForecast:
             return UrgentLoad()
         return UrgentLoad(self._queued_s(), self._decode_share)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no latency-sensitive request is there."""
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        return not (self._queues.running[service_class] or self._queues.waiting[service_class])
+
     def ttft_s(self, request: Request, now_s: float, others: Iterable[UrgentLoad] = ()) -> float:
         """From the arrival of a new request on, if it is added now; `others` are the loads of
         other models on the device. Infinite where all the memory there is is held or awaited; 0

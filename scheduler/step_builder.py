@@ -115,6 +115,8 @@ class StepBuilder:
         if max_tokens is not None:
             self.budget = min(self.budget, max_tokens)
         self.budget_s = min(self.budget_s, max_s)
+        if self.load is not None and self._closed_rows:
+            self.budget_s = max(self.budget_s, self.load.seconds)
 
     def lane_limits(self, max_rows: int) -> LaneLimits:
         """What the time that is left allows, with up to `max_rows` rows at a layer."""

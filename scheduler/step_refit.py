@@ -14,10 +14,12 @@ _MOST_FACTOR = 4.0
 _HALF_LIFE_STEPS = 20_000
 """In which a correction that no step confirms is half forgotten."""
 _FORGETTING = 0.5 ** (1.0 / _HALF_LIFE_STEPS)
-_PACE_RATE = 0.3
+_PACE_RATE = 0.4
 """The same for the pace: how fast a machine is changes within some steps, with its clock and with
 what its other cores do to caches and memory."""
-_MOST_PACE_ERROR = 0.3
+_MOST_LATE, _MOST_EARLY = 0.1, 0.3
+"""Of which the pace takes notice: a step that is late may have been disturbed, one that is early
+was not."""
 _MOST_LOG_PACE = log(2.0)
 _WORTH_REBUILDING = 0.01
 _FEW_ROWS = 64
@@ -71,7 +73,7 @@ class StepRefit:
         if predicted_s <= 0.0 or seconds <= 0.0:
             return
         error = log(seconds / predicted_s)
-        surprise = _bounded(error - self._log_pace, _MOST_PACE_ERROR)
+        surprise = min(_MOST_LATE, max(-_MOST_EARLY, error - self._log_pace))
         self._log_pace = _bounded(self._log_pace + _PACE_RATE * surprise, _MOST_LOG_PACE)
         per_second = _RATE * _bounded(error, _MOST_ERROR) / predicted_s
         for name, factor in self._factors.items():

@@ -60,9 +60,11 @@ def make_state(
     )
 
 
-def refusal(admission: Admission, state: Request, rules: TierRules) -> Overloaded:
+def refusal(
+    admission: Admission, state: Request, rules: TierRules, now_s: float = NOW_S
+) -> Overloaded:
     with pytest.raises(Overloaded) as caught:
-        admission.judge(state, rules, NOW_S)
+        admission.judge(state, rules, now_s)
     return caught.value
 
 
@@ -115,6 +117,17 @@ def test_a_prompt_that_is_too_long_by_itself_is_not_told_to_come_back_soon() -> 
     error = refusal(Admission(make_scheduler()), make_state(num_tokens=120), TierRules())
     assert error.retry_after_s == 10.0
     assert "it would take 120 ms, 120 ms of them for its own prompt, now" in str(error)
+
+
+def test_an_idle_model_tries_now_and_then_what_it_would_refuse() -> None:
+    scheduler = make_scheduler()
+    admission = Admission(scheduler)
+    refusal(admission, make_state(num_tokens=120), TierRules())
+    refusal(admission, make_state(num_tokens=120), TierRules(), NOW_S + 9.9)
+    admission.judge(make_state(num_tokens=120), TierRules(), NOW_S + 10.0)
+    refusal(admission, make_state(num_tokens=120), TierRules(), NOW_S + 10.1)
+    scheduler.add(make_state("other"))
+    refusal(admission, make_state(num_tokens=120), TierRules(), NOW_S + 30.0)
 
 
 def test_a_late_request_goes_to_the_fallback() -> None:

@@ -20,6 +20,7 @@ class Admission:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._movements: defaultdict[str, QueueMovement] = defaultdict(QueueMovement)
+        self._refuses_idle_since_s: float | None = None
 
     def judge(
         self,
@@ -82,9 +83,23 @@ class Admission:
             self._check_queue(state, rules.fallback, rules.fallback_max_waiting, now_s)
             self._send_to_fallback(state, rules.fallback, ttft_s)
             return
+        if self._is_a_trial(now_s):
+            return
         error = _too_late(state, ttft_s, now_s)
         self._note_refusal(state, Reason.OBJECTIVE, error)
         raise error
+
+    def _is_a_trial(self, now_s: float) -> bool:
+        """Whether a request runs so that it is learnt what steps take: without, one wrong
+        prediction would be believed for ever."""
+        if not self._scheduler.ttft_forecast.is_idle:
+            self._refuses_idle_since_s = None
+        elif self._refuses_idle_since_s is None:
+            self._refuses_idle_since_s = now_s
+        elif now_s - self._refuses_idle_since_s >= MOST_WAIT_S:
+            self._refuses_idle_since_s = None
+            return True
+        return False
 
     def _send_to_fallback(self, state: Request, tier: str, ttft_s: float) -> None:
         when = "not soon" if ttft_s == inf else f"after {ttft_s * 1e3:.0f} ms"
