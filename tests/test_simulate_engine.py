@@ -30,7 +30,7 @@ from omniserve.simulate.fleet import Fleet
 from omniserve.simulate.run import simulate
 from omniserve.synthetic.info import model_report
 from scheduler import Request, Scheduler, ServiceClass, StepPlan
-from scheduler.step_time import StepCosts
+from scheduler.step_time import LinearStepTime, StepCosts
 
 FLAT = StepCosts(overhead_s=0.0, dense_ladder=((1, 0.8),))
 """Every step takes 0.8 s, 0.1 s a layer."""
@@ -82,6 +82,23 @@ def test_best_effort_step_stops_at_a_layer_for_an_arrival(
     (chat,), batch = of_stream(record, "chat"), of_stream(record, "batch")[0]
     assert chat.token_times_s == pytest.approx([boundary_s + 0.8])
     assert batch.token_times_s[0] == pytest.approx(1.6)
+
+
+def test_a_parked_best_effort_step_lets_decodes_pass_that_are_due() -> None:
+    # Steps take 0.8 s whatever they hold, so a decode leaves 0.1 s a token for anything else.
+    chat_stream = chats([(0.25, 10, 3)])
+    info = replace(chat_stream.info, ttft_ms=9000.0, tpot_ms=900.0)
+    (model,) = make_settings(max_step_tokens=8).models
+    settings = EngineSettings(
+        make_settings().device, (replace(model, step_time=LinearStepTime(FLAT)),)
+    )
+    streams = [backlog(1, [(60, 3)]), replace(chat_stream, info=info)]
+    record = run_simulation(streams, settings, make_profile(FLAT), duration_s=20.0)
+    (chat,), batch = of_stream(record, "chat"), of_stream(record, "batch")[0]
+    assert chat.tpot_s is not None and chat.tpot_s <= 0.9 + 1e-9
+    # Nor does it wait for all of them: a layer of it ran between any two.
+    assert chat.tpot_s > 0.85
+    assert batch.outcome == "done"
 
 
 def test_an_arrival_while_a_step_with_lanes_is_laid_out_stops_it_behind_its_first_layer() -> None:
