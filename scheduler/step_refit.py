@@ -14,9 +14,11 @@ _MOST_FACTOR = 4.0
 _HALF_LIFE_STEPS = 20_000
 """In which a correction that no step confirms is half forgotten."""
 _FORGETTING = 0.5 ** (1.0 / _HALF_LIFE_STEPS)
-_PACE_RATE = 0.4
+_PACE_RATE = 0.15
 """The same for the pace: how fast a machine is changes within some steps, with its clock and with
 what its other cores do to caches and memory."""
+_ECHO = 0.4
+"""Part of a step's error, against the pace, that the next step is expected to have too."""
 _MOST_LATE, _MOST_EARLY = 0.1, 0.3
 """Of which the pace takes notice: a step that is late may have been disturbed, one that is early
 was not."""
@@ -43,7 +45,7 @@ _FEW, _MANY = "dense, few rows", "dense, many rows"
 
 class StepRefit:
     """One factor a group of terms, moved by each step in proportion to the group's part in it; and
-    the pace, one factor for all of them, which follows the last few steps.
+    the pace, one factor for all of them, which follows the last few steps and echoes the last one.
 
     Exponentiated gradient descent on the squared error of the logarithm: factors stay positive, a
     term that has no part in a step is not moved by it, and one step moves none by more than 2.5 %.
@@ -53,7 +55,7 @@ class StepRefit:
         self._fitted = fitted
         self._factors = dict.fromkeys((*_TERMS, _FEW, _MANY), 1.0)
         self._costs, self._built_with = fitted, dict(self._factors)
-        self._log_pace, self._built_pace = 0.0, 0.0
+        self._log_pace, self._echo, self._built_pace = 0.0, 0.0, 0.0
         self._costs_now = fitted
 
     @property
@@ -73,13 +75,19 @@ class StepRefit:
         if predicted_s <= 0.0 or seconds <= 0.0:
             return
         error = log(seconds / predicted_s)
-        surprise = min(_MOST_LATE, max(-_MOST_EARLY, error - self._log_pace))
-        self._log_pace = _bounded(self._log_pace + _PACE_RATE * surprise, _MOST_LOG_PACE)
+        self._follow(error)
         per_second = _RATE * _bounded(error, _MOST_ERROR) / predicted_s
         for name, factor in self._factors.items():
             moved = factor**_FORGETTING * exp(per_second * parts[name])
             self._factors[name] = min(_MOST_FACTOR, max(1.0 / _MOST_FACTOR, moved))
         self._rebuild()
+
+    def _follow(self, error: float) -> None:
+        """The pace of a machine reverts: what the last step had is half gone with the next."""
+        surprise = error - self._log_pace
+        self._echo = _ECHO * _bounded(surprise, _MOST_ERROR)
+        surprise = min(_MOST_LATE, max(-_MOST_EARLY, surprise))
+        self._log_pace = _bounded(self._log_pace + _PACE_RATE * surprise, _MOST_LOG_PACE)
 
     def _parts(self, shape: StepShape) -> dict[str, float]:
         """Seconds of each group, with the corrections so far."""
@@ -113,9 +121,10 @@ class StepRefit:
         if is_other:
             self._built_with = dict(self._factors)
             self._costs = self._corrected()
-        if is_other or abs(self._log_pace - self._built_pace) >= _WORTH_REBUILDING:
-            self._built_pace = self._log_pace
-            self._costs_now = self._costs.times(exp(self._log_pace))
+        pace = self._log_pace + self._echo
+        if is_other or abs(pace - self._built_pace) >= _WORTH_REBUILDING:
+            self._built_pace = pace
+            self._costs_now = self._costs.times(exp(pace))
 
     def _corrected(self) -> StepCosts:
         fitted, factors = self._fitted, self._factors
