@@ -1,6 +1,6 @@
 """When a latency-sensitive request would have its first token, if it were taken now."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
@@ -46,8 +46,8 @@ class FirstTokenForecast:
     decodes take to keep their pace; best-effort work waits.
 
     All prompts are reckoned as one batch, first come first served, as in the admission test of
-    OmniServe (its section 3.3.2). A forecast takes time for each prompt that waits, and none for
-    requests that decode: these are summed up whenever a step is planned.
+    OmniServe (its section 3.3.2). A forecast takes time for each prompt that is here, and hardly any
+    for requests that decode: these are summed up whenever a step is planned.
     """
 
     def __init__(
@@ -62,18 +62,22 @@ class FirstTokenForecast:
         self._residency = residency
         self._max_step_tokens = max_step_tokens
         self._margins = ForecastMargins()
-        self._prompts: Sequence[Request] = ()
-        self._decode_share = 0.0
+        self._noted_share = 0.0
         self._tiers: dict[str, tuple[float, float]] = {}
         """Time to the first token that a tier promises, and when a request of it came last."""
 
-    def note_running(self, prompts: Sequence[Request], decodes: StepShape, token_s: float) -> None:
-        """A step is being planned while these run; `decodes` is the shape of all those that
-        decode, and the most demanding of them needs a token every `token_s`."""
-        self._prompts = prompts
+    def note_running(self, decodes: StepShape, token_s: float) -> None:
+        """A step is being planned; `decodes` is the shape of all those that decode, and the most
+        demanding of them needs a token every `token_s`."""
         # Where latency-sensitive requests need the host's cores they get them.
         decodes_s = self._control.costs_alone.step_s(decodes)
-        self._decode_share = 0.0 if token_s == inf else decodes_s / token_s
+        self._noted_share = 0.0 if token_s == inf else decodes_s / token_s
+
+    @property
+    def _decode_share(self) -> float:
+        # Behind the last of them no step may be planned that would tell.
+        is_running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
+        return self._noted_share if is_running else 0.0
 
     @property
     def load(self) -> UrgentLoad:
@@ -165,9 +169,13 @@ class FirstTokenForecast:
         return self._residency.lacks_blocks_for([*running, *waiting, request])
 
     def _queued_s(self) -> float:
-        running = (each for each in self._prompts if each.num_unscheduled)
-        running_s = sum(self._prefill_s(each, each.num_scheduled) for each in running)
-        waiting = self._queues.waiting[ServiceClass.LATENCY_SENSITIVE]
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        running, waiting = self._queues.running[service_class], self._queues.waiting[service_class]
+        running_s = sum(
+            self._prefill_s(each, each.num_scheduled)
+            for each in running
+            if each.num_scheduled < each.num_prompt_tokens
+        )
         return running_s + sum(each.expected_prefill_s or 0.0 for each in waiting)
 
     def _prefill_s(self, request: Request, num_done: int) -> float:

@@ -21,7 +21,7 @@ class PlannedStep:
     """What was reckoned of a step when its plan was handed out."""
 
     planned_s: float
-    """When."""
+    """When, or when the step before it ended, if the engine came right from there."""
     costs: StepCosts
     urgent: StepShape
     """Its latency-sensitive rows."""

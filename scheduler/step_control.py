@@ -15,6 +15,10 @@ from scheduler.step_time import LinearStepTime, StepCosts, coldness_after
 LEAST_PROMPT_SHARE = 0.1
 """Of the device that prompts get beside decodes, however little time these leave."""
 
+_LOOP_S = 1e-3
+"""From a step's end to the planning of the next, at most, where an engine goes on: messages out and
+in are part of what a step takes. Where it took longer it waited, or had other models to run."""
+
 
 class StepControl:
     """One model's. Without step times nothing is predicted, and no step is limited in time."""
@@ -97,8 +101,9 @@ class StepControl:
 
     def depart(self, plan: StepPlan, load: StepLoad) -> None:
         """The plan is handed out."""
+        comes_from_step = not self._planned and self.now_s - self._last_landed_s <= _LOOP_S
         self._planned[plan.plan_id] = PlannedStep(
-            self.now_s,
+            self._last_landed_s if comes_from_step else self.now_s,
             self.costs,
             load.urgent_shape,
             load.shape,

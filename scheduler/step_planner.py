@@ -115,10 +115,9 @@ class StepPlanner:
     ) -> int:
         """Limits the step's time; returns the tokens that a prompt gets in it in any case."""
         decodes = [request for request, num_tokens in plannable if num_tokens == 1]
-        prompts = [request for request, num_tokens in plannable if num_tokens > 1]
         step.expect_decodes(decodes)
         token_s = self._control.pace.tightest_s(decodes)
-        self._first_tokens.note_running(prompts, load.shape, token_s)
+        self._first_tokens.note_running(load.shape, token_s)
         self._pressure.note_running(load.shape, token_s if decodes else 0.0)
         step.budget_s = self._control.allowed_s(decodes, load.seconds)
         # While there is time prompts wait for decodes to get ahead, and take what these can lend.

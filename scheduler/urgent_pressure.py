@@ -50,8 +50,9 @@ class UrgentPressure:
         self._decodes, self._token_s = decodes, token_s
 
     def note_arrival(self, request: Request, now_s: float) -> None:
-        """A latency-sensitive request is taken."""
-        if request.expected_prefill_s is not None:
+        """A request is taken; one that the fallback of its tier has is not urgent any more."""
+        is_urgent = request.service_class is ServiceClass.LATENCY_SENSITIVE
+        if is_urgent and request.expected_prefill_s is not None:
             self._arrivals.note(request.expected_prefill_s, now_s)
 
     @property
@@ -64,7 +65,10 @@ class UrgentPressure:
         beside = self._control.costs_beside_host
         if beside is None:
             return Pressure()
-        decode_share = beside.step_s(self._decodes) / self._token_s if self._token_s else 0.0
+        decode_share = 0.0
+        # Behind the last of them no step may be planned that would tell.
+        if self._token_s and self._queues.running[ServiceClass.LATENCY_SENSITIVE]:
+            decode_share = beside.step_s(self._decodes) / self._token_s
         slowdown = _slowdown(self._control.costs_alone, beside)
         return Pressure(
             decode_share + slowdown * self._arrivals.of(now_s),

@@ -63,6 +63,25 @@ def test_decodes_take_their_share_from_prompts() -> None:
     assert load.decode_share == pytest.approx(decodes_s / 15e-3, rel=0.01)
 
 
+def test_what_is_left_of_a_prompt_counts_as_soon_as_its_first_chunk_is_done() -> None:
+    clocked = Clocked()
+    clocked.scheduler.add(make_request("long", 400, 4, 0.0, OBJECTIVES))
+    clocked.step()
+    load = clocked.scheduler.ttft_forecast.load
+    assert load.prompts_s == pytest.approx(prefill_s(COSTS, 128, 272, 128))
+
+
+def test_nothing_is_reckoned_for_requests_that_have_ended() -> None:
+    clocked = Clocked()
+    for number in range(8):
+        clocked.scheduler.add(chat(f"{number}"))
+    clocked.run()
+    clocked.scheduler.add(make_request("long", 400, 4, clocked.now_s, OBJECTIVES))
+    clocked.step()
+    clocked.scheduler.abort("long")
+    assert clocked.scheduler.ttft_forecast.load == UrgentLoad()
+
+
 def test_where_first_tokens_come_too_late_forecasts_are_believed_less() -> None:
     margins = ForecastMargins()
     for _ in range(5):

@@ -3,7 +3,7 @@
 import pytest
 from builders_control import COSTS, SETTINGS, chat
 
-from scheduler import HostCoresRule, Scheduler
+from scheduler import HostCoresRule, Scheduler, ServiceClass, StepResult
 from scheduler.step_time import LinearStepTime, StepCosts
 from scheduler.urgent_pressure import ArrivalRate, Pressure, pressure_on
 
@@ -71,6 +71,27 @@ def test_decodes_and_prompts_press_on_a_device_without_the_hosts_cores() -> None
     assert scheduler.pressure.at(0.2).lateness == pytest.approx(lateness[-1] + 0.4)
     assert pressure_on([Pressure(0.3, 0.2), Pressure(0.4, 0.9)]) == 0.9
     assert pressure_on([Pressure(0.3, 0.2), Pressure(0.7, 0.9)]) == 1.0
+
+
+def test_decodes_that_have_ended_do_not_press() -> None:
+    scheduler = Scheduler(SETTINGS, step_time=LinearStepTime(COSTS, BESIDE))
+    scheduler.add(chat("a"))
+    for now_s in (0.0, 0.1):
+        plan = scheduler.schedule(now_s=now_s)
+        assert plan is not None
+        scheduler.complete(plan, StepResult({"a": 1}), now_s=now_s)
+    assert scheduler.pressure.at(100.0).share > 0.1
+    scheduler.abort("a")
+    assert scheduler.pressure.at(100.0).share == pytest.approx(0.0)
+
+
+def test_what_the_fallback_has_does_not_press() -> None:
+    scheduler = Scheduler(SETTINGS, step_time=LinearStepTime(COSTS, BESIDE))
+    demoted = chat("a")
+    scheduler.ttft_forecast.ttft_s(demoted, 0.0)
+    demoted.service_class, demoted.objectives = ServiceClass.BEST_EFFORT, None
+    scheduler.add(demoted)
+    assert scheduler.pressure.at(0.0) == Pressure()
 
 
 def test_a_device_whose_cores_are_its_own_is_not_pressed() -> None:

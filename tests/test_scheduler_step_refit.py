@@ -76,12 +76,12 @@ def test_it_comes_to_the_truth_in_some_hundred_steps(truth: StepCosts) -> None:
 
 def test_a_machine_that_is_slower_for_a_while_is_followed_at_once() -> None:
     refit, slower = StepRefit(FITTED), FITTED.times(1.25)
-    for shape in shapes(12):
+    for shape in shapes(20):
         refit.observe(shape, slower.step_s(shape))
     assert max(errors(refit.costs_now, slower)) < 0.03
     # What is to come later is not reckoned with its pace of now.
     assert fmean(errors(refit.costs, slower)) > 0.03
-    for shape in shapes(12):
+    for shape in shapes(20):
         refit.observe(shape, FITTED.step_s(shape))
     assert max(errors(refit.costs_now, FITTED)) < 0.03
 
@@ -90,7 +90,9 @@ def test_a_disturbed_step_moves_little() -> None:
     refit = StepRefit(FITTED)
     refit.observe(shapes(1)[0], 60.0)
     assert max(errors(refit.costs, FITTED)) < 0.03
-    assert max(errors(refit.costs_now, FITTED)) < 0.08
+    assert max(errors(refit.costs_now, FITTED)) < 0.3
+    refit.observe(shapes(1)[0], FITTED.step_s(shapes(1)[0]))
+    assert max(errors(refit.costs_now, FITTED)) < 0.05
 
 
 def test_factors_stay_bounded() -> None:
@@ -100,7 +102,7 @@ def test_factors_stay_bounded() -> None:
             refit.observe(shape, 100.0 * FITTED.step_s(shape))
     for shape in shapes(20):
         assert refit.costs.step_s(shape) <= 4.0 * FITTED.step_s(shape) * (1 + 1e-9)
-        assert refit.costs_now.step_s(shape) <= 8.0 * FITTED.step_s(shape) * (1 + 1e-9)
+        assert refit.costs_now.step_s(shape) <= 10.0 * FITTED.step_s(shape) * (1 + 1e-9)
 
 
 def test_times_that_cannot_be_are_not_believed() -> None:
@@ -108,3 +110,14 @@ def test_times_that_cannot_be_are_not_believed() -> None:
     refit.observe(shapes(1)[0], 0.0)
     refit.observe(shapes(1)[0], -1.0)
     assert refit.costs is FITTED
+
+
+def test_half_of_what_a_step_had_is_gone_with_the_next() -> None:
+    """An echo, not a pace: steps alternate around what is usual, one of them is late by far."""
+    refit = StepRefit(FITTED)
+    (shape,) = shapes(1)
+    refit.observe(shape, 1.3 * FITTED.step_s(shape))
+    late = refit.costs_now.step_s(shape) / FITTED.step_s(shape)
+    assert 1.1 < late < 1.2
+    refit.observe(shape, FITTED.step_s(shape))
+    assert refit.costs_now.step_s(shape) / FITTED.step_s(shape) == pytest.approx(1.0, abs=0.02)

@@ -20,6 +20,7 @@ from simulate_builders import (
 )
 
 from omniserve.bench.load.options import LoadOptions
+from omniserve.bench.load.streams import Stream
 from omniserve.engine.core import Engine
 from omniserve.profiling.profile import FrontLatency
 from omniserve.requests import SamplingParams, ServiceClassName
@@ -92,7 +93,7 @@ def test_a_parked_best_effort_step_lets_decodes_pass_that_are_due() -> None:
     settings = EngineSettings(
         make_settings().device, (replace(model, step_time=LinearStepTime(FLAT)),)
     )
-    streams = [backlog(1, [(60, 3)]), replace(chat_stream, info=info)]
+    streams: list[Stream] = [backlog(1, [(60, 3)]), replace(chat_stream, info=info)]
     record = run_simulation(streams, settings, make_profile(FLAT), duration_s=20.0)
     (chat,), batch = of_stream(record, "chat"), of_stream(record, "batch")[0]
     assert chat.tpot_s is not None and chat.tpot_s <= 0.9 + 1e-9

@@ -1,4 +1,4 @@
-"""Cold caches: a step is reckoned to take longer behind large ones."""
+"""What steps are reckoned to take behind others, and what of the time between counts as theirs."""
 
 from dataclasses import replace
 
@@ -36,3 +36,20 @@ def test_decodes_behind_a_prompt_are_reckoned_with_what_it_left() -> None:
     assert surplus_s[0] == 0.0
     assert surplus_s[1] == pytest.approx(3e-3 * 100 / 128 / 2)
     assert surplus_s[1:] == sorted(surplus_s[1:], reverse=True)
+
+
+@pytest.mark.parametrize(("pause_s", "counted_s"), [(4e-4, 4e-4), (0.5, 0.0)])
+def test_messages_between_steps_are_part_of_them_but_waiting_is_not(
+    pause_s: float, counted_s: float
+) -> None:
+    scheduler = Scheduler(SETTINGS, step_time=LinearStepTime(COSTS))
+    scheduler.add(make_request("r", 30, 3))
+    now_s = 1.0
+    for _ in range(3):
+        plan = scheduler.schedule(now_s=now_s)
+        assert plan is not None
+        scheduler.complete(plan, StepResult({"r": 1}), now_s=now_s + 0.01)
+        now_s += 0.01 + pause_s
+    books = scheduler.step_books
+    assert books is not None
+    assert books.measured_s == pytest.approx(3 * 0.01 + 2 * counted_s)
