@@ -29,10 +29,12 @@ _MOST_FUTILE_STEPS = 200_000
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What a worker is to run. Round 0 is not counted."""
+    """What a worker is to run."""
 
     settings: EngineSettings
     host: HostState
+    num_warm_ups: int
+    """Rounds of other traffic of the kind, before those that count."""
     num_rounds: int
     phase_steps: int
     seed: int
@@ -42,6 +44,7 @@ class HeldOutStep(msgspec.Struct, frozen=True):
     """A step with rows on the device, as it was predicted and as it was."""
 
     round: int
+    """From 1 on those that count."""
     place: int
     """Of the step in its round: with nothing on the host, rounds have the same steps."""
     num_decode_rows: int
@@ -90,9 +93,10 @@ class Traffic:
     def run(self) -> Iterator[HeldOutStep]:
         """Round after round."""
         self._start_over()
-        for round_ in range(self._task.num_rounds):
-            # What is not counted must not be what is counted: only kernels are made by it.
-            seed = self._task.seed + (round_ > 0)
+        task = self._task
+        for round_ in range(1 - task.num_warm_ups, 1 + task.num_rounds):
+            # What is not counted must not be what is counted.
+            seed = task.seed - min(0, round_ - 1)
             yield from self._round(round_, random.Random(seed))
             self._engine.clear()
 

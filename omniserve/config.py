@@ -16,6 +16,7 @@ from omniserve.errors import ConfigError
 from omniserve.machine import Machine, this_machine
 from omniserve.profiling.profile import load_profile
 from omniserve.settings import (
+    TOKENS_BESIDE_LS,
     DeviceKind,
     DeviceSettings,
     DtypeName,
@@ -25,7 +26,6 @@ from omniserve.settings import (
 )
 from scheduler.step_time import LinearStepTime
 
-TOKENS_BESIDE_LS = 64
 MEASURED, UNLIMITED = "auto", "none"
 """Values of step_times that name no file. YAML reads `off` as a boolean."""
 

@@ -10,10 +10,8 @@ from omniserve.config_file import KeyPath
 from omniserve.config_section import Section
 from omniserve.config_values import Size, refuse
 from omniserve.machine import Machine
-from omniserve.settings import DeviceKind, PiggybackSettings
+from omniserve.settings import ROWS_BESIDE_LS_ON_CPU, DeviceKind, PiggybackSettings
 
-ROWS_BESIDE_LS_ON_CPU = 8
-"""Each of them costs a CPU device time; an accelerator hardly notices."""
 MAX_DEFAULT_HOST_KV_BYTES = 8 << 30
 MAX_DEFAULT_THREADS = 16
 """Memory bandwidth is used up by then."""

@@ -9,6 +9,12 @@ DeviceKind = Literal["auto", "cpu", "cuda", "npu"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
+TOKENS_BESIDE_LS = 64
+"""Best-effort tokens beside latency-sensitive ones where nothing tells what they take."""
+ROWS_BESIDE_LS_ON_CPU = 8
+"""Lane rows likewise: each of them costs a CPU device time; an accelerator hardly notices."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
     kind: DeviceKind = "auto"

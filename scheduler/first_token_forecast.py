@@ -46,8 +46,8 @@ class FirstTokenForecast:
     decodes take to keep their pace; best-effort work waits.
 
     All prompts are reckoned as one batch, first come first served, as in the admission test of
-    OmniServe (its section 3.3.2). A forecast takes time for each prompt that is here, and hardly any
-    for requests that decode: these are summed up whenever a step is planned.
+    OmniServe (its section 3.3.2). A forecast takes time for each prompt that is here, and hardly
+    any for requests that decode: these are summed up whenever a step is planned.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FirstTokenForecast:
         queued_s = queued_s / max(
             LEAST_PROMPT_SHARE, 1.0 - share
         ) + self._control.urgent_residual_s(now_s)
-        margin = self._margins.of(request.tier)
+        margin = self._margins.of(request.tier, now_s)
         waited_s = max(0.0, now_s - request.arrival_s)
         request.expected_prefill_s, request.expected_ttft_s = own_s, waited_s + queued_s
         return waited_s + margin * queued_s
@@ -159,7 +159,13 @@ class FirstTokenForecast:
         expected_s, first_s = request.expected_ttft_s, request.first_token_s
         if expected_s is not None and first_s is not None and request.objectives is not None:
             measured_s = first_s - request.arrival_s
-            self._margins.note(request.tier, request.objectives, expected_s, measured_s)
+            self._margins.note(
+                request.tier,
+                request.objectives,
+                forecast_s=expected_s,
+                measured_s=measured_s,
+                now_s=first_s,
+            )
 
     def _lacks_memory_for(self, request: Request) -> bool:
         service_class = ServiceClass.LATENCY_SENSITIVE

@@ -97,7 +97,7 @@ class RequestQueues:
         self.running[request.service_class].remove(request)
         request.service_class = ServiceClass.BEST_EFFORT
         request.tier = tier
-        request.objectives = None
+        request.objectives = request.demote_after_tokens = request.fallback_tier = None
         self.running[request.service_class].add(request)
 
     def end(self, request: Request) -> None:

@@ -37,6 +37,7 @@ class StepControl:
         self.starts_s = 0.0
         """When its step begins, as far as is predicted."""
         self._is_host_active = False
+        self._overtakes = False
         self._coldness = 0.0
         """At which the next step to be planned begins."""
         self._busy_until_s = 0.0
@@ -56,6 +57,7 @@ class StepControl:
         """A plan is being made now; its load, where step times are known. One that overtakes does
         not wait for steps in flight without latency-sensitive rows."""
         self.now_s, self._is_host_active = now_s, is_host_active
+        self._overtakes = overtakes
         self.starts_s = max(now_s, self._urgent_until_s if overtakes else self._busy_until_s)
         if not self._refits:
             return None
@@ -111,9 +113,12 @@ class StepControl:
             self._is_host_active,
         )
         self._coldness = coldness_after(self._coldness, load.num_rows)
-        self._busy_until_s = self.starts_s + load.seconds
+        ends_s = self.starts_s + load.seconds
+        # What it overtakes goes on behind it.
+        is_behind = self._overtakes and self._busy_until_s > self.starts_s
+        self._busy_until_s = self._busy_until_s + load.seconds if is_behind else ends_s
         if plan.has_latency_sensitive:
-            self._urgent_until_s = self._busy_until_s
+            self._urgent_until_s = ends_s
 
     def land(
         self, plan: StepPlan, now_s: float, num_lane_rows: float, *, is_undisturbed: bool

@@ -22,6 +22,9 @@ from scheduler.urgent_pressure import UrgentPressure
 
 _SHORT_SHARE = 0.25
 """Of the device's KV memory: while less is free, a prompt that comes may find no room."""
+_LEAST_STEPS = 2.0
+"""Times a step with one more row: best-effort work gets so much however impatient others are, as
+it would else get nothing where steps take long."""
 _LEAD = 0.5
 """Of what the next prompt is expected to take, by so much decodes are to be ahead of their pace
 before best-effort work may slow them down."""
@@ -130,10 +133,11 @@ class StepPlanner:
         max_s = min(max_s, self._first_tokens.spare_s(self._control.starts_s))
         # A prompt may come at any moment. It waits for a step with latency-sensitive rows, which
         # nothing interrupts, and for one that uses the memory it needs.
-        if step.has_rows or self._is_memory_short:
-            max_s = min(max_s, self._first_tokens.patience_s(self._control.now_s))
+        if step.load is not None and (step.has_rows or self._is_memory_short):
+            patience_s = self._first_tokens.patience_s(self._control.now_s)
+            max_s = min(max_s, max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1)))
         # Decodes must be ahead by what it then takes from them.
-        lent_s = step.budget_s - _LEAD * self._pressure.next_prompt_s
+        lent_s = step.budget_s - _LEAD * self._pressure.next_prompt_s(self._control.now_s)
         max_s = min(max_s, max(0.0, lent_s))
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import exp, log
 
+from scheduler.machine_pace import MachinePace
 from scheduler.step_time import StepCosts, StepShape
 
 _RATE = 0.05
@@ -14,15 +15,6 @@ _MOST_FACTOR = 4.0
 _HALF_LIFE_STEPS = 20_000
 """In which a correction that no step confirms is half forgotten."""
 _FORGETTING = 0.5 ** (1.0 / _HALF_LIFE_STEPS)
-_PACE_RATE = 0.15
-"""The same for the pace: how fast a machine is changes within some steps, with its clock and with
-what its other cores do to caches and memory."""
-_ECHO = 0.4
-"""Part of a step's error, against the pace, that the next step is expected to have too."""
-_MOST_LATE, _MOST_EARLY = 0.1, 0.3
-"""Of which the pace takes notice: a step that is late may have been disturbed, one that is early
-was not."""
-_MOST_LOG_PACE = log(2.0)
 _WORTH_REBUILDING = 0.01
 _FEW_ROWS = 64
 """Up to here rows are multiplied by kernels of their own on a CPU."""
@@ -41,11 +33,14 @@ _TERMS: Mapping[str, tuple[str, ...]] = {
     "sampling": ("sampled_row_s",),
 }
 _FEW, _MANY = "dense, few rows", "dense, many rows"
+_OF_PROMPTS = ("prefill", _MANY)
+"""Groups that prompts bring; they compute, where the others read memory, and have a pace of their
+own."""
 
 
 class StepRefit:
     """One factor a group of terms, moved by each step in proportion to the group's part in it; and
-    the pace, one factor for all of them, which follows the last few steps and echoes the last one.
+    the machine's pace, of what prompts bring and of all the rest.
 
     Exponentiated gradient descent on the squared error of the logarithm: factors stay positive, a
     term that has no part in a step is not moved by it, and one step moves none by more than 2.5 %.
@@ -53,10 +48,11 @@ class StepRefit:
 
     def __init__(self, fitted: StepCosts) -> None:
         self._fitted = fitted
+        self._few_s = fitted.dense_s(_FEW_ROWS)
         self._factors = dict.fromkeys((*_TERMS, _FEW, _MANY), 1.0)
+        self._pace = MachinePace()
         self._costs, self._built_with = fitted, dict(self._factors)
-        self._log_pace, self._echo, self._built_pace = 0.0, 0.0, 0.0
-        self._costs_now = fitted
+        self._costs_now, self._built_now = fitted, (0.0, 0.0)
 
     @property
     def costs(self) -> StepCosts:
@@ -74,27 +70,21 @@ class StepRefit:
         predicted_s = sum(parts.values())
         if predicted_s <= 0.0 or seconds <= 0.0:
             return
-        error = log(seconds / predicted_s)
-        self._follow(error)
-        per_second = _RATE * _bounded(error, _MOST_ERROR) / predicted_s
+        prompts_s = sum(parts[name] for name in _OF_PROMPTS)
+        self._pace.observe(prompts_s, predicted_s - prompts_s, seconds)
+        error = min(_MOST_ERROR, max(-_MOST_ERROR, log(seconds / predicted_s)))
+        per_second = _RATE * error / predicted_s
         for name, factor in self._factors.items():
             moved = factor**_FORGETTING * exp(per_second * parts[name])
             self._factors[name] = min(_MOST_FACTOR, max(1.0 / _MOST_FACTOR, moved))
         self._rebuild()
-
-    def _follow(self, error: float) -> None:
-        """The pace of a machine reverts: what the last step had is half gone with the next."""
-        surprise = error - self._log_pace
-        self._echo = _ECHO * _bounded(surprise, _MOST_ERROR)
-        surprise = min(_MOST_LATE, max(-_MOST_EARLY, surprise))
-        self._log_pace = _bounded(self._log_pace + _PACE_RATE * surprise, _MOST_LOG_PACE)
 
     def _parts(self, shape: StepShape) -> dict[str, float]:
         """Seconds of each group, with the corrections so far."""
         fitted, factors = self._fitted, self._factors
         num_rows = shape.num_decode_rows + shape.num_prefill_tokens + shape.num_lane_rows
         dense_s = fitted.dense_s(num_rows) if num_rows else 0.0
-        few_s = min(dense_s, fitted.dense_s(_FEW_ROWS))
+        few_s = min(dense_s, self._few_s)
         parts = {
             "overhead": fitted.overhead_s + fitted.cold_step_s * shape.coldness,
             "decode": fitted.decode_row_s * shape.num_decode_rows
@@ -120,26 +110,29 @@ class StepRefit:
         )
         if is_other:
             self._built_with = dict(self._factors)
-            self._costs = self._corrected()
-        pace = self._log_pace + self._echo
-        if is_other or abs(pace - self._built_pace) >= _WORTH_REBUILDING:
-            self._built_pace = pace
-            self._costs_now = self._costs.times(exp(pace))
+            self._costs = self._with(self._factors)
+        pace = self._pace.of_prompts, self._pace.of_others
+        moved = max(abs(new - built) for new, built in zip(pace, self._built_now, strict=True))
+        if is_other or moved >= _WORTH_REBUILDING:
+            self._built_now = pace
+            of_prompts, of_others = exp(pace[0]), exp(pace[1])
+            self._costs_now = self._with(
+                {
+                    name: factor * (of_prompts if name in _OF_PROMPTS else of_others)
+                    for name, factor in self._built_with.items()
+                }
+            )
 
-    def _corrected(self) -> StepCosts:
-        fitted, factors = self._fitted, self._factors
+    def _with(self, factors: Mapping[str, float]) -> StepCosts:
+        fitted, few_s = self._fitted, self._few_s
         scaled = {
             cost: factors[name] * getattr(fitted, cost)
             for name, costs in _TERMS.items()
             for cost in costs
         }
-        few_s = fitted.dense_s(_FEW_ROWS)
+        few, many = factors[_FEW], factors[_MANY]
         ladder = tuple(
-            (rows, factors[_FEW] * min(rung, few_s) + factors[_MANY] * max(0.0, rung - few_s))
+            (rows, few * min(rung, few_s) + many * max(0.0, rung - few_s))
             for rows, rung in fitted.dense_ladder
         )
         return replace(fitted, dense_ladder=ladder, **scaled)
-
-
-def _bounded(number: float, most: float) -> float:
-    return min(most, max(-most, number))

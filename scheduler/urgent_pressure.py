@@ -11,6 +11,7 @@ from scheduler.step_time import StepCosts, StepShape
 
 _MEMORY_S = 2.0
 """Arrivals of about so long tell how many more there will be."""
+_LATELY_S = 60.0
 _MEAN_WEIGHT = 0.05
 """Of the newest arrival in the mean over arrivals."""
 _TYPICAL_CHUNK = StepShape(
@@ -55,10 +56,10 @@ class UrgentPressure:
         if is_urgent and request.expected_prefill_s is not None:
             self._arrivals.note(request.expected_prefill_s, now_s)
 
-    @property
-    def next_prompt_s(self) -> float:
-        """That a prompt which may come at any moment is expected to take."""
-        return self._arrivals.mean_work_s
+    def next_prompt_s(self, now_s: float) -> float:
+        """That a prompt which may come at any moment is expected to take; 0 where none came
+        lately."""
+        return self._arrivals.mean_work_s if self._arrivals.came_lately(now_s) else 0.0
 
     def at(self, now_s: float) -> Pressure:
         """At this time. Takes time for each prompt that is here."""
@@ -103,12 +104,16 @@ class ArrivalRate:
     def note(self, work_s: float, now_s: float) -> None:
         """So much work arrived."""
         self._work_s = self._left_s(now_s) + work_s
-        self._noted_s = now_s
+        # One that was long on its way makes the others no older.
+        self._noted_s = max(self._noted_s, now_s)
         weight = _MEAN_WEIGHT if self.mean_work_s else 1.0
         self.mean_work_s += weight * (work_s - self.mean_work_s)
 
     def of(self, now_s: float) -> float:
         return self._left_s(now_s) / _MEMORY_S
+
+    def came_lately(self, now_s: float) -> bool:
+        return now_s - self._noted_s < _LATELY_S
 
     def _left_s(self, now_s: float) -> float:
         return self._work_s * exp(min(0.0, self._noted_s - now_s) / _MEMORY_S)

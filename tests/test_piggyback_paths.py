@@ -14,11 +14,11 @@ from late_stream import LateMark, LateStream
 from piggyback_builders import REGIMES, running_fleet, write_checkpoints
 from piggyback_trials import Trials
 
-from omniserve.piggyback import build
+from omniserve.piggyback import build, host_link
 from omniserve.piggyback.accelerator_block_copier import AcceleratorBlockCopier
 from omniserve.piggyback.accelerator_exchange import AcceleratorExchange
 from omniserve.piggyback.kv_swapper import KvSwapper
-from scheduler import host_cores_rule
+from scheduler import HostCoresRule, host_cores_rule
 
 ARCH = "qwen3"
 
@@ -60,6 +60,25 @@ class PageableRegion:
         """Nothing was page-locked."""
 
 
+class RestlessRule(HostCoresRule):
+    """The host rests every now and then, whatever the pressure."""
+
+    num_updates = 0
+
+    def update(
+        self, now_s: float, *, num_offloaded: int, num_in_flight: int, pressure: float
+    ) -> bool:
+        self.num_updates += 1
+        is_pressed = self.num_updates // 9 % 2 == 1
+        # Long enough apart for the rule to calm down in between.
+        return super().update(
+            float(self.num_updates),
+            num_offloaded=num_offloaded,
+            num_in_flight=num_in_flight,
+            pressure=1.0 if is_pressed else 0.0,
+        )
+
+
 def _accelerator_swapper(cache: Any, pool: Any, cores: Any) -> KvSwapper:
     return KvSwapper(AcceleratorBlockCopier(cache, pool, PolledStream(), PageableRegion()))
 
@@ -94,3 +113,14 @@ def test_random_schedules_equal_transformers(trials: Trials, regime: str) -> Non
         trials.run([(ARCH, regime)], seed)
     stats = trials.fleet.stats(ARCH, regime).piggyback
     assert stats is None or stats.num_rows_joined > 0
+
+
+def test_a_host_that_rests_now_and_then_changes_nothing(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_link, "HostCoresRule", RestlessRule)
+    regime = next(name for name in REGIMES if name != "off")
+    with running_fleet(checkpoints, [regime], threads=2) as fleet:
+        Trials(fleet, prompts_seed=3).run([(ARCH, regime)], 0)
+        stats = fleet.stats(ARCH, regime).piggyback
+        assert stats is not None and stats.num_rows_joined > 0

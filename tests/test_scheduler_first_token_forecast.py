@@ -11,6 +11,11 @@ from scheduler.forecast_margins import ForecastMargins
 from scheduler.plan_shape import shape_of
 
 OBJECTIVES = Objectives(0.5, 15e-3, share=0.9)
+NOW_S = 70.0
+
+
+def note(margins: ForecastMargins, forecast_s: float, measured_s: float) -> None:
+    margins.note("chat", OBJECTIVES, forecast_s=forecast_s, measured_s=measured_s, now_s=NOW_S)
 
 
 def test_a_cached_prefix_is_not_waited_for() -> None:
@@ -85,19 +90,21 @@ def test_nothing_is_reckoned_for_requests_that_have_ended() -> None:
 def test_where_first_tokens_come_too_late_forecasts_are_believed_less() -> None:
     margins = ForecastMargins()
     for _ in range(5):
-        margins.note("chat", OBJECTIVES, 0.3, 0.6)
-    assert margins.of("chat") == pytest.approx(exp(5 * 0.1 * 0.9))
-    assert margins.of("other") == 1.0
+        note(margins, 0.3, 0.6)
+    assert margins.of("chat", NOW_S) == pytest.approx(exp(5 * 0.1 * 0.9))
+    assert margins.of("other", NOW_S) == 1.0
     for _ in range(100):
-        margins.note("chat", OBJECTIVES, 0.3, 0.6)
-    assert margins.of("chat") == 3.0
+        note(margins, 0.3, 0.6)
+    assert margins.of("chat", NOW_S) == 3.0
+    # While requests are refused nothing new is learnt, so the old is believed less and less.
+    assert margins.of("chat", NOW_S + 60.0) == pytest.approx(3.0**0.5)
 
 
 def test_prompts_that_wait_while_they_may_teach_nothing_wrong() -> None:
     margins = ForecastMargins()
     for _ in range(3):
-        margins.note("chat", OBJECTIVES, 0.2, 0.49)
-    assert margins.of("chat") < 1.0
+        note(margins, 0.2, 0.49)
+    assert margins.of("chat", NOW_S) < 1.0
 
 
 def test_as_many_of_those_taken_are_in_time_as_the_tier_promises() -> None:
@@ -106,17 +113,17 @@ def test_as_many_of_those_taken_are_in_time_as_the_tier_promises() -> None:
     for number in range(8000):
         forecast_s = 0.2 + 0.4 * (number * 61 % 97) / 97
         measured_s = forecast_s * (1.0 + (number * 37 % 100) / 100)
-        if margins.of("chat") * forecast_s <= OBJECTIVES.ttft_s:
+        if margins.of("chat", NOW_S) * forecast_s <= OBJECTIVES.ttft_s:
             was_in_time.append(measured_s <= OBJECTIVES.ttft_s)
-            margins.note("chat", OBJECTIVES, forecast_s, measured_s)
+            note(margins, forecast_s, measured_s)
     later = was_in_time[len(was_in_time) // 2 :]
     assert sum(later) / len(later) == pytest.approx(0.9, abs=0.03)
 
 
 def test_forecasts_that_decide_nothing_teach_nothing() -> None:
     margins = ForecastMargins()
-    margins.note("chat", OBJECTIVES, 0.01, 0.1)
-    assert margins.of("chat") == 1.0
+    note(margins, 0.01, 0.1)
+    assert margins.of("chat", NOW_S) == 1.0
 
 
 def test_prompts_wait_for_decodes_to_get_ahead_while_there_is_time() -> None:

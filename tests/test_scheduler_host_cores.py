@@ -55,6 +55,13 @@ def test_arrivals_are_forgotten() -> None:
     assert rate.of(50.0) < 0.01
 
 
+def test_an_arrival_that_was_long_on_its_way_makes_others_no_older() -> None:
+    rate = ArrivalRate()
+    rate.note(0.4, 10.0)
+    rate.note(0.0, 5.0)
+    assert rate.of(10.0) == pytest.approx(0.2)
+
+
 def test_decodes_and_prompts_press_on_a_device_without_the_hosts_cores() -> None:
     scheduler = Scheduler(SETTINGS, step_time=LinearStepTime(COSTS, BESIDE))
     assert scheduler.pressure.at(0.0) == Pressure()

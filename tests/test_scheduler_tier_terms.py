@@ -5,6 +5,7 @@ from builders_scheduler import LS, add_all, finish_plan, make_request, make_sche
 
 from scheduler import Objectives, Request, ServiceClass
 from scheduler.tier_terms import TierTerms
+from scheduler.timeline import Event
 
 OLD, NEW = Objectives(1.0, 0.1), Objectives(0.5, 0.05)
 TERMS = {LS.value: TierTerms(LS, NEW, demote_after_tokens=2, fallback_tier="batch")}
@@ -63,3 +64,15 @@ def test_others_keep_what_they_have() -> None:
     scheduler.set_terms({LS.value: TierTerms(ServiceClass.BEST_EFFORT)})
     assert gone.objectives == other_class.objectives == OLD
     assert other_class.service_class is LS
+
+
+def test_a_demoted_request_is_not_told_of_changes_that_do_not_concern_it() -> None:
+    scheduler = make_scheduler()
+    add_all(scheduler, [make_urgent("ls0")])
+    scheduler.set_terms(TERMS)
+    for _ in range(2):
+        finish_plan(scheduler, take_plan(scheduler))
+    scheduler.set_terms(TERMS | {"batch": TierTerms(ServiceClass.BEST_EFFORT)})
+    events = [entry.event for entry in scheduler.explain("ls0") or ()]
+    assert events.count(Event.DEMOTED) == 1
+    assert events.count(Event.TIER_CHANGED) == 1

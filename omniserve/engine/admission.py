@@ -29,7 +29,7 @@ class Admission:
         now_s: float,
         others: Iterable[UrgentLoad] = (),
     ) -> None:
-        """Changes a request that goes to the fallback: its tier and class, and no objectives.
+        """Changes a request that goes to the fallback: its tier and class, and nothing promised.
 
         `others` are the loads of other models on the device; they are asked for where it matters.
 
@@ -77,13 +77,14 @@ class Admission:
         ttft_s = self._scheduler.ttft_forecast.ttft_s(state, now_s, others)
         in_time_s = state.deadline_s - state.arrival_s
         if ttft_s <= min(state.objectives.ttft_s, in_time_s):
+            self._refuses_idle_since_s = None
+            return
+        if self._is_a_trial(now_s):
             return
         # What would miss its deadline here would miss it by more where others go first.
         if rules.fallback is not None and ttft_s <= in_time_s:
             self._check_queue(state, rules.fallback, rules.fallback_max_waiting, now_s)
             self._send_to_fallback(state, rules.fallback, ttft_s)
-            return
-        if self._is_a_trial(now_s):
             return
         error = _too_late(state, ttft_s, now_s)
         self._note_refusal(state, Reason.OBJECTIVE, error)
@@ -107,7 +108,7 @@ class Admission:
         self._scheduler.journal.note(state.request_id, Event.DEMOTED, Reason.OBJECTIVE, detail)
         state.tier = tier
         state.service_class = ServiceClass.BEST_EFFORT
-        state.objectives = None
+        state.objectives = state.demote_after_tokens = state.fallback_tier = None
 
 
 def _too_late(state: Request, ttft_s: float, now_s: float) -> Overloaded:

@@ -97,7 +97,8 @@ class Piggyback:
                 self._scheduler.recompute(self._request_ids[lane])
             self.stop_released()
         self._scheduler.lanes_open = self._link.is_ready
-        self._scheduler.offload_allowed = self._link.is_ready and self._may_offload()
+        rests = self._scheduler.host_rests = self._link.rests
+        self._scheduler.offload_allowed = self._link.is_ready and not rests and self._may_offload()
 
     def _may_offload(self) -> bool:
         if self.may_offload is not None:

@@ -19,7 +19,7 @@ from omniserve.profiling.messages import (
     StepSample,
 )
 from omniserve.profiling.profile import HostModel, Profile
-from scheduler.step_time import LinearStepTime
+from scheduler.step_time import COST_NAMES, LinearStepTime, StepCosts
 
 _LEAST_QUIET_SHARE = 0.5
 _MOST_JUDGED = 300
@@ -73,7 +73,11 @@ class Assembly:
             takes_cores = beside is not None
             host, costs = fit_host(self._host, costs, opened.num_layers, takes_cores=takes_cores)
             with_lanes = judge_active(self._host, costs)
-        step_time = LinearStepTime(costs) if beside is None else LinearStepTime(alone.costs, costs)
+        step_time = LinearStepTime(costs)
+        if beside is not None:
+            is_doubtful = alone.quiet_share < _LEAST_QUIET_SHARE
+            all_cores = at_most(alone.costs, costs) if is_doubtful else alone.costs
+            step_time = LinearStepTime(all_cores, costs)
         judged = JudgedSteps(
             thinned(alone.judged, _MOST_JUDGED),
             () if beside is None else thinned(beside.judged, _MOST_JUDGED),
@@ -86,6 +90,14 @@ class Assembly:
             warnings=_warnings(alone, beside),
         )
         return Measured(profile, alone, beside)
+
+
+def at_most(costs: StepCosts, limits: StepCosts) -> StepCosts:
+    """Costs none of which is above its limit. With all cores nothing takes longer than with some of
+    them; a fit that says so was disturbed, and would have requests refused that could be served."""
+    lower = {name: min(getattr(costs, name), getattr(limits, name)) for name in COST_NAMES}
+    ladder = tuple((rows, min(rung, limits.dense_s(rows))) for rows, rung in costs.dense_ladder)
+    return replace(costs, dense_ladder=ladder, **lower)
 
 
 def _warnings(alone: StepFit, beside_host: StepFit | None) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omniserve.engine.core import Engine
 from omniserve.errors import OmniServeError
@@ -17,7 +17,13 @@ from omniserve.profiling.messages import Effort, Progress
 from omniserve.profiling.profile import Profile
 from omniserve.profiling.store import ProfileStore
 from omniserve.profiling.timed_engine import TimedEngine
-from omniserve.settings import EngineSettings, ModelSettings
+from omniserve.settings import (
+    ROWS_BESIDE_LS_ON_CPU,
+    TOKENS_BESIDE_LS,
+    EngineSettings,
+    ModelSettings,
+)
+from scheduler import SchedulerSettings
 from scheduler.step_time import LinearStepTime
 
 _LOG = get_logger(__name__)
@@ -92,6 +98,8 @@ class StepTimesAtStart:
                 reason=str(error) or type(error).__name__,
                 effect=_WITHOUT,
             )
+            runtime = self._engine.runtime(model.name)
+            runtime.start_over(_without_step_times(runtime.scheduler.settings), None)
             return None
         runtime = self._engine.runtime(model.name)
         runtime.start_over(runtime.scheduler.settings, profile.step_time)
@@ -177,3 +185,14 @@ class _Teller:
                 part=progress.phase,
                 done=round(progress.done, 2),
             )
+
+
+def _without_step_times(settings: SchedulerSettings) -> SchedulerSettings:
+    """With token budgets where time was to be the only one."""
+    tokens, limits = settings.best_effort_tokens_beside_ls, settings.piggyback
+    if tokens >= settings.max_step_tokens:
+        settings = replace(settings, best_effort_tokens_beside_ls=min(tokens, TOKENS_BESIDE_LS))
+    if limits is not None and limits.max_lane_rows_beside_ls >= limits.max_lane_rows:
+        rows = min(limits.max_lane_rows, ROWS_BESIDE_LS_ON_CPU)
+        settings = replace(settings, piggyback=replace(limits, max_lane_rows_beside_ls=rows))
+    return settings
