@@ -161,6 +161,7 @@ def _config_check(args: argparse.Namespace) -> int:
     from omniserve.installation import package_collisions
 
     config = load_config(_config_path(args))
+    config.engine_settings()  # Raises where a file of step times cannot be used.
     for address in (config.listen.grpc, config.listen.http):
         if not is_loopback(address):
             print(f"omniserve: warning: {address} is open to the network", file=sys.stderr)

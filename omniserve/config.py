@@ -133,9 +133,9 @@ class Config(Section):
 
     listen: ListenConfig = ListenConfig()
     device: DeviceConfig = DeviceConfig()
-    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, strict=False)]
+    models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, max_length=64, strict=False)]
     """The models to serve; all of them share the device."""
-    tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, strict=False)]
+    tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, max_length=256, strict=False)]
     """The classes of service; the first is the default of models that name none."""
     daemon: DaemonConfig = DaemonConfig()
 
@@ -209,16 +209,25 @@ class Config(Section):
                 device_kv_bytes=model.device_kv_bytes,
                 best_effort_tokens_beside_ls=model.tokens_beside_ls,
                 piggyback=each if isinstance(each, PiggybackSettings) else None,
-                step_time=_step_time(model.step_times),
+                step_time=_step_time(index, model.step_times),
                 measures_step_time=model.step_times == MEASURED,
             )
-            for model, each in zip(self.models, piggybacking.values(), strict=True)
+            for index, (model, each) in enumerate(
+                zip(self.models, piggybacking.values(), strict=True)
+            )
         )
         return EngineSettings(DeviceSettings(self.device.kind, self.device.threads), models)
 
 
-def _step_time(source: str) -> LinearStepTime | None:
-    return None if source in (MEASURED, UNLIMITED) else load_profile(Path(source)).step_time
+def _step_time(index: int, source: str) -> LinearStepTime | None:
+    """Of the model at this place in the file; raises ConfigError, which names the key."""
+    if source in (MEASURED, UNLIMITED):
+        return None
+    try:
+        return load_profile(Path(source)).step_time
+    except ConfigError as error:
+        problem = str(error).removeprefix(f"{source}: ")
+        raise ConfigError(f"models[{index}].step_times = {source!r}: {problem}") from None
 
 
 def without_step_times(config: Config) -> Config:

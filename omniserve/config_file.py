@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from omniserve.errors import ConfigError
+from omniserve.regular_file import read_regular_file
 
 MAX_FILE_BYTES = 256 << 10
 MAX_DEPTH = 16
@@ -59,8 +60,7 @@ def read_config_file(path: Path) -> ConfigFile:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        raw = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:

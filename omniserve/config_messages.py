@@ -49,6 +49,8 @@ def _requirement(details: ErrorDetails, root: type[BaseModel], path: KeyPath) ->
         return "must be a list"
     if details["type"] == "too_short":
         return "must hold at least one entry"
+    if details["type"] == "too_long":
+        return f"must hold at most {details['ctx']['max_length']} entries"
     texts = {
         "int_type": "must be a whole number",
         "int_from_float": "must be a whole number",

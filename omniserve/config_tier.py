@@ -1,9 +1,15 @@
 """The classes of service of a configuration: objectives, and the rules that go with them."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from omniserve.config_section import Section
 from omniserve.config_values import Milliseconds, Name, refuse
@@ -54,6 +60,14 @@ class TierConfig(Section):
         """As the engine takes it."""
         rules = TierRules(self.admission, self.fallback, self.max_waiting, self.demote_after_tokens)
         return TierSettings(self.name, self.service_class, self.objectives, rules)
+
+    @model_serializer(mode="wrap")
+    def _without_admission(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Of a best_effort tier, where it says nothing."""
+        shown: dict[str, Any] = serialize(self)
+        if self.service_class == "best_effort":
+            shown.pop("admission", None)
+        return shown
 
     @field_validator("name")
     @classmethod

@@ -45,6 +45,7 @@ def _explain(args: argparse.Namespace) -> int:
     """Raises OmniServeError where there is no answer."""
     from omniserve.terminal import make_console
 
+    _check_arguments(args)
     timeline = _ask(args.address, args.request_id)
     console = make_console()
     if args.json:
@@ -53,6 +54,20 @@ def _explain(args: argparse.Namespace) -> int:
     else:
         console.print(_table(timeline))
     return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what cannot be asked."""
+    from omniserve.errors import ConfigError
+
+    if not args.request_id:
+        raise ConfigError("ID: must not be empty; give the id of a request")
+    for name, value in (("ID", args.request_id), ("--address", args.address)):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            shown = ascii(value[:128])
+            raise ConfigError(f"{name} {shown}: not UTF-8 text") from None
 
 
 def _ask(address: str, request_id: str) -> "list[pb.TimelineEntry]":

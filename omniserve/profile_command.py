@@ -142,6 +142,9 @@ def _print(console: "Console", profile: "Profile") -> None:
         if shown.rows:
             console.print(f"\n{shown.title}", style="bold")
             console.print(draw(shown))
+        else:
+            text = "not known, as each of these was disturbed"
+            console.print(f"\n{shown.title}: {text}", soft_wrap=True, markup=False)
     console.print()
     for line in host_lines(profile):
         console.print(line, soft_wrap=True, markup=False)

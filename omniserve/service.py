@@ -125,7 +125,7 @@ class GenerationService:
 
     async def start(self, request: GenerationRequest) -> GenerationStream:
         """Checks and tokenises a request. It runs once the returned stream is entered."""
-        request_id = request.request_id or f"req-{secrets.token_hex(8)}"
+        request_id = request.request_id or new_request_id()
         shown_id = request_id[:MAX_REQUEST_ID_CHARS]
         record = RequestRecord(
             self.metrics,
@@ -252,6 +252,11 @@ def _check_num_sequences(request: GenerationRequest) -> None:
             f"allowed: {MAX_SEQUENCES} sequences in all",
             "n",
         )
+
+
+def new_request_id() -> str:
+    """Of a request whose client chose none."""
+    return f"req-{secrets.token_hex(8)}"
 
 
 def _check_words(request_id: str, tenant: str) -> None:

@@ -48,4 +48,6 @@ def check_error(answer: Any, status: int, param: str | None, part: str) -> None:
     assert set(error) == {"message", "type", "param", "code"}
     assert part in error["message"]
     assert error["param"] == param
-    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    assert error["type"] == ("rate_limit_error" if status == 429 else kind)
+    assert (error["code"] == "rate_limit_exceeded") == (status == 429)

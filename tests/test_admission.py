@@ -116,7 +116,8 @@ def test_a_request_without_room_in_memory_is_told_to_wait_as_long_as_anybody() -
 def test_a_prompt_that_is_too_long_by_itself_is_not_told_to_come_back_soon() -> None:
     error = refusal(Admission(make_scheduler()), make_state(num_tokens=120), TierRules())
     assert error.retry_after_s == 10.0
-    assert "it would take 120 ms, 120 ms of them for its own prompt, now" in str(error)
+    assert "within 100 ms, but its prompt alone would take 120 ms: waiting" in str(error)
+    assert str(error).endswith("try again in 10.0 s")
 
 
 def test_an_idle_model_tries_now_and_then_what_it_would_refuse() -> None:

@@ -92,12 +92,55 @@ def test_check_warns_of_open_addresses_and_of_mixed_packages(
     assert "OK" in captured.out
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("none.json", "cannot be read: No such file or directory"),
+        ("garbage.json", "not a profile: "),
+        (".", "cannot be read: Is a directory"),
+    ],
+)
+def test_check_finds_unusable_step_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, problem: str
+) -> None:
+    (tmp_path / "garbage.json").write_text("{{")
+    text = DEMO.read_text()
+    config = yaml.safe_load(text)
+    config["models"][0]["step_times"] = name
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert main(["config", "check", str(path)]) == 2
+    shown = (tmp_path / name).resolve()
+    assert capsys.readouterr().err.startswith(
+        f"omniserve: models[0].step_times = '{shown}': {problem}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["\udcff\udcfe"], r"ID '\udcff\udcfe': not UTF-8 text"),
+        (["some", "--address", "\udcff:1"], r"--address '\udcff:1': not UTF-8 text"),
+        ([""], "ID: must not be empty"),
+    ],
+)
+def test_explain_says_what_cannot_be_asked(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["explain", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"omniserve: {said}")
+
+
 def test_show_prints_a_file_of_the_same_meaning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["config", "show", str(DEMO)]) == 0
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown)["daemon"]["shutdown_grace_s"] == 30
+    assert {tier["class"]: "admission" in tier for tier in yaml.safe_load(shown)["tiers"]} == {
+        "latency_sensitive": True,
+        "best_effort": False,
+    }
     again = tmp_path / "again.yaml"
     again.write_text(shown)
     assert load_config(again) == load_config(DEMO)

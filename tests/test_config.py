@@ -1,6 +1,7 @@
 """What configuration files may say, and what is said of those that say something else."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -327,8 +328,35 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         load_config(tmp_path)
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * ((256 << 10) + 1))
     with pytest.raises(ConfigError, match="larger than 256 KiB"):
-        load_config("/dev/zero")
+        load_config(large)
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(ConfigError, match=f"cannot read {path}: Not a regular file"):
+            load_config(path)
+
+
+def test_numbers_of_models_and_tiers_are_limited(tmp_path: Path) -> None:
+    models = [f"{{name: m{number}, path: p, device_kv_bytes: 1MiB}}" for number in range(65)]
+    tiers = [f"{{name: t{number}, class: best_effort}}" for number in range(257)]
+    off = "device: {kind: cuda}\n"
+
+    def text(num_models: int, num_tiers: int) -> str:
+        lists = ", ".join(models[:num_models]), ", ".join(tiers[:num_tiers])
+        return off + "models: [{}]\ntiers: [{}]\n".format(*lists)
+
+    config = load_config(write(tmp_path, text(64, 256)))
+    assert (len(config.models), len(config.tiers)) == (64, 256)
+    assert problems(tmp_path, text(65, 257)) == [
+        "omniserve.yaml:2: models = a list: must hold at most 64 entries",
+        "omniserve.yaml:3: tiers = a list: must hold at most 256 entries",
+    ]
 
 
 def test_a_byte_order_mark_and_dates_are_plain_text(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -250,6 +251,34 @@ async def test_request_id_of_the_client_comes_back(tiny_checkpoint: Path) -> Non
     answer = await ask(tiny_checkpoint, CHAT, make_body(CHAT), headers=headers)
     assert answer.headers["x-request-id"] == "mine"
     assert answer.json()["id"] == "chatcmpl-mine"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("fields", "headers", "status"),
+    [
+        ({"nonsense": 1}, {}, 400),
+        ({"temperature": "x"}, {}, 400),
+        ({}, {"content-type": "text/plain"}, 415),
+    ],
+)
+async def test_errors_before_there_is_a_request_have_an_id_too(
+    tiny_checkpoint: Path, fields: dict[str, Any], headers: dict[str, str], status: int
+) -> None:
+    body = make_body(CHAT, **fields)
+    answer = await ask(tiny_checkpoint, CHAT, body, headers=headers | {"x-request-id": "mine"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (status, "mine")
+    answer = await ask(tiny_checkpoint, CHAT, body, headers=headers)
+    assert answer.headers["x-request-id"].startswith("req-")
+    answer = await ask(tiny_checkpoint, CHAT, body, headers=headers | {"x-request-id": "a\tb"})
+    assert "x-request-id" not in answer.headers
+
+
+@pytest.mark.asyncio
+async def test_the_first_of_headers_that_are_sent_twice_counts(tiny_checkpoint: Path) -> None:
+    headers = [("x-omniserve-tier", "flex"), ("x-omniserve-tier", "voice")]
+    answer = await ask(tiny_checkpoint, CHAT, make_body(CHAT), headers=headers)
+    assert answer.json()["service_tier"] == "batch"
 
 
 @pytest.mark.asyncio

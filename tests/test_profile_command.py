@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,11 +15,15 @@ from profiling_builders import TINY_EFFORT, make_profile
 
 from omniserve.cache_directory import VARIABLE
 from omniserve.cli import main
+from omniserve.profile_command import _print
 from omniserve.profiling import profiler
 from omniserve.profiling.accuracy import accuracy_of, thinned
+from omniserve.profiling.judged_steps import JudgedSteps
 from omniserve.profiling.page import render_profile_page
 from omniserve.profiling.profile import Profile, load_profile
 from omniserve.profiling.terms import accuracy_table, host_lines, slowdown_of, terms_table
+from omniserve.terminal import make_console
+from scheduler.step_time import LinearStepTime, StepCosts
 
 
 @pytest.fixture
@@ -143,6 +148,18 @@ class TestShown:
         assert rows["LM head and sampler, a row"] == ["us", "2", "0"]
         assert rows["prefill attention, a pair of tokens"] == ["ns", "2", "0"]
         assert rows["dense layers, 512 rows"] == ["ms", "30", "90"]
+
+    def test_one_row_is_one_row(self) -> None:
+        costs = StepCosts(overhead_s=0.001, dense_ladder=((1, 0.001), (2, 0.002)))
+        table = terms_table(replace(make_profile(), step_time=LinearStepTime(costs)))
+        names = [row[0] for row in table.rows]
+        assert names[-2:] == ["dense layers, 1 row", "dense layers, 2 rows"]
+
+    def test_an_accuracy_that_nothing_tells_is_said_to_be_unknown(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _print(make_console(), replace(make_profile(), judged=JudgedSteps()))
+        assert "not fitted to: not known, as each of these was disturbed" in capsys.readouterr().out
 
     def test_the_host_is_told_of_with_what_it_costs(self) -> None:
         profile = make_profile()

@@ -3,6 +3,7 @@
 from typing import Any
 
 from omniserve.config import Config
+from omniserve.reload.change_text import change_text
 from omniserve.reload.comparison import TierChange, compare
 
 CHAT = {"name": "chat", "class": "latency_sensitive", "ttft_ms": 500, "tpot_ms": 50}
@@ -53,7 +54,7 @@ def test_keys_of_a_tier_as_the_file_has_them() -> None:
 def test_a_class_that_changed_brings_its_objectives() -> None:
     changed = changes(make_config(CHAT, CHAT | {"name": "batch"}))
     assert [(change.tier, change.key) for change in changed] == [
-        *(("batch", key) for key in ("class", "ttft_ms", "tpot_ms", "percentile"))
+        *(("batch", key) for key in ("class", "ttft_ms", "tpot_ms", "percentile", "admission"))
     ]
     assert (changed[0].before, changed[0].after) == ("best_effort", "latency_sensitive")
 
@@ -61,8 +62,20 @@ def test_a_class_that_changed_brings_its_objectives() -> None:
 def test_new_and_removed_tiers() -> None:
     night = {"name": "night", "class": "best_effort", "max_waiting": 3}
     assert changes(make_config(CHAT, night)) == [
-        TierChange("batch", "", "{class: best_effort, admission: true}", ""),
-        TierChange("night", "", "", "{class: best_effort, admission: true, max_waiting: 3}"),
+        TierChange("batch", "", "{class: best_effort}", ""),
+        TierChange("night", "", "", "{class: best_effort, max_waiting: 3}"),
+    ]
+
+
+def test_changes_in_words() -> None:
+    night = {"name": "night", "class": "best_effort"}
+    found = changes(make_config(night, CHAT | {"fallback": "night"}))
+    found += changes(make_config(BATCH, CHAT))
+    assert [change_text(each.tier, each.key, each.before, each.after) for each in found] == [
+        "chat: fallback - -> night",
+        "batch: gone",
+        "night: new: {class: best_effort}",
+        "order: chat, batch -> batch, chat",
     ]
 
 

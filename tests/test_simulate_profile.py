@@ -1,5 +1,6 @@
 """Profiles on disk."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,3 +62,25 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, old: str, new: str, said:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.json: cannot be read"):
         load_profile(tmp_path / "none.json")
+
+
+def test_what_cannot_be_a_profile_is_refused_without_being_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    large = tmp_path / "large"
+    large.touch()
+    os.truncate(large, (16 << 20) + 1)
+    for path, said in (
+        (tmp_path, "cannot be read: Is a directory"),
+        (tmp_path / "pipe", "cannot be read: Not a regular file"),
+        (Path("/dev/zero"), "cannot be read: Not a regular file"),
+        (large, "not a profile: larger than 16 MiB"),
+    ):
+        with pytest.raises(ConfigError, match=f"{path}: {said}"):
+            load_profile(path)
+
+
+def test_deep_nesting_is_no_profile(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('{"x": ' + "[" * 100_000)
+    with pytest.raises(ConfigError, match="deep.json: not a profile: nested too deep"):
+        load_profile(path)

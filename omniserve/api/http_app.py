@@ -18,7 +18,7 @@ from omniserve.api.openai_requests import ChatBody, CompletionBody, GenerationBo
 from omniserve.api.openai_responses import ChatFormat, CompletionFormat, to_json
 from omniserve.errors import OmniServeError
 from omniserve.metrics import CONTENT_TYPE
-from omniserve.service import GenerationService
+from omniserve.service import MAX_REQUEST_ID_CHARS, GenerationService, new_request_id
 
 MAX_BODY_BYTES = 8 << 20
 LARGE_BODY_BYTES = 64 << 10
@@ -82,9 +82,11 @@ class _Endpoints:
         head = RequestHead(
             tier=request.headers.get(TIER_HEADER),
             tenant=request.headers.get(TENANT_HEADER, ""),
-            request_id=request.headers.get(REQUEST_ID_HEADER, ""),
+            request_id=request.headers.get(REQUEST_ID_HEADER) or new_request_id(),
             arrival_s=time.monotonic(),
         )
+        shown_id = head.request_id[:MAX_REQUEST_ID_CHARS]
+        request.state.request_id = shown_id if shown_id.isprintable() else ""
         _check_content_type(request)
         raw = await _read_body(request)
         # A long parse must not hold up the streams of other clients.

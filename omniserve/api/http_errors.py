@@ -12,6 +12,7 @@ from omniserve.api.openai_responses import to_json
 from omniserve.errors import (
     InvalidRequest,
     OmniServeError,
+    Overloaded,
     UnknownModel,
     retry_after_s_of,
     status_of,
@@ -30,6 +31,8 @@ def error_body(error: Exception) -> tuple[int, bytes]:
         log_event(_logger, "http_request_failed", level=logging.ERROR, error=error)
         return status, _body(status, "internal error; see the server's log", None, None)
     param = error.param if isinstance(error, InvalidRequest) else None
+    if isinstance(error, Overloaded):
+        return status, _body(status, str(error), None, "rate_limit_exceeded", "rate_limit_error")
     code = "model_not_found" if isinstance(error, UnknownModel) else None
     if isinstance(error, UnknownModel):
         param = "model"
@@ -40,8 +43,10 @@ async def error_response(request: Request, error: Exception) -> Response:
     """Starlette's hook for every exception that leaves an endpoint."""
     status, body = error_body(error)
     headers = dict(getattr(error, "headers", None) or {})
-    if isinstance(error, OmniServeError) and error.request_id:
-        headers["x-request-id"] = error.request_id.encode("latin-1", "replace").decode("latin-1")
+    # What is wrong before there is a request has the id that this one would have got.
+    request_id = getattr(error, "request_id", "") or getattr(request.state, "request_id", "")
+    if request_id:
+        headers["x-request-id"] = request_id.encode("latin-1", "replace").decode("latin-1")
     retry_after_s = retry_after_s_of(error)
     if retry_after_s is not None:
         # The standard header knows whole seconds only; clients of OpenAI read the other first.
@@ -53,7 +58,11 @@ async def error_response(request: Request, error: Exception) -> Response:
     return Response(body, status, headers, media_type="application/json")
 
 
-def _body(status: int, message: str, param: str | None, code: str | None) -> bytes:
-    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+def _body(
+    status: int, message: str, param: str | None, code: str | None, kind: str | None = None
+) -> bytes:
+    if kind is None:
+        is_clients = status < HTTPStatus.INTERNAL_SERVER_ERROR
+        kind = "invalid_request_error" if is_clients else "server_error"
     error = {"message": message, "type": kind, "param": param, "code": code}
     return to_json({"error": error})

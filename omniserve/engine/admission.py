@@ -116,19 +116,22 @@ def _too_late(state: Request, ttft_s: float, now_s: float) -> Overloaded:
     promised_s = min(state.objectives.ttft_s, state.deadline_s - state.arrival_s)
     # Sent again it has not waited yet, so that only the queue has to become shorter.
     hint_s = retry_after_s(ttft_s - (now_s - state.arrival_s) - promised_s)
-    when = "not be had soon" if ttft_s == inf else f"take {ttft_s * 1e3:.0f} ms"
-    own_s = state.expected_prefill_s or 0.0
-    if own_s > promised_s:
-        # No queue is short enough: all that may change is what steps are predicted to take.
-        hint_s = MOST_WAIT_S
-        when += f", {own_s * 1e3:.0f} ms of them for its own prompt,"
     whose = (
         f"tier {state.tier!r} promises"
         if promised_s == state.objectives.ttft_s
         else "the deadline asks for"
     )
+    promise = f"{whose} the first token within {promised_s * 1e3:.0f} ms"
+    own_s = state.expected_prefill_s or 0.0
+    if own_s > promised_s:
+        # No queue is short enough: all that may change is what steps are predicted to take.
+        return Overloaded(
+            f"{promise}, but its prompt alone would take {own_s * 1e3:.0f} ms: waiting is unlikely "
+            f"to help, a shorter prompt or another tier may; try again in {MOST_WAIT_S:.1f} s",
+            MOST_WAIT_S,
+        )
+    when = "not be had soon" if ttft_s == inf else f"take {ttft_s * 1e3:.0f} ms"
     return Overloaded(
-        f"{whose} the first token within {promised_s * 1e3:.0f} ms, but it would {when} now; "
-        f"try again in {hint_s:.1f} s",
+        f"{promise}, but it would {when} now; try again in {hint_s:.1f} s",
         hint_s,
     )

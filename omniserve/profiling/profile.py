@@ -13,8 +13,11 @@ from omniserve.errors import ConfigError
 from omniserve.machine import Machine
 from omniserve.profiling.judged_steps import JudgedSteps
 from omniserve.profiling.measured_on import MeasuredOn
+from omniserve.regular_file import read_regular_file
 from scheduler.offload_rule import HostSpeed
 from scheduler.step_time import LinearStepTime
+
+MAX_FILE_BYTES = 16 << 20
 
 EffortName = Literal["", "brief", "quick", "thorough"]
 """From the least to the most."""
@@ -111,9 +114,15 @@ def _require(
 def load_profile(path: Path) -> Profile:
     """Raises ConfigError, which names the field, where the file is not a profile."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Profile)
+        raw = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: not a profile: larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        return msgspec.json.decode(raw, type=Profile)
+    except RecursionError:
+        raise ConfigError(f"{path}: not a profile: nested too deep") from None
     except (msgspec.MsgspecError, ConfigError) as error:
         raise ConfigError(f"{path}: not a profile: {error}") from None
 

@@ -35,7 +35,7 @@ def terms_table(profile: Profile) -> TextTable:
     knots = [rung[0] for rung in alone.dense_ladder]
     rows += [
         [
-            f"dense layers, {knot} rows",
+            f"dense layers, {knot} {'row' if knot == 1 else 'rows'}",
             "ms",
             *(f"{costs.dense_s(knot) * 1e3:.3g}" for costs in both),
         ]

@@ -82,23 +82,20 @@ def _ask(address: str, *, is_dry_run: bool) -> "pb.ReloadTiersResponse":
 
 
 def _change_lines(answer: "pb.ReloadTiersResponse", *, is_dry_run: bool) -> list[str]:
+    from omniserve.reload.change_text import change_text
+
     if not answer.changes:
         lines = ["the tiers are as they were"]
     else:
         lines = ["the tiers would change:" if is_dry_run else "the tiers have changed:"]
-        lines += [f"  {_shown(change)}" for change in answer.changes]
+        lines += [
+            f"  {change_text(each.tier, each.key, each.before, each.after)}"
+            for each in answer.changes
+        ]
     if answer.needs_restart:
         lines.append("these keys differ too, and need a restart:")
         lines += [f"  {key}" for key in answer.needs_restart]
     return lines
-
-
-def _shown(change: "pb.TierChange") -> str:
-    if not change.tier:
-        return f"order: {change.before} -> {change.after}"
-    if change.key:
-        return f"{change.tier}: {change.key} {change.before or '-'} -> {change.after or '-'}"
-    return f"{change.tier}: " + (f"new: {change.after}" if change.after else "gone")
 
 
 def _print_forecast(answer: "pb.ReloadTiersResponse") -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from omniserve.config import Config, load_config
 from omniserve.errors import OmniServeError, ReloadRefused
 from omniserve.logs import get_logger, log_event
+from omniserve.reload.change_text import change_text
 from omniserve.reload.comparison import Comparison, TierChange, compare
 from omniserve.reload.forecaster import Forecasted, Forecaster, NoForecast, SimulatedEngine
 from omniserve.requests import TierSettings
@@ -122,8 +123,7 @@ def _refused(error: OmniServeError) -> Reload:
 
 def _log_taken(comparison: Comparison) -> None:
     shown = "; ".join(
-        f"{change.tier} {change.key} {change.before} -> {change.after}".strip()
-        for change in comparison.changes
+        change_text(each.tier, each.key, each.before, each.after) for each in comparison.changes
     )
     log_event(_logger, "tiers_reloaded", changes=shown or "none")
     if comparison.needs_restart:
