@@ -17,7 +17,8 @@ Array = NDArray[Any]
 ROUNDING = {Element.FLOAT32: 0.0, Element.FLOAT16: 2.0**-11, Element.BFLOAT16: 2.0**-8}
 SMALLEST_STEP = {Element.FLOAT32: 0.0, Element.FLOAT16: 2.0**-25, Element.BFLOAT16: 0.0}
 EXACT_ERROR = 2e-6
-BFLOAT16_PRODUCTS_ERROR = 2e-3
+BFLOAT16_PRODUCTS_ERROR = 4e-3
+"""Weights are rounded by up to 2e-3 each, and values of few tokens may partly cancel."""
 
 
 @dataclass(frozen=True, kw_only=True)

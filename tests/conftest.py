@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,19 @@ from omniserve.synthetic.create import write_checkpoint
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs so; what the tests start would be deaf to it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def keep_logging() -> Iterator[None]:
+    """Commands that run in this process send logs to what was stderr then, and is closed now."""
+    root, ours = logging.getLogger(), logging.getLogger("omniserve")
+    handlers, levels = set(root.handlers), (root.level, ours.level)
+    yield
+    for handler in [each for each in root.handlers if each not in handlers]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session", autouse=True)

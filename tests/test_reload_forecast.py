@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import psutil
 import pytest
+from forecast_children import forecast_processes
 from simulate_builders import COSTS, make_profile, make_settings
 
 from omniserve.config import Config
@@ -209,20 +209,16 @@ async def test_too_long_a_forecast_is_ended() -> None:
     forecaster = Forecaster(make_arrivals(), Engine(), lambda: 10.0, limit_s=0.02)
     answer = await forecaster.compare(make_table(), make_table())
     assert answer == NoForecast("the simulation took longer than 0.02 s")
-    assert not _forecast_processes()
+    assert not forecast_processes()
 
 
 @pytest.mark.asyncio
 async def test_a_client_that_leaves_ends_its_forecast() -> None:
     forecaster = Forecaster(make_arrivals(), Engine(), lambda: 10.0)
     asking = asyncio.create_task(forecaster.compare(make_table(), make_table()))
-    while not _forecast_processes():
+    while not forecast_processes():
         await asyncio.sleep(0.001)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert not _forecast_processes()
-
-
-def _forecast_processes() -> list[psutil.Process]:
-    return psutil.Process().children()
+    assert not forecast_processes()

@@ -3,10 +3,10 @@
 import asyncio
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from api_servers import Servers, make_reloader, serving
+from forecast_children import forecast_processes
 from service_builders import ScriptedEngine, make_config, make_service, until
 
 from omniserve.cli import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, main
@@ -188,9 +188,9 @@ async def test_a_client_that_leaves_ends_its_dry_run(
         request.sampling.max_tokens = 4
         await servers.inference.Complete(request)
         call = servers.admin.ReloadTiers(pb.ReloadTiersRequest(dry_run=True))
-        await until(lambda: bool(psutil.Process().children()))
+        await until(lambda: bool(forecast_processes()))
         call.cancel()
-        await until(lambda: not psutil.Process().children())
+        await until(lambda: not forecast_processes())
 
 
 @pytest.mark.asyncio
