@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from math import inf
 
+from scheduler.arrival_rate import ArrivalRate
 from scheduler.forecast_margins import ForecastMargins
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
@@ -13,6 +14,8 @@ from scheduler.step_control import LEAST_PROMPT_SHARE, StepControl
 from scheduler.step_load import StepLoad
 from scheduler.step_time import StepCosts, StepShape
 
+_OVERLOAD = 0.9
+"""Part of the device's time that decodes, and prompts at the rate at which they come, need."""
 _HOPELESS_SHARE = 0.25
 """Of the objective: a first token that is later by more is given up."""
 _MOST_AWAITED = 64
@@ -42,8 +45,9 @@ def prefill_s(costs: StepCosts, num_done: int, num_left: int, max_step_tokens: i
 
 
 class FirstTokenForecast:
-    """Reckons with the step that runs, with all prompts that came before, and with the time that
-    decodes take to keep their pace; best-effort work waits.
+    """Reckons with the step that runs, with all prompts that came before, and with decodes beside
+    them, which lend prompts in a hurry what they need unless there is too much work for the device;
+    best-effort work waits.
 
     All prompts are reckoned as one batch, first come first served, as in the admission test of
     OmniServe (its section 3.3.2). A forecast takes time for each prompt that is here, and hardly
@@ -55,29 +59,39 @@ class FirstTokenForecast:
         control: StepControl,
         queues: RequestQueues,
         residency: Residency,
+        arrivals: ArrivalRate,
         max_step_tokens: int,
     ) -> None:
+        """`arrivals` are those of prompts, on all cores of the device."""
         self._control = control
         self._queues = queues
         self._residency = residency
+        self._arrivals = arrivals
         self._max_step_tokens = max_step_tokens
         self._margins = ForecastMargins()
-        self._noted_share = 0.0
+        self._noted_decodes_s = self._noted_share = 0.0
         self._tiers: dict[str, tuple[float, float]] = {}
         """Time to the first token that a tier promises, and when a request of it came last."""
 
     def note_running(self, decodes: StepShape, token_s: float) -> None:
         """A step is being planned; `decodes` is the shape of all those that decode, and the most
         demanding of them needs a token every `token_s`."""
-        # Where latency-sensitive requests need the host's cores they get them.
-        decodes_s = self._control.costs_alone.step_s(decodes)
-        self._noted_share = 0.0 if token_s == inf else decodes_s / token_s
+        self._noted_decodes_s = self._noted_share = 0.0
+        if token_s < inf:
+            # Where latency-sensitive requests need the host's cores they get them.
+            self._noted_decodes_s = self._control.costs_alone.step_s(decodes)
+            self._noted_share = self._noted_decodes_s / token_s
 
     @property
     def _decode_share(self) -> float:
+        return self._noted_share if self._decodes_s else 0.0
+
+    @property
+    def _decodes_s(self) -> float:
+        """Of a step with all that decode."""
         # Behind the last of them no step may be planned that would tell.
         is_running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
-        return self._noted_share if is_running else 0.0
+        return self._noted_decodes_s if is_running else 0.0
 
     @property
     def load(self) -> UrgentLoad:
@@ -101,16 +115,26 @@ class FirstTokenForecast:
         if self._lacks_memory_for(request):
             return inf
         own_s = self._prefill_s(request, self._residency.num_cached(request))
-        queued_s, share = self._queued_s() + own_s, self._decode_share
-        for other in others:
-            queued_s, share = queued_s + other.prompts_s, share + other.decode_share
-        queued_s = queued_s / max(
-            LEAST_PROMPT_SHARE, 1.0 - share
-        ) + self._control.urgent_residual_s(now_s)
+        ready_s = self._control.urgent_residual_s(now_s)
+        ready_s += self._queue_s(self._queued_s() + own_s, now_s, others)
         margin = self._margins.of(request.tier, now_s)
         waited_s = max(0.0, now_s - request.arrival_s)
-        request.expected_prefill_s, request.expected_ttft_s = own_s, waited_s + queued_s
-        return waited_s + margin * queued_s
+        request.expected_prefill_s, request.expected_ttft_s = own_s, waited_s + ready_s
+        return waited_s + margin * ready_s
+
+    def _queue_s(self, prompts_s: float, now_s: float, others: Iterable[UrgentLoad]) -> float:
+        """Until prompts that take so long by themselves are computed, beside whatever decodes."""
+        share = 0.0
+        for other in others:
+            prompts_s, share = prompts_s + other.prompts_s, share + other.decode_share
+        decode_share = self._decode_share
+        if decode_share + share + self._arrivals.of(now_s) >= _OVERLOAD:
+            # Decodes must keep their pace: what they lend now would not be given back.
+            share += decode_share
+        else:
+            # In a hurry prompts go first, with a token for each decode in every step.
+            prompts_s += self._decodes_s
+        return prompts_s / max(LEAST_PROMPT_SHARE, 1.0 - share)
 
     def spare_s(self, starts_s: float) -> float:
         """Time that others may take from `starts_s` on before the prompts that are here, one after

@@ -35,17 +35,11 @@ class Pace:
         return least_s
 
     def tightest_s(self, decodes: Iterable[Request]) -> float:
-        """Time per token at which the most demanding of these is paced; infinite without any."""
+        """Time per token that the most demanding of these was promised; infinite without any."""
         # The objectives are the tier's: asking each of hundreds of requests would take too long.
         by_tier = {each.tier: each.objectives for each in decodes}
-        return min(
-            (
-                objectives.tpot_s * self._aims.of(tier)
-                for tier, objectives in by_tier.items()
-                if objectives is not None
-            ),
-            default=inf,
-        )
+        promised = (each.tpot_s for each in by_tier.values() if each is not None)
+        return min(promised, default=inf)
 
     def _until_due_s(self, request: Request, now_s: float, fastest_s: float) -> float:
         objectives, first_s = request.objectives, request.first_token_s

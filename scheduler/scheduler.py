@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import inf
 
+from scheduler.arrival_rate import ArrivalRate
 from scheduler.completion import Completion
 from scheduler.counts import Counts
 from scheduler.first_token_forecast import FirstTokenForecast
@@ -69,11 +70,12 @@ class Scheduler:
         if settings.kv_reserve_share is not None:
             num_host_tokens = blocks.num_blocks * settings.block_size
             self._forecast = KvForecast(self._queues, num_host_tokens, settings.kv_reserve_share)
+        arrivals = ArrivalRate()
         self.ttft_forecast = FirstTokenForecast(
-            self._control, self._queues, self._residency, settings.max_step_tokens
+            self._control, self._queues, self._residency, arrivals, settings.max_step_tokens
         )
         """For whoever decides which latency-sensitive requests are added."""
-        self.pressure = UrgentPressure(self._control, self._queues)
+        self.pressure = UrgentPressure(self._control, self._queues, arrivals)
         """For whoever decides when the host has cores of the device."""
         self._planner = StepPlanner(
             settings,

@@ -2,18 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import exp
 
+from scheduler.arrival_rate import ArrivalRate
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
 from scheduler.step_control import LEAST_PROMPT_SHARE, StepControl
 from scheduler.step_time import StepCosts, StepShape
 
-_MEMORY_S = 2.0
-"""Arrivals of about so long tell how many more there will be."""
-_LATELY_S = 60.0
-_MEAN_WEIGHT = 0.05
-"""Of the newest arrival in the mean over arrivals."""
 _TYPICAL_CHUNK = StepShape(
     num_prefill_tokens=64, prefill_pairs=64 * 65 // 2, prefill_context_tokens=64, num_sampled_rows=1
 )
@@ -39,10 +34,11 @@ def pressure_on(device: Iterable[Pressure]) -> float:
 class UrgentPressure:
     """Of one model. Nothing where step times are not known, or no cores are lent."""
 
-    def __init__(self, control: StepControl, queues: RequestQueues) -> None:
+    def __init__(self, control: StepControl, queues: RequestQueues, arrivals: ArrivalRate) -> None:
+        """`arrivals` are those of prompts, on all cores of the device."""
         self._control = control
         self._queues = queues
-        self._arrivals = ArrivalRate()
+        self._arrivals = arrivals
         self._decodes = StepShape()
         self._token_s = 0.0
 
@@ -90,33 +86,6 @@ class UrgentPressure:
         service_class = ServiceClass.LATENCY_SENSITIVE
         for queue in (self._queues.running[service_class], self._queues.waiting[service_class]):
             yield from (each for each in queue if each.first_token_s is None)
-
-
-class ArrivalRate:
-    """Seconds of work that arrive in a second: an average that forgets exponentially."""
-
-    def __init__(self) -> None:
-        self._work_s = 0.0
-        self._noted_s = 0.0
-        self.mean_work_s = 0.0
-        """Of one arrival."""
-
-    def note(self, work_s: float, now_s: float) -> None:
-        """So much work arrived."""
-        self._work_s = self._left_s(now_s) + work_s
-        # One that was long on its way makes the others no older.
-        self._noted_s = max(self._noted_s, now_s)
-        weight = _MEAN_WEIGHT if self.mean_work_s else 1.0
-        self.mean_work_s += weight * (work_s - self.mean_work_s)
-
-    def of(self, now_s: float) -> float:
-        return self._left_s(now_s) / _MEMORY_S
-
-    def came_lately(self, now_s: float) -> bool:
-        return now_s - self._noted_s < _LATELY_S
-
-    def _left_s(self, now_s: float) -> float:
-        return self._work_s * exp(min(0.0, self._noted_s - now_s) / _MEMORY_S)
 
 
 def _slowdown(alone: StepCosts, beside: StepCosts) -> float:

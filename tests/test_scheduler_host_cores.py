@@ -4,8 +4,9 @@ import pytest
 from builders_control import COSTS, SETTINGS, chat
 
 from scheduler import HostCoresRule, Scheduler, ServiceClass, StepResult
+from scheduler.arrival_rate import ArrivalRate
 from scheduler.step_time import LinearStepTime, StepCosts
-from scheduler.urgent_pressure import ArrivalRate, Pressure, pressure_on
+from scheduler.urgent_pressure import Pressure, pressure_on
 
 BESIDE = StepCosts(
     overhead_s=1e-3,
