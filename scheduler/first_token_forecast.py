@@ -20,7 +20,6 @@ _HOPELESS_SHARE = 0.25
 """Of the objective: a first token that is later by more is given up."""
 _MOST_AWAITED = 64
 """Prompts that are looked at; those behind them come later anyway."""
-_PATIENT_SHARE = 0.25
 _LATELY_S = 60.0
 
 
@@ -172,11 +171,11 @@ class FirstTokenForecast:
             num_cached = self._residency.num_cached(request)
             request.expected_prefill_s = self._prefill_s(request, num_cached)
 
-    def patience_s(self, now_s: float) -> float:
-        """That a request which may come at any moment can be let wait: a part of its time to the
-        first token. Infinite where none came lately."""
+    def tightest_s(self, now_s: float) -> float:
+        """Time to the first token that the most demanding of the requests that may come at any
+        moment is promised; infinite where none came lately."""
         lately = (ttft_s for ttft_s, last_s in self._tiers.values() if now_s - last_s < _LATELY_S)
-        return _PATIENT_SHARE * min(lately, default=inf)
+        return min(lately, default=inf)
 
     def note_first_token(self, request: Request) -> None:
         """It is there: forecasts for its tier are believed more or less from now on."""

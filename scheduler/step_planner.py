@@ -22,11 +22,15 @@ from scheduler.urgent_pressure import UrgentPressure
 
 _SHORT_SHARE = 0.25
 """Of the device's KV memory: while less is free, a prompt that comes may find no room."""
+_PATIENCE = 0.15
+"""Of the shortest time to a first token: so long a prompt that comes may wait for a step."""
+_EARLY = 0.5
+"""Of the same: with more to spare, prompts wait for decodes to get ahead."""
 _LEAST_STEPS = 2.0
 """Times a step with one more row: best-effort work gets so much however impatient others are, as
 it would else get nothing where steps take long."""
-_LEAD = 0.5
-"""Of what the next prompt is expected to take, by so much decodes are to be ahead of their pace
+_LEAD = 1.0
+"""Times what the next prompt is expected to take, by so much decodes are to be ahead of their pace
 before best-effort work may slow them down."""
 
 
@@ -125,7 +129,9 @@ class StepPlanner:
         step.budget_s = self._control.allowed_s(decodes, load.seconds)
         # While there is time prompts wait for decodes to get ahead, and take what these can lend.
         spare_s = self._first_tokens.spare_s(self._control.starts_s)
-        can_wait = decodes and spare_s >= self._first_tokens.patience_s(self._control.now_s)
+        can_wait = decodes and spare_s >= _EARLY * self._first_tokens.tightest_s(
+            self._control.now_s
+        )
         return 0 if can_wait else self._settings.block_size
 
     def _add_best_effort(self, step: StepBuilder, max_tokens: int | None, max_s: float) -> None:
@@ -134,7 +140,7 @@ class StepPlanner:
         # A prompt may come at any moment. It waits for a step with latency-sensitive rows, which
         # nothing interrupts, and for one that uses the memory it needs.
         if step.load is not None and (step.has_rows or self._is_memory_short):
-            patience_s = self._first_tokens.patience_s(self._control.now_s)
+            patience_s = _PATIENCE * self._first_tokens.tightest_s(self._control.now_s)
             max_s = min(max_s, max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1)))
         # Decodes must be ahead by what it then takes from them.
         lent_s = step.budget_s - _LEAD * self._pressure.next_prompt_s(self._control.now_s)

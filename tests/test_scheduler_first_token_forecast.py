@@ -87,6 +87,27 @@ def test_nothing_is_reckoned_for_requests_that_have_ended() -> None:
     assert clocked.scheduler.ttft_forecast.load == UrgentLoad()
 
 
+def test_a_prompt_in_a_hurry_is_forecast_to_go_first_unless_there_is_too_much_work() -> None:
+    beside = {}
+    for num_decodes in (4, 24):
+        clocked = Clocked()
+        for number in range(num_decodes):
+            clocked.scheduler.add(chat(f"{number}", max_tokens=400))
+        while clocked.scheduler.ttft_forecast.load.prompts_s or not clocked.plans:
+            clocked.step()
+        # Until what came has been forgotten.
+        clocked.now_s += 20.0
+        clocked.step()
+        newcomer = chat("comes", clocked.now_s)
+        beside[num_decodes] = clocked.scheduler.ttft_forecast.ttft_s(newcomer, clocked.now_s)
+        decodes_s = COSTS.step_s(shape_of(clocked.plans[-1]))
+        alone_s = prefill_s(COSTS, 0, 20, 128)
+        if num_decodes == 4:
+            assert beside[4] == pytest.approx(alone_s + decodes_s, rel=0.05)
+    # Decodes alone take longer than their objective allows, so prompts get the tenth they must.
+    assert beside[24] == pytest.approx(10 * alone_s, rel=0.05)
+
+
 def test_where_first_tokens_come_too_late_forecasts_are_believed_less() -> None:
     margins = ForecastMargins()
     for _ in range(5):
