@@ -27,9 +27,7 @@ class HostCoresRule:
         self._active_s = -inf
         self._pressed_s = -inf
 
-    def update(
-        self, now_s: float, *, num_offloaded: int, num_in_flight: int, pressure: float
-    ) -> bool:
+    def update(self, now_s: float, *, num_offloaded: int, pressure: float) -> bool:
         """Whether the host has the cores from now on; to be asked once a step."""
         if pressure >= _TOO_MUCH:
             self.is_resting = True
@@ -40,7 +38,7 @@ class HostCoresRule:
         if num_offloaded:
             self._active_s = now_s
         is_active = now_s - self._active_s < _QUIET_S
-        # What it has begun it ends first: two on one core would hold up each other.
-        rests_now = self.is_resting and not num_in_flight
-        self.are_taken = is_active and not rests_now
+        # What the host has begun it ends on a core that it shares, which takes some milliseconds:
+        # a long prompt that waited for that, or ran without the core, would lose more.
+        self.are_taken = is_active and not self.is_resting
         return self.are_taken

@@ -65,16 +65,13 @@ class RestlessRule(HostCoresRule):
 
     num_updates = 0
 
-    def update(
-        self, now_s: float, *, num_offloaded: int, num_in_flight: int, pressure: float
-    ) -> bool:
+    def update(self, now_s: float, *, num_offloaded: int, pressure: float) -> bool:
         self.num_updates += 1
         is_pressed = self.num_updates // 9 % 2 == 1
         # Long enough apart for the rule to calm down in between.
         return super().update(
             float(self.num_updates),
             num_offloaded=num_offloaded,
-            num_in_flight=num_in_flight,
             pressure=1.0 if is_pressed else 0.0,
         )
 

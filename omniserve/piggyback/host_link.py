@@ -96,7 +96,6 @@ class HostLink:
             is_split=self._rule.update(
                 self._clock(),
                 num_offloaded=num_offloaded,
-                num_in_flight=self.host.num_in_flight,
                 pressure=pressure,
             )
         )

@@ -163,7 +163,6 @@ class SimulatedEngine:
         self._host_cores.update(
             now_s,
             num_offloaded=sum(model.scheduler.num_offloaded for model in models),
-            num_in_flight=self._queue.num_waiting,
             pressure=pressure_on(model.scheduler.pressure.at(now_s) for model in models),
         )
         for model in models:
