@@ -103,7 +103,7 @@ class StepPlanner:
         step = StepBuilder(self._settings.max_step_tokens, load)
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         plannable = list_plannable(running, withheld_ids)
-        least_chunk = self._settings.block_size
+        least_chunk = self._settings.max_step_tokens
         if load is not None:
             least_chunk = self._hold_to_objectives(step, load, plannable)
         room = self._classes.plan_running(plannable, step, withheld_ids, least_chunk)
@@ -132,7 +132,7 @@ class StepPlanner:
         can_wait = decodes and spare_s >= _EARLY * self._first_tokens.tightest_s(
             self._control.now_s
         )
-        return 0 if can_wait else self._settings.block_size
+        return 0 if can_wait else self._settings.max_step_tokens
 
     def _add_best_effort(self, step: StepBuilder, max_tokens: int | None, max_s: float) -> None:
         service_class = ServiceClass.BEST_EFFORT
