@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isnan
+from typing import Any
 
 import pytest
 from builders_scheduler import BE, LS
@@ -38,6 +39,7 @@ class ControlChecks:
         """Of a request, if all of it is computed."""
         self._costs: StepCosts | None = None
         self._urgent_budget_s = inf
+        self._least_chunk = 0
         self._watch()
 
     def _watch(self) -> None:
@@ -63,6 +65,14 @@ class ControlChecks:
 
         control.begin = watched_begin  # type: ignore[method-assign]
         control.allowed_s = watched_allowed_s  # type: ignore[method-assign]
+        planner = self.scheduler._planner
+        hold = planner._hold_to_objectives
+
+        def watched_hold(*arguments: Any) -> int:
+            self._least_chunk = hold(*arguments)
+            return self._least_chunk
+
+        planner._hold_to_objectives = watched_hold  # type: ignore[method-assign]
 
     def look(self, now_s: float) -> Before:
         queues = self.scheduler._queues
@@ -91,24 +101,22 @@ class ControlChecks:
         assert plan.predicted_s == pytest.approx(seconds), f"not what is planned: {plan}"
 
     def _check_urgent_rows(self, plan: StepPlan, before: Before) -> None:
-        """Decodes join whatever they take, and so does a block's worth of each prompt; nothing that
-        is longer takes the step beyond its budget."""
+        """Decodes join whatever they take, and so do prompts in a hurry; where these can wait,
+        nothing takes the step beyond its budget."""
         urgent = [rows for rows in plan.rows if rows.service_class is LS]
         decodes = [r for r in urgent if r.num_tokens == 1 and r.request_id in before.running_ids]
         chunks = [rows for rows in urgent if rows.num_tokens > 1]
-        least = self.scheduler.settings.block_size
-        longer = [index for index, rows in enumerate(chunks) if rows.num_tokens > least]
-        if longer:
-            # Chunks are in the order in which they were added.
-            seconds = self._seconds([*decodes, *chunks[: longer[-1] + 1]])
-            assert seconds <= _about(self._urgent_budget_s)
+        if chunks and not self._least_chunk:
+            assert self._seconds([*decodes, *chunks]) <= _about(self._urgent_budget_s)
 
     def _check_best_effort_rows(self, plan: StepPlan, before: Before) -> None:
         """Nothing takes the step beyond its budget but the first token of who is admitted with a
         cached prefix."""
         if not plan.has_best_effort:
             return
-        assert plan.budget_s <= _about(self._urgent_budget_s)
+        urgent = [rows for rows in plan.rows if rows.service_class is LS]
+        most_s = max(self._urgent_budget_s, self._seconds(urgent) if urgent else 0.0)
+        assert plan.budget_s <= _about(most_s)
         counted = [
             rows
             for rows in plan.rows

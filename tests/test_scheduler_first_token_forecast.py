@@ -3,7 +3,7 @@
 from math import exp
 
 import pytest
-from builders_control import COSTS, SETTINGS, Clocked, chat, make_request
+from builders_control import COSTS, Clocked, chat, make_request
 
 from scheduler import Objectives
 from scheduler.first_token_forecast import UrgentLoad, prefill_s
