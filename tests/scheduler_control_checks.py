@@ -72,7 +72,7 @@ class ControlChecks:
             self._least_chunk = hold(*arguments)
             return self._least_chunk
 
-        planner._hold_to_objectives = watched_hold  # type: ignore[method-assign]
+        planner._hold_to_objectives = watched_hold  # type: ignore[method-assign, assignment]
 
     def look(self, now_s: float) -> Before:
         queues = self.scheduler._queues
