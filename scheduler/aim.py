@@ -4,10 +4,12 @@ from scheduler.objectives import Objectives
 
 _STEP = 0.02
 _LOWEST = 0.6
+_FIRST = 0.9
+"""Until requests have ended; each miss that it takes to get down from 1 would be one too many."""
 
 
 class Aims:
-    """A factor on the time per output token for each tier, in [0.6, 1].
+    """A factor on the time per output token for each tier, in [0.6, 1]; 0.9 at first.
 
     Steps take longer or shorter than predicted, so that aiming at the objective itself would miss
     it half of the time. Each request that ends moves its tier's aim: up a little where it met the
@@ -16,11 +18,12 @@ class Aims:
     quantile). One request moves it by 2 % at most, which is why it does not oscillate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: float = _FIRST) -> None:
+        self._first = first
         self._by_tier: dict[str, float] = {}
 
     def of(self, tier: str) -> float:
-        return self._by_tier.get(tier, 1.0)
+        return self._by_tier.get(tier, self._first)
 
     def by_tier(self) -> dict[str, float]:
         """Of the tiers of which requests have ended."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from math import inf
+from typing import NamedTuple
 
 from scheduler.aim import Aims
 from scheduler.request import Request
@@ -9,6 +10,15 @@ from scheduler.request import Request
 _MOST_LENT = 3.0
 """Times per token that one step may take at most, however far ahead a request is: its client would
 see the pause."""
+
+
+class Tightest(NamedTuple):
+    """Of several requests; infinite without any."""
+
+    token_s: float = inf
+    """Time per token that the most demanding one was promised."""
+    most_lent_s: float = inf
+    """That a step may take at most, however far ahead they are."""
 
 
 class Pace:
@@ -34,12 +44,19 @@ class Pace:
                 least_s = until_s
         return least_s
 
-    def tightest_s(self, decodes: Iterable[Request]) -> float:
-        """Time per token that the most demanding of these was promised; infinite without any."""
+    def tightest(self, decodes: Iterable[Request]) -> "Tightest":
+        """Of what these were promised."""
         # The objectives are the tier's: asking each of hundreds of requests would take too long.
         by_tier = {each.tier: each.objectives for each in decodes}
-        promised = (each.tpot_s for each in by_tier.values() if each is not None)
-        return min(promised, default=inf)
+        tightest = Tightest()
+        for tier, objectives in by_tier.items():
+            if objectives is not None:
+                token_s = objectives.tpot_s
+                most_lent_s = _MOST_LENT * token_s * self._aims.of(tier)
+                tightest = Tightest(
+                    min(tightest.token_s, token_s), min(tightest.most_lent_s, most_lent_s)
+                )
+        return tightest
 
     def _until_due_s(self, request: Request, now_s: float, fastest_s: float) -> float:
         objectives, first_s = request.objectives, request.first_token_s
@@ -63,8 +80,13 @@ class Pace:
         earliest_s = now_s + fastest_s * (most_tokens - num_tokens)
         return earliest_s > request.first_token_s + request.objectives.tpot_s * (most_tokens - 1)
 
-    def note_end(self, request: Request) -> None:
-        """It has had its last token: what became of its objective moves the tier's aim."""
+    def note_end(self, request: Request, best_effort_s: float) -> None:
+        """It has had its last token: what became of its objective moves the tier's aim.
+
+        `best_effort_s` is what best-effort work took since its first token. Where it would have
+        missed without that as well, nothing is learnt: were the aim lowered, best-effort work would
+        get less and less for what is no fault of its own.
+        """
         objectives, first_s, last_s = (
             request.objectives,
             request.first_token_s,
@@ -73,5 +95,6 @@ class Pace:
         num_gaps = request.num_output_tokens - 1
         if objectives is None or first_s is None or last_s is None or num_gaps < 1:
             return
-        is_met = last_s - first_s <= objectives.tpot_s * num_gaps
-        self._aims.note(request.tier, objectives, is_met=is_met)
+        late_s = last_s - first_s - objectives.tpot_s * num_gaps
+        if late_s <= best_effort_s or late_s <= 0.0:
+            self._aims.note(request.tier, objectives, is_met=late_s <= 0.0)

@@ -23,6 +23,8 @@ class PlannedStep:
     planned_s: float
     """When, or when the step before it ended, if the engine came right from there."""
     costs: StepCosts
+    costs_alone: StepCosts
+    """Had it all cores of the device."""
     urgent: StepShape
     """Its latency-sensitive rows."""
     shape: StepShape
@@ -46,10 +48,16 @@ class StepBooks:
         """Of all steps with latency-sensitive decodes: what these might have taken."""
         self.used_s = dict.fromkeys(KINDS, 0.0)
         """Predicted, of all steps: what each kind of work added to those before it."""
+        self.best_effort_s = 0.0
+        """Predicted, of all steps: by so much best-effort work made them longer, by the cores that
+        its attention takes as well."""
 
     def note(self, step: PlannedStep, num_lane_rows: float, measured_s: float | None) -> None:
         """A step is complete; None where its time tells nothing of it."""
         predicted_s = self._share_out(step, num_lane_rows)
+        has_urgent = step.urgent.num_sampled_rows or step.urgent.num_prefill_tokens
+        urgent_s = step.costs_alone.step_s(step.urgent) if has_urgent else 0.0
+        self.best_effort_s += max(0.0, predicted_s - urgent_s)
         if step.urgent.num_decode_rows and step.budget_s < inf:
             self.budget_s += max(0.0, step.budget_s)
         if measured_s is None or measured_s <= 0.0:

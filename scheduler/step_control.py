@@ -107,6 +107,7 @@ class StepControl:
         self._planned[plan.plan_id] = PlannedStep(
             self._last_landed_s if comes_from_step else self.now_s,
             self.costs,
+            self.costs_alone,
             load.urgent_shape,
             load.shape,
             plan.budget_s,

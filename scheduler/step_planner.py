@@ -1,6 +1,7 @@
 """What the next step of a model is made of."""
 
 from collections.abc import Sequence
+from math import inf
 
 from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.first_token_forecast import FirstTokenForecast
@@ -22,16 +23,18 @@ from scheduler.urgent_pressure import UrgentPressure
 
 _SHORT_SHARE = 0.25
 """Of the device's KV memory: while less is free, a prompt that comes may find no room."""
-_PATIENCE = 0.15
+_PATIENCE = 0.06
 """Of the shortest time to a first token: so long a prompt that comes may wait for a step."""
 _EARLY = 0.5
 """Of the same: with more to spare, prompts wait for decodes to get ahead."""
 _LEAST_STEPS = 2.0
 """Times a step with one more row: best-effort work gets so much however impatient others are, as
 it would else get nothing where steps take long."""
-_LEAD = 1.0
+_LEAD = 1.5
 """Times what the next prompt is expected to take, by so much decodes are to be ahead of their pace
-before best-effort work may slow them down."""
+before best-effort work may slow them down: some take longer, and some come together."""
+_MOST_LEAD = 0.5
+"""Of what a step may take at most: the rest of it is best-effort work's, however long prompts are."""
 
 
 class StepPlanner:
@@ -55,6 +58,7 @@ class StepPlanner:
         """Where the latency-sensitive part of the last plan had to stop."""
         self.host_rests = False
         """While true no lane row joins a step."""
+        self._most_lead_s = inf
         self._settings = settings
         self._limits = limits
         self._residency = residency
@@ -123,9 +127,10 @@ class StepPlanner:
         """Limits the step's time; returns the tokens that a prompt gets in it in any case."""
         decodes = [request for request, num_tokens in plannable if num_tokens == 1]
         step.expect_decodes(decodes)
-        token_s = self._control.pace.tightest_s(decodes)
-        self._first_tokens.note_running(load.shape, token_s)
-        self._pressure.note_running(load.shape, token_s if decodes else 0.0)
+        tightest = self._control.pace.tightest(decodes)
+        self._first_tokens.note_running(load.shape, tightest.token_s)
+        self._pressure.note_running(load.shape, tightest.token_s if decodes else 0.0)
+        self._most_lead_s = _MOST_LEAD * tightest.most_lent_s
         step.budget_s = self._control.allowed_s(decodes, load.seconds)
         # While there is time prompts wait for decodes to get ahead, and take what these can lend.
         spare_s = self._first_tokens.spare_s(self._control.starts_s)
@@ -143,7 +148,8 @@ class StepPlanner:
             patience_s = _PATIENCE * self._first_tokens.tightest_s(self._control.now_s)
             max_s = min(max_s, max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1)))
         # Decodes must be ahead by what it then takes from them.
-        lent_s = step.budget_s - _LEAD * self._pressure.next_prompt_s(self._control.now_s)
+        lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
+        lent_s = step.budget_s - min(lead_s, self._most_lead_s)
         max_s = min(max_s, max(0.0, lent_s))
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader

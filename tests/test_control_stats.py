@@ -37,7 +37,7 @@ def test_an_engine_with_step_times_says_what_came_of_them(tiny_checkpoint: Path)
         > 0.0
     )
     assert control.measured_s > 0.0 and control.mean_error > 0.0 and control.budget_s > 0.0
-    assert control.aims == {"interactive": 1.0}
+    assert control.aims == {"interactive": pytest.approx(0.9, abs=0.05)}
 
 
 def test_an_engine_without_them_says_nothing(tiny_checkpoint: Path) -> None:

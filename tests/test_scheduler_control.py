@@ -34,8 +34,8 @@ def test_best_effort_work_fills_steps_but_objectives_hold() -> None:
         clocked.step()
     clocked.scheduler.add(chat("ls", clocked.now_s))
     finished = {request.request_id: request for request in clocked.run()}
-    # It is used up: a token comes at nearly the time at which it has to.
-    assert 0.8 * 15e-3 < tpot_s(finished["ls"]) <= 15e-3
+    # It is used up: a token comes at nearly the time at which it has to, as the tier is paced.
+    assert 0.7 * 15e-3 < tpot_s(finished["ls"]) <= 15e-3
     assert len(finished) == 9
 
 

@@ -178,7 +178,7 @@ def test_steps_that_nothing_interrupts_are_short_enough_for_whoever_may_come() -
     clocked = Clocked()
     for number in range(6):
         clocked.scheduler.add(make_request(f"be{number}", 120, 60))
-    clocked.scheduler.add(make_request("ls", 20, 1, 0.0, Objectives(0.32, 15e-3)))
+    clocked.scheduler.add(make_request("ls", 20, 1, 0.0, Objectives(0.8, 15e-3)))
     clocked.step()
     plan = clocked.plans[-1]
     assert plan.has_latency_sensitive and plan.has_best_effort

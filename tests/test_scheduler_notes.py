@@ -144,7 +144,7 @@ def test_tokens_of_a_step_beside_latency_sensitive_work() -> None:
 
 def test_time_of_a_step() -> None:
     clocked = Clocked()
-    clocked.scheduler.add(make_paced_request("ls", 20, 40, 0.0, Objectives(0.5, 12e-3)))
+    clocked.scheduler.add(make_paced_request("ls", 20, 40, 0.0, Objectives(0.5, 13.4e-3)))
     clocked.step()
     clocked.scheduler.add(make_paced_request("be1", 400, 5, clocked.now_s))
     clocked.scheduler.add(make_paced_request("be2", 400, 5, clocked.now_s))

@@ -86,9 +86,10 @@ def test_best_effort_step_stops_at_a_layer_for_an_arrival(
 
 
 def test_a_parked_best_effort_step_lets_decodes_pass_that_are_due() -> None:
-    # Steps take 0.8 s whatever they hold, so a decode leaves 0.1 s a token for anything else.
+    # Steps take 0.8 s whatever they hold, and chats are paced at 0.9 s a token: that leaves 0.1 s
+    # for anything else.
     chat_stream = chats([(0.25, 10, 3)])
-    info = replace(chat_stream.info, ttft_ms=9000.0, tpot_ms=900.0)
+    info = replace(chat_stream.info, ttft_ms=9000.0, tpot_ms=1000.0)
     (model,) = make_settings(max_step_tokens=8).models
     settings = EngineSettings(
         make_settings().device, (replace(model, step_time=LinearStepTime(FLAT)),)

@@ -11,7 +11,7 @@ from omniserve.settings import EngineSettings
 from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.build import build_engine
-from omniserve.simulate.engine.engine import Arrival, OnRefused, OnTokens
+from omniserve.simulate.engine.driver import Arrival, OnRefused, OnTokens
 from scheduler import Request
 
 _NO_RULES = TierRules()

@@ -42,7 +42,7 @@ class ControlOptions:
     capacity would be far below what the cores can do: no rate near it would be an overload."""
     rounds: int = 3
     warm_up_s: float = 6.0
-    duration_s: float = 15.0
+    duration_s: float = 20.0
     drain_s: float = 2.0
     max_tries: int = 2
 

@@ -8,7 +8,8 @@ from omniserve.errors import ConfigError
 from omniserve.profiling.profile import Profile
 from omniserve.settings import EngineSettings, ModelSettings, PiggybackSettings
 from omniserve.simulate.clock import Clock
-from omniserve.simulate.engine.engine import OnRefused, OnTokens, SimulatedEngine
+from omniserve.simulate.engine.driver import OnRefused, OnTokens
+from omniserve.simulate.engine.engine import SimulatedEngine
 from omniserve.simulate.engine.host_queue import HostQueue
 from omniserve.simulate.engine.lanes import SimulatedLanes
 from omniserve.simulate.engine.model import SimulatedModel

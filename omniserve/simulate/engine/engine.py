@@ -1,37 +1,22 @@
 """A simulated engine: the rules of `omniserve.engine.core.Engine` on a clock that is set."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from math import inf
 
 from omniserve.errors import OmniServeError
-from omniserve.requests import TierRules
 from omniserve.simulate.clock import Clock
+from omniserve.simulate.engine.driver import Arrival, OnRefused, OnTokens
 from omniserve.simulate.engine.host_queue import HostQueue
 from omniserve.simulate.engine.model import SimulatedModel
 from omniserve.simulate.engine.step import SimulatedStep
 from omniserve.simulate.engine.stretch import Stretch
-from scheduler import HostCoresRule, ModelTurns, Request, ServiceClass
+from scheduler import HostCoresRule, ModelTurns, ServiceClass
 from scheduler.urgent_pressure import pressure_on
 
 _HOST_POLL_S = 0.05
 """Longest sleep where all there is to do is on the host: the governor may change its mind."""
 _EARLY = 1e-9
 """Times that differ by less are the same time."""
-
-OnTokens = Callable[[str, Sequence[str], Sequence[Request]], None]
-"""Model, requests with one token more, and those that ended with it."""
-OnRefused = Callable[[str, Request, Exception], None]
-"""Model, a request that could never run, or not in time, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request that the engine has not looked at yet."""
-
-    model: str
-    request: Request
-    rules: TierRules = TierRules()
 
 
 class SimulatedEngine:

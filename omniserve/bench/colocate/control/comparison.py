@@ -137,7 +137,7 @@ class ControlComparison:
         )
         options = LoadOptions(
             duration_s=control.duration_s,
-            warm_up_s=control.warm_up_s,
+            warm_up_s=self._warm_up_s(turn.load),
             drain_s=control.drain_s,
             seed=self._plan.seed + turn.round_index,
             title=f"{turn.load.name}: {contender.title}, round {number}",
@@ -155,8 +155,15 @@ class ControlComparison:
     def _slices(self, turn: _Turn, capacity: float) -> list[Slice]:
         control = self._control
         return slices_of(
-            turn.load, capacity, control.warm_up_s, control.duration_s, self._seed(turn)
+            turn.load,
+            capacity,
+            self._warm_up_s(turn.load),
+            control.duration_s,
+            self._seed(turn),
         )
+
+    def _warm_up_s(self, load: Load) -> float:
+        return self._control.warm_up_s + load.build_up_s
 
     def _seed(self, turn: _Turn) -> str:
         """The same for all contenders."""
@@ -172,10 +179,11 @@ class ControlComparison:
 
     def _outlook(self, num_scenes: int) -> Outlook:
         control = self._control
-        windows = num_scenes * (num_condition_windows(control) + len(self._turns()))
-        return Outlook(
-            windows, num_scenes, control.warm_up_s + control.duration_s + control.drain_s
-        )
+        turns = self._turns()
+        num_windows = num_condition_windows(control) + len(turns)
+        window_s = control.warm_up_s + control.duration_s + control.drain_s
+        build_up_s = sum(turn.load.build_up_s for turn in turns) / num_windows
+        return Outlook(num_scenes * num_windows, num_scenes, window_s + build_up_s)
 
 
 def _key(scene: Scene) -> str:

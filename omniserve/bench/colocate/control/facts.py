@@ -4,13 +4,14 @@ from pathlib import Path
 
 from omniserve.bench.colocate.control.conditions import CAPACITY_SHARE
 from omniserve.bench.colocate.control.control_plan import ControlPlan
-from omniserve.bench.colocate.control.loads import SLICE_S
+from omniserve.bench.colocate.control.loads import LOADS, SLICE_S
 from omniserve.bench.colocate.plan import Plan
 
 
 def control_procedure(plan: Plan, control: ControlPlan) -> list[str]:
     """What every contender of these scenes was given."""
     limits, backlog = plan.limits, plan.backlog
+    overload_warm_up_s = control.warm_up_s + LOADS["overload"].build_up_s
     step_times = limits.step_times
     source = "measured by the daemon" if step_times == "auto" else f"from {Path(step_times).name}"
     return [
@@ -34,7 +35,8 @@ def control_procedure(plan: Plan, control: ControlPlan) -> list[str]:
         "of admission is judged on the taken. Goodput is the output of requests that met "
         "both objectives.",
         f"{control.rounds} rounds of windows of {control.duration_s:g} s after "
-        f"{control.warm_up_s:g} s of warm-up; loads and contenders in turn, another one first in "
+        f"{control.warm_up_s:g} s of warm-up ({overload_warm_up_s:g} s beyond "
+        "capacity, where a queue has to build up); loads and contenders in turn, another one first in "
         "each round, all daemons resident, each window after all of them rest. Attainment is that "
         "of the requests of all rounds together, with the lowest and the highest round; "
         "best-effort tokens are medians, their ratios are taken within a round.",

@@ -20,6 +20,8 @@ class Load:
     name: LoadName
     low: float
     high: float
+    build_up_s: float = 0.0
+    """More warm-up: what is over capacity has to queue before it shows."""
 
     @property
     def title(self) -> str:
@@ -32,7 +34,7 @@ LOADS: dict[LoadName, Load] = {
     # The mean of the bursty load, so that the two differ in nothing else.
     "steady": Load("steady", 0.7, 0.7),
     "bursty": Load("bursty", 0.2, 1.2),
-    "overload": Load("overload", 1.3, 1.3),
+    "overload": Load("overload", 1.3, 1.3, build_up_s=14.0),
 }
 
 
