@@ -34,7 +34,7 @@ _LEAD = 1.5
 """Times what the next prompt is expected to take, by so much decodes are to be ahead of their pace
 before best-effort work may slow them down: some take longer, and some come together."""
 _MOST_LEAD = 0.5
-"""Of what a step may take at most: the rest of it is best-effort work's, however long prompts are."""
+"""Of what a step may take at most: the rest is best-effort work's, however long prompts are."""
 
 
 class StepPlanner:

@@ -240,7 +240,7 @@ def make_result(load: LoadName, **windows: tuple[float, float, int]) -> ControlR
         ControlCell(Cell(keys[name], (make_figures(*each), make_figures(*each))), (slices, slices))
         for name, each in windows.items()
     ]
-    conditions = ControlConditions(Unloaded(50.0, 10.0, 9), OBJECTIVES, 4.0)
+    conditions = ControlConditions(Unloaded(50.0, 10.0, 9), OBJECTIVES, 4.0, 5.0)
     return ControlResult(make_scene("whole"), LOADS[load], conditions, tuple(cells))
 
 
@@ -311,6 +311,12 @@ def compare(
     unloaded = make_window()
     unloaded.requests = [make_request("LS", 1.0, 0.05, 0.01)]
     save_run(unloaded, root / "unloaded")
+    saturated = make_window()
+    # Of the first nothing counts: it ended in the warm-up.
+    saturated.requests = [
+        make_request("LS", at_s, 0.05, 0.01) for at_s in (-1.0, *(0.2 * each for each in range(50)))
+    ]
+    save_run(saturated, root / "throughput")
     comparison = ControlComparison(
         plan, control, workload, make_scene().memory, make_launch(directory), directory
     )
@@ -335,9 +341,9 @@ def test_results_are_told_apart_by_load_and_contender(tmp_path: Path) -> None:
     assert joint["bursty", NO_CONTROL] == [0.25, 0.25]
     assert joint["overload", NO_ADMISSION] == [0.1, 0.1]
     assert len(joint) == 8
-    # Two slices of five seconds in a window of ten, at capacity 4.
+    # Two slices of five seconds in a window of ten; LS alone answers five requests a second.
     rates = [each.rate for each in results[2].cells[0].slices[1]]
-    assert rates == [pytest.approx(5.2)] * 2
+    assert rates == [pytest.approx(6.5)] * 2
 
 
 def test_objectives_and_rates_come_from_ls_alone(tmp_path: Path) -> None:
@@ -346,6 +352,7 @@ def test_objectives_and_rates_come_from_ls_alone(tmp_path: Path) -> None:
     assert conditions.objectives.ttft_ms == pytest.approx(250.0)
     assert conditions.objectives.tpot_ms == pytest.approx(20.0)
     assert "capacity: 4 LS requests/s, which was given" in said[-1]
+    assert "throughput: 5 LS requests/s" in said[-1]
 
 
 @pytest.mark.parametrize(("holds_up_to", "capacity"), [(11.0, 10.9), (99.0, None), (2.0, 1.93)])

@@ -82,10 +82,16 @@ class Workload:
 
     def unloaded(self, scene: Scene, server: str) -> tuple[str, Stream]:
         """Latency-sensitive requests of the trace's lengths one at a time."""
+        return self.saturating(scene, server, 1)
+
+    def saturating(self, scene: Scene, server: str, num_unfinished: int) -> tuple[str, Stream]:
+        """So many latency-sensitive requests of the trace's lengths all the time."""
         info = StreamInfo(
             LS_STREAM, "latency_sensitive", scene.ls_model, LS_TIER, is_open_loop=False
         )
-        return server, BacklogStream(info, spread_lengths(self.ls_trace, NUM_UNLOADED), 1)
+        return server, BacklogStream(
+            info, spread_lengths(self.ls_trace, NUM_UNLOADED), num_unfinished
+        )
 
     def be_lengths(self, round_index: int, route_index: int, num_running: int) -> Trace:
         """The same for all contenders. The first ones look as if work had been going on: a part of

@@ -105,7 +105,7 @@ class ControlComparison:
             cells = [
                 self._cell(
                     [(turn, record) for turn, record in records.items() if turn.is_of(load, key)],
-                    conditions.capacity,
+                    conditions,
                 )
                 for key in self._contenders(load)
             ]
@@ -129,9 +129,7 @@ class ControlComparison:
     async def _window(self, run: SceneRun, conditions: ControlConditions, turn: _Turn) -> RunRecord:
         control, seed = self._control, self._seed(turn)
         contender, number = turn.contender, turn.round_index + 1
-        arrivals = requests_of(
-            self._slices(turn, conditions.capacity), self._workload.ls_trace, seed
-        )
+        arrivals = requests_of(self._slices(turn, conditions), self._workload.ls_trace, seed)
         streams = self._workload.timed_streams(
             run.scene, contender, arrivals, turn.round_index, conditions.objectives
         )
@@ -145,18 +143,20 @@ class ControlComparison:
         key = WindowKey(_key(run.scene), f"{turn.load.name}-{contender.key}-{number}")
         return await run.window(key, streams, options)
 
-    def _cell(self, windows: Sequence[tuple[_Turn, RunRecord]], capacity: float) -> ControlCell:
+    def _cell(
+        self, windows: Sequence[tuple[_Turn, RunRecord]], conditions: ControlConditions
+    ) -> ControlCell:
         """Of one contender under one load, in the order of the rounds."""
         return ControlCell(
             Cell(windows[0][0].contender.key, tuple(figures_of(each) for _, each in windows)),
-            tuple(slice_figures(each, self._slices(turn, capacity)) for turn, each in windows),
+            tuple(slice_figures(each, self._slices(turn, conditions)) for turn, each in windows),
         )
 
-    def _slices(self, turn: _Turn, capacity: float) -> list[Slice]:
+    def _slices(self, turn: _Turn, conditions: ControlConditions) -> list[Slice]:
         control = self._control
         return slices_of(
             turn.load,
-            capacity,
+            conditions.base_rate(turn.load),
             self._warm_up_s(turn.load),
             control.duration_s,
             self._seed(turn),

@@ -17,6 +17,8 @@ CAPACITY_SHARE = 0.95
 """LS alone keeps so many of its requests within both objectives up to its capacity."""
 NUM_PROBES = 5
 PROBE_WARM_UP_S, PROBE_S = 3.0, 10.0
+NUM_SATURATING = 16
+"""LS requests that are always unfinished where throughput is measured."""
 RANGE = 16.0
 """Highest over lowest rate of the search."""
 
@@ -36,9 +38,15 @@ class ControlConditions:
     unloaded: Unloaded
     objectives: Objectives
     capacity: float
-    """LS requests per second."""
+    """LS requests per second that LS alone keeps within its objectives."""
+    throughput: float
+    """LS requests per second that LS alone answers where some always wait."""
     probes: tuple[Probe, ...] = ()
     """Empty where it was given."""
+
+    def base_rate(self, load: Load) -> float:
+        """Requests per second that the rates of a load are parts of."""
+        return self.capacity if load.of == "capacity" else self.throughput
 
     @property
     def text(self) -> str:
@@ -53,7 +61,9 @@ class ControlConditions:
         return (
             f"unloaded p50 TTFT/TPOT ms: {self.unloaded.ttft_ms:.0f}/{self.unloaded.tpot_ms:.1f}; "
             f"objectives: TTFT {self.objectives.ttft_ms:.0f} ms, TPOT "
-            f"{self.objectives.tpot_ms:.1f} ms; capacity: {self.capacity:g} LS requests/s{found}"
+            f"{self.objectives.tpot_ms:.1f} ms; capacity: {self.capacity:g} LS requests/s{found}; "
+            f"throughput: {self.throughput:g} LS requests/s, which LS alone answered with "
+            f"{NUM_SATURATING} always unfinished"
         )
 
 
@@ -74,8 +84,9 @@ async def find_control_conditions(
     objectives = Objectives(
         control.ttft_factor * unloaded.ttft_ms, control.tpot_factor * unloaded.tpot_ms
     )
+    throughput = await _throughput(run, key, plan, workload)
     if control.capacity is not None:
-        return ControlConditions(unloaded, objectives, control.capacity)
+        return ControlConditions(unloaded, objectives, control.capacity, throughput)
     search = _Search(run, key, plan, control, workload, objectives)
     # Prompts go one after another, so that more than this cannot be answered in time.
     probes = await search.probes(1e3 / unloaded.ttft_ms)
@@ -86,11 +97,28 @@ async def find_control_conditions(
             f"TTFT {objectives.ttft_ms:.0f} ms and TPOT {objectives.tpot_ms:.1f} ms: nothing can "
             "be compared by that; look for what else computes, or give --capacity"
         )
-    return ControlConditions(unloaded, objectives, max(held), probes)
+    return ControlConditions(unloaded, objectives, max(held), throughput, probes)
 
 
 def num_condition_windows(control: ControlPlan) -> int:
-    return 1 + (NUM_PROBES if control.capacity is None else 0)
+    return 2 + (NUM_PROBES if control.capacity is None else 0)
+
+
+async def _throughput(run: SceneRun, key: str, plan: Plan, workload: Workload) -> float:
+    options = LoadOptions(
+        duration_s=PROBE_S,
+        warm_up_s=PROBE_WARM_UP_S,
+        drain_s=0.0,
+        seed=plan.seed,
+        title=f"LS alone, {NUM_SATURATING} requests always unfinished",
+    )
+    streams = {LS_STREAM: workload.saturating(run.scene, PLAIN, NUM_SATURATING)}
+    record = await run.window(WindowKey(key, "throughput"), streams, options)
+    ends_s = [each.ended_s for each in record.requests if each.outcome == "done"]
+    num_answered = sum(0.0 <= at_s < options.duration_s for at_s in ends_s if at_s is not None)
+    if not num_answered:
+        raise OmniServeError(f"LS alone answered no request in {options.duration_s:g} s")
+    return round(num_answered / options.duration_s, 2)
 
 
 class _Search:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omniserve.bench.colocate.control.conditions import CAPACITY_SHARE
+from omniserve.bench.colocate.control.conditions import CAPACITY_SHARE, NUM_SATURATING
 from omniserve.bench.colocate.control.control_plan import ControlPlan
 from omniserve.bench.colocate.control.loads import LOADS, SLICE_S
 from omniserve.bench.colocate.plan import Plan
@@ -24,7 +24,9 @@ def control_procedure(plan: Plan, control: ControlPlan) -> list[str]:
         f"Objectives of control: {control.ttft_factor:g} times the p50 of TTFT and "
         f"{control.tpot_factor:g} times that of TPOT of LS requests that are alone with a daemon. "
         f"Capacity: the highest rate at which LS alone keeps {CAPACITY_SHARE:.0%} of its requests "
-        "within both.",
+        "within both. Throughput: the rate at which LS alone answers where "
+        f"{NUM_SATURATING} requests are always unfinished; beyond it a queue grows whatever the "
+        "server does.",
         f"LS of control: lengths drawn from {plan.trace} as scaled, a rate for every "
         f"{SLICE_S:g} s, as many requests as it says at random times of these, sent whatever the "
         f"server does; the same for all contenders. BE: {backlog.num_requests} requests always "
@@ -35,9 +37,9 @@ def control_procedure(plan: Plan, control: ControlPlan) -> list[str]:
         "of admission is judged on the taken. Goodput is the output of requests that met "
         "both objectives.",
         f"{control.rounds} rounds of windows of {control.duration_s:g} s after "
-        f"{control.warm_up_s:g} s of warm-up ({overload_warm_up_s:g} s beyond "
-        "capacity, where a queue has to build up); loads and contenders in turn, another one first in "
-        "each round, all daemons resident, each window after all of them rest. Attainment is that "
-        "of the requests of all rounds together, with the lowest and the highest round; "
+        f"{control.warm_up_s:g} s of warm-up ({overload_warm_up_s:g} s of "
+        "overload, where a queue has to build up); loads and contenders in turn, another one first "
+        "in each round, all daemons resident, each window after all of them rest. Attainment is "
+        "that of the requests of all rounds together, with the lowest and the highest round; "
         "best-effort tokens are medians, their ratios are taken within a round.",
     ]

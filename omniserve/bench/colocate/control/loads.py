@@ -9,32 +9,35 @@ from typing import Literal
 from omniserve.bench.trace.trace import Trace, TraceRequest
 
 LoadName = Literal["steady", "bursty", "overload"]
+Base = Literal["capacity", "throughput"]
+"""LS requests per second that LS alone can take within its objectives, or at all."""
 SLICE_S = 5.0
 """For so long the rate stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A rate drawn anew for every slice, evenly between two parts of capacity."""
+    """A rate drawn anew for every slice, evenly between two parts of what LS alone can take."""
 
     name: LoadName
     low: float
     high: float
+    of: Base = "capacity"
     build_up_s: float = 0.0
-    """More warm-up: what is over capacity has to queue before it shows."""
+    """More warm-up: what is too much has to queue before it shows."""
 
     @property
     def title(self) -> str:
         if self.low == self.high:
-            return f"{self.name}: {self.low:g} x capacity"
-        return f"{self.name}: {self.low:g} to {self.high:g} x capacity, drawn every {SLICE_S:g} s"
+            return f"{self.name}: {self.low:g} x {self.of}"
+        return f"{self.name}: {self.low:g} to {self.high:g} x {self.of}, drawn every {SLICE_S:g} s"
 
 
 LOADS: dict[LoadName, Load] = {
     # The mean of the bursty load, so that the two differ in nothing else.
     "steady": Load("steady", 0.7, 0.7),
     "bursty": Load("bursty", 0.2, 1.2),
-    "overload": Load("overload", 1.3, 1.3, build_up_s=14.0),
+    "overload": Load("overload", 1.3, 1.3, "throughput", build_up_s=14.0),
 }
 
 
@@ -49,7 +52,7 @@ class Slice:
 
 
 def slices_of(
-    load: Load, capacity: float, warm_up_s: float, duration_s: float, seed: str
+    load: Load, base_rate: float, warm_up_s: float, duration_s: float, seed: str
 ) -> list[Slice]:
     """Of a whole window, its warm-up first; the measured part begins with a slice."""
     rng = random.Random(f"rates {load.name} {seed}")
@@ -59,7 +62,7 @@ def slices_of(
         Slice(
             max(-warm_up_s, index * SLICE_S),
             min(duration_s, (index + 1) * SLICE_S),
-            capacity * (load.low + part * (load.high - load.low)),
+            base_rate * (load.low + part * (load.high - load.low)),
         )
         for index, part in enumerate(parts, start=-num_before)
     ]

@@ -126,14 +126,14 @@ def _rate_chart(result: ControlResult) -> Chart:
     line = Series(
         "rate", _RATE_COLOUR, steps([(start_s, each.rate) for start_s, _, each in slices], end_s)
     )
-    capacity = result.conditions.capacity
+    base = result.conditions.base_rate(result.load)
     chart = line_chart(
         "LS requests per second",
         time_axis(_TIME, end_s),
-        linear_axis("requests/s", max(capacity, *(each.rate for _, _, each in slices))),
+        linear_axis("requests/s", max(base, *(each.rate for _, _, each in slices))),
         [line],
         _round_marks(result),
-        [Level(capacity, f"capacity {capacity:g}/s")],
+        [Level(base, f"{result.load.of} {base:g}/s")],
     )
     return Chart("LS requests per second", "As drawn for each slice; the same for all.", chart)
 
