@@ -5,11 +5,22 @@ from math import inf
 from typing import NamedTuple
 
 from scheduler.aim import Aims
+from scheduler.objectives import Objectives
 from scheduler.request import Request
 
 _MOST_LENT = 3.0
 """Times per token that one step may take at most, however far ahead a request is: its client would
 see the pause."""
+
+
+class Allowed(NamedTuple):
+    """That a step may take beside decodes; infinite where none is due."""
+
+    by_savable_s: float
+    """By those that can still meet their objective: all that latency-sensitive work goes by, as
+    who is lost takes from nobody."""
+    by_all_s: float
+    """The lost ones go on at the pace of their objective from here. Best-effort work lets them."""
 
 
 class Tightest(NamedTuple):
@@ -31,18 +42,29 @@ class Pace:
     def __init__(self, aims: Aims) -> None:
         self._aims = aims
 
-    def allowed_s(self, decodes: Iterable[Request], now_s: float, fastest_s: float) -> float:
-        """Time until the next tokens of these have to be there; infinite where none is due.
+    def allowed(self, decodes: Iterable[Request], now_s: float, fastest_s: float) -> "Allowed":
+        """Time until the next tokens of these have to be there.
 
         `fastest_s` is the least that a step with all of them takes. Those that cannot meet their
-        objective even so do not hold up anybody else: they go on at its pace from here.
+        objective even so are lost.
         """
-        least_s = inf
+        savable_s = lost_s = inf
         for request in decodes:
-            until_s = self._until_due_s(request, now_s, fastest_s)
-            if until_s < least_s:
-                least_s = until_s
-        return least_s
+            objectives, first_s = request.objectives, request.first_token_s
+            if objectives is None or first_s is None:
+                continue
+            token_s = objectives.tpot_s * self._aims.of(request.tier)
+            until_s = first_s + token_s * _num_tokens(request) - now_s
+            if until_s < fastest_s and _is_lost(request, objectives, first_s, now_s, fastest_s):
+                if token_s < lost_s:
+                    lost_s = token_s
+                continue
+            most_s = _MOST_LENT * token_s
+            if until_s > most_s:
+                until_s = most_s
+            if until_s < savable_s:
+                savable_s = until_s
+        return Allowed(savable_s, min(savable_s, lost_s))
 
     def tightest(self, decodes: Iterable[Request]) -> "Tightest":
         """Of what these were promised."""
@@ -57,28 +79,6 @@ class Pace:
                     min(tightest.token_s, token_s), min(tightest.most_lent_s, most_lent_s)
                 )
         return tightest
-
-    def _until_due_s(self, request: Request, now_s: float, fastest_s: float) -> float:
-        objectives, first_s = request.objectives, request.first_token_s
-        if objectives is None or first_s is None:
-            return inf
-        token_s = objectives.tpot_s * self._aims.of(request.tier)
-        num_tokens = (
-            len(request.token_ids) - request.num_prompt_tokens + request.num_pending_samples
-        )
-        until_s = first_s + token_s * num_tokens - now_s
-        if until_s < fastest_s and self._is_lost(request, now_s, fastest_s):
-            return token_s
-        most_s = _MOST_LENT * token_s
-        return until_s if until_s < most_s else most_s
-
-    def _is_lost(self, request: Request, now_s: float, fastest_s: float) -> bool:
-        """Whether its mean stays too high though all steps that may follow take the least."""
-        assert request.objectives is not None and request.first_token_s is not None
-        num_tokens = request.num_output_tokens + request.num_pending_samples
-        most_tokens = request.max_total_tokens - request.num_prompt_tokens
-        earliest_s = now_s + fastest_s * (most_tokens - num_tokens)
-        return earliest_s > request.first_token_s + request.objectives.tpot_s * (most_tokens - 1)
 
     def note_end(self, request: Request, best_effort_s: float) -> None:
         """It has had its last token: what became of its objective moves the tier's aim.
@@ -98,3 +98,17 @@ class Pace:
         late_s = last_s - first_s - objectives.tpot_s * num_gaps
         if late_s <= best_effort_s or late_s <= 0.0:
             self._aims.note(request.tier, objectives, is_met=late_s <= 0.0)
+
+
+def _num_tokens(request: Request) -> int:
+    """Of its output, those in flight included."""
+    return len(request.token_ids) - request.num_prompt_tokens + request.num_pending_samples
+
+
+def _is_lost(
+    request: Request, objectives: Objectives, first_s: float, now_s: float, fastest_s: float
+) -> bool:
+    """Whether its mean stays too high though all steps that may follow take the least."""
+    most_tokens = request.max_total_tokens - request.num_prompt_tokens
+    earliest_s = now_s + fastest_s * (most_tokens - _num_tokens(request))
+    return earliest_s > first_s + objectives.tpot_s * (most_tokens - 1)

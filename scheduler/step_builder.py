@@ -9,7 +9,7 @@ from scheduler.plan import LaneEntry, PlannedRows, StepPlan
 from scheduler.request import Request
 from scheduler.step_load import StepLoad
 
-_LEAST_CHUNK = 16
+LEAST_CHUNK = 16
 """Tokens of a prompt below which a chunk is not worth what it costs besides them."""
 
 
@@ -59,7 +59,7 @@ class StepBuilder:
         if request.request_id in self._expected:
             return most
         fitting = self.load.most_tokens(request.num_scheduled, most, self.budget_s)
-        if fitting < most and fitting < _LEAST_CHUNK:
+        if fitting < most and fitting < LEAST_CHUNK:
             return min(most, at_least)
         return max(fitting, min(most, at_least))
 

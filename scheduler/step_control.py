@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import inf
 
 from scheduler.aim import Aims
-from scheduler.pace import Pace
+from scheduler.pace import Allowed, Pace
 from scheduler.plan import StepPlan
 from scheduler.request import Request
 from scheduler.step_books import PlannedStep, StepBooks
@@ -79,11 +79,12 @@ class StepControl:
         alone, beside = self._refits.get(False), self._refits.get(True)
         return None if beside is None or beside is alone else beside.costs
 
-    def allowed_s(self, running: Iterable[Request], fastest_s: float) -> float:
+    def allowed(self, running: Iterable[Request], fastest_s: float) -> Allowed:
         """That a step with the decodes among `running` may take; `fastest_s` is the least."""
         if not self._refits:
-            return inf
-        return max(fastest_s, self.pace.allowed_s(running, self.starts_s, fastest_s))
+            return Allowed(inf, inf)
+        allowed = self.pace.allowed(running, self.starts_s, fastest_s)
+        return Allowed(*(max(fastest_s, each_s) for each_s in allowed))
 
     def slack_s(self, decodes: Sequence[Request], now_s: float) -> float:
         """Time that other models may take before a step with these has to begin."""
@@ -94,7 +95,7 @@ class StepControl:
             load.add(request.num_scheduled, 1, samples=True)
         fastest_s = load.seconds
         starts_s = max(now_s, self._urgent_until_s)
-        return self.pace.allowed_s(decodes, starts_s, fastest_s) - fastest_s
+        return self.pace.allowed(decodes, starts_s, fastest_s).by_all_s - fastest_s
 
     def urgent_residual_s(self, now_s: float) -> float:
         """Until the steps in flight with latency-sensitive rows are done: nothing interrupts

@@ -16,7 +16,7 @@ from scheduler.request import Request, ServiceClass
 from scheduler.residency import Residency
 from scheduler.returning import Returner
 from scheduler.settings import PiggybackLimits, SchedulerSettings
-from scheduler.step_builder import StepBuilder
+from scheduler.step_builder import LEAST_CHUNK, StepBuilder
 from scheduler.step_control import StepControl
 from scheduler.step_load import StepLoad
 from scheduler.urgent_pressure import UrgentPressure
@@ -58,7 +58,7 @@ class StepPlanner:
         """Where the latency-sensitive part of the last plan had to stop."""
         self.host_rests = False
         """While true no lane row joins a step."""
-        self._most_lead_s = inf
+        self._most_lead_s = self._best_effort_until_s = inf
         self._settings = settings
         self._limits = limits
         self._residency = residency
@@ -131,13 +131,20 @@ class StepPlanner:
         self._first_tokens.note_running(load.shape, tightest.token_s)
         self._pressure.note_running(load.shape, tightest.token_s if decodes else 0.0)
         self._most_lead_s = _MOST_LEAD * tightest.most_lent_s
-        step.budget_s = self._control.allowed_s(decodes, load.seconds)
+        step.budget_s, self._best_effort_until_s = self._control.allowed(decodes, load.seconds)
+        if not decodes:
+            return self._settings.max_step_tokens
         # While there is time prompts wait for decodes to get ahead, and take what these can lend.
+        now_s = self._control.now_s
         spare_s = self._first_tokens.spare_s(self._control.starts_s)
-        can_wait = decodes and spare_s >= _EARLY * self._first_tokens.tightest_s(
-            self._control.now_s
-        )
-        return 0 if can_wait else self._settings.max_step_tokens
+        if spare_s >= _EARLY * self._first_tokens.tightest_s(now_s):
+            return 0
+        if not self._first_tokens.is_overloaded(now_s):
+            return self._settings.max_step_tokens
+        # With too much work decodes would not get ahead again: prompts go on, but slowly.
+        num_done = max((each.num_scheduled for each, num in plannable if num > 1), default=0)
+        step.budget_s = max(step.budget_s, load.seconds_with(num_done, LEAST_CHUNK))
+        return 0
 
     def _add_best_effort(self, step: StepBuilder, max_tokens: int | None, max_s: float) -> None:
         service_class = ServiceClass.BEST_EFFORT
@@ -149,7 +156,7 @@ class StepPlanner:
             max_s = min(max_s, max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1)))
         # Decodes must be ahead by what it then takes from them.
         lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
-        lent_s = step.budget_s - min(lead_s, self._most_lead_s)
+        lent_s = self._best_effort_until_s - min(lead_s, self._most_lead_s)
         max_s = min(max_s, max(0.0, lent_s))
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader

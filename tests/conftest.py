@@ -30,9 +30,17 @@ def keep_logging() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where this process and its children keep what they find out: not in the user's own cache."""
-    directory = tmp_path_factory.mktemp("cache")
+def cache_directory(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[Path]:
+    """Where this process and its children keep what they find out: not in the user's own cache.
+
+    Processes that share the work of one run share it too: kernels are compiled once.
+    """
+    of_process = tmp_path_factory.getbasetemp()
+    of_run = of_process.parent if hasattr(pytestconfig, "workerinput") else of_process
+    directory = of_run / "cache"
+    directory.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(directory))
         yield directory

@@ -10,8 +10,10 @@ from builders_scheduler import BE, LS
 
 from scheduler import PlannedRows, Request, Scheduler, StepPlan
 from scheduler.fair_share import OUTPUT_TOKEN, PROMPT_TOKEN
+from scheduler.pace import Allowed
 from scheduler.plan_shape import shape_of
 from scheduler.step_books import KINDS
+from scheduler.step_builder import StepBuilder
 from scheduler.step_load import StepLoad
 from scheduler.step_time import StepCosts
 
@@ -38,14 +40,14 @@ class ControlChecks:
         self._largest_cost = 0.0
         """Of a request, if all of it is computed."""
         self._costs: StepCosts | None = None
-        self._urgent_budget_s = inf
+        self._urgent_budget_s = self._best_effort_budget_s = inf
         self._least_chunk = 0
         self._watch()
 
     def _watch(self) -> None:
         """Remembers the costs and the budget of the plan that is being made."""
         control = self.scheduler._control
-        begin, allowed_s = control.begin, control.allowed_s
+        begin, allowed = control.begin, control.allowed
 
         def watched_begin(now_s: float, **options: bool) -> StepLoad | None:
             load = begin(now_s, **options)
@@ -53,23 +55,24 @@ class ControlChecks:
             self._costs = load._costs
             return load
 
-        def watched_allowed_s(running: Iterable[Request], fastest_s: float) -> float:
+        def watched_allowed(running: Iterable[Request], fastest_s: float) -> Allowed:
             decodes = list(running)
-            budget_s = allowed_s(decodes, fastest_s)
-            # None of those that have their first token may see a longer pause than this.
+            found = allowed(decodes, fastest_s)
+            # None of those that have their first token sees a longer pause for best-effort work.
             paces = [r.objectives.tpot_s for r in decodes if r.objectives and r.first_token_s]
-            assert budget_s <= max(fastest_s, _MOST_LENT * min(paces, default=inf))
-            assert budget_s >= fastest_s
-            self._urgent_budget_s = budget_s
-            return budget_s
+            assert found.by_all_s <= max(fastest_s, _MOST_LENT * min(paces, default=inf))
+            assert fastest_s <= found.by_all_s <= found.by_savable_s
+            self._best_effort_budget_s = found.by_all_s
+            return found
 
         control.begin = watched_begin  # type: ignore[method-assign]
-        control.allowed_s = watched_allowed_s  # type: ignore[method-assign]
+        control.allowed = watched_allowed  # type: ignore[method-assign]
         planner = self.scheduler._planner
         hold = planner._hold_to_objectives
 
-        def watched_hold(*arguments: Any) -> int:
-            self._least_chunk = hold(*arguments)
+        def watched_hold(step: StepBuilder, *arguments: Any) -> int:
+            self._least_chunk = hold(step, *arguments)
+            self._urgent_budget_s = step.budget_s
             return self._least_chunk
 
         planner._hold_to_objectives = watched_hold  # type: ignore[method-assign, assignment]
@@ -115,7 +118,7 @@ class ControlChecks:
         if not plan.has_best_effort:
             return
         urgent = [rows for rows in plan.rows if rows.service_class is LS]
-        most_s = max(self._urgent_budget_s, self._seconds(urgent) if urgent else 0.0)
+        most_s = max(self._best_effort_budget_s, self._seconds(urgent) if urgent else 0.0)
         assert plan.budget_s <= _about(most_s)
         counted = [
             rows

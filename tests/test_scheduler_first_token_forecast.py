@@ -174,6 +174,21 @@ def test_a_prompt_in_a_hurry_does_not_wait() -> None:
     assert chunks["late"] == 100
 
 
+def test_where_there_is_too_much_work_decodes_lend_no_prompt_what_it_is_in_a_hurry_for() -> None:
+    clocked = Clocked()
+    clocked.scheduler.add(chat("decodes", max_tokens=60))
+    clocked.step()
+    for number in range(40):
+        clocked.scheduler.add(make_request(f"{number}", 100, 4, clocked.now_s, OBJECTIVES))
+        clocked.scheduler.abort(f"{number}")
+    late = make_request("late", 100, 4, clocked.now_s - 0.4, OBJECTIVES)
+    clocked.scheduler.add(late)
+    clocked.step()
+    chunks = {each.request_id: each.num_tokens for each in clocked.plans[-1].rows}
+    assert chunks["decodes"] == 1 and 16 <= chunks["late"] < 100
+    assert clocked.plans[-1].predicted_s <= clocked.plans[-1].budget_s
+
+
 def test_steps_that_nothing_interrupts_are_short_enough_for_whoever_may_come() -> None:
     clocked = Clocked()
     for number in range(6):

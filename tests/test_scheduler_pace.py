@@ -2,6 +2,7 @@
 
 import random
 from array import array
+from collections.abc import Sequence
 from math import inf
 
 import pytest
@@ -35,45 +36,54 @@ def pace() -> Pace:
     return Pace(Aims(first=1.0))
 
 
+def allowed_s(pace: Pace, decodes: Sequence[Request], now_s: float, fastest_s: float) -> float:
+    """Where none of these is lost."""
+    return pace.allowed(decodes, now_s, fastest_s).by_savable_s
+
+
 def test_a_request_at_its_pace_has_the_time_of_one_token(pace: Pace) -> None:
-    assert pace.allowed_s([decode(1)], now_s=0.0, fastest_s=0.01) == pytest.approx(TPOT_S)
-    assert pace.allowed_s([decode(5)], now_s=0.4, fastest_s=0.01) == pytest.approx(TPOT_S)
+    assert allowed_s(pace, [decode(1)], 0.0, 0.01) == pytest.approx(TPOT_S)
+    assert allowed_s(pace, [decode(5)], 0.4, 0.01) == pytest.approx(TPOT_S)
 
 
 def test_one_that_is_ahead_lends_what_it_gained_but_not_more_than_a_pause(pace: Pace) -> None:
-    assert pace.allowed_s([decode(3)], now_s=0.15, fastest_s=0.01) == pytest.approx(0.15)
-    assert pace.allowed_s([decode(50)], now_s=0.5, fastest_s=0.01) == pytest.approx(3 * TPOT_S)
+    assert allowed_s(pace, [decode(3)], 0.15, 0.01) == pytest.approx(0.15)
+    assert allowed_s(pace, [decode(50)], 0.5, 0.01) == pytest.approx(3 * TPOT_S)
 
 
 def test_the_tightest_one_decides(pace: Pace) -> None:
     both = [decode(3), decode(2)]
-    assert pace.allowed_s(both, now_s=0.15, fastest_s=0.01) == pytest.approx(0.05)
+    assert allowed_s(pace, both, 0.15, 0.01) == pytest.approx(0.05)
 
 
 def test_one_that_is_behind_is_to_catch_up(pace: Pace) -> None:
-    assert pace.allowed_s([decode(3)], now_s=0.5, fastest_s=0.01) < 0.0
+    assert allowed_s(pace, [decode(3)], 0.5, 0.01) < 0.0
 
 
 def test_one_that_is_lost_goes_on_at_its_pace(pace: Pace) -> None:
     # Two tokens of ten came within 2 s, the others cannot make up for it.
     lost = decode(2, max_tokens=10)
-    assert pace.allowed_s([lost], now_s=2.0, fastest_s=0.05) == pytest.approx(TPOT_S)
+    allowed = pace.allowed([lost], now_s=2.0, fastest_s=0.05)
+    assert allowed.by_all_s == pytest.approx(TPOT_S)
+    # Who can still be saved does not have to wait for it.
+    assert allowed.by_savable_s == inf
+    assert allowed_s(pace, [lost, decode(21)], 2.0, 0.05) == pytest.approx(TPOT_S)
     # With a thousand to come it can.
-    assert pace.allowed_s([decode(2)], now_s=2.0, fastest_s=0.05) < 0.0
+    assert allowed_s(pace, [decode(2)], 2.0, 0.05) < 0.0
 
 
 def test_who_has_no_first_token_or_no_objective_is_not_due(pace: Pace) -> None:
     prompt, free = decode(0), decode(3)
     prompt.first_token_s = None
     free.objectives = None
-    assert pace.allowed_s([prompt, free], now_s=9.0, fastest_s=0.01) == inf
-    assert pace.allowed_s([], now_s=9.0, fastest_s=0.01) == inf
+    assert allowed_s(pace, [prompt, free], 9.0, 0.01) == inf
+    assert allowed_s(pace, [], 9.0, 0.01) == inf
 
 
 def test_tokens_in_flight_count(pace: Pace) -> None:
     request = decode(3)
     request.num_pending_samples = 1
-    assert pace.allowed_s([request], now_s=0.3, fastest_s=0.01) == pytest.approx(TPOT_S)
+    assert allowed_s(pace, [request], 0.3, 0.01) == pytest.approx(TPOT_S)
 
 
 def ended(gap_s: float, num_tokens: int = 11) -> Request:
