@@ -186,7 +186,7 @@ def test_who_computes_goes_to_the_device_and_the_others_to_the_host(cores: list[
     frame = replace(make_scene().frame, device_cores=(cores[0],), host_cores=(cores[1],))
     with subprocess.Popen(["sleep", "60"]) as front:
         own = psutil.Process()
-        pin_server(frame, [own, psutil.Process(front.pid)], "pytest", frame.device_cores)
+        pin_server(frame, [own, psutil.Process(front.pid)], own.name(), frame.device_cores)
         assert os.sched_getaffinity(0) == {cores[0]}
         assert os.sched_getaffinity(front.pid) == {cores[1]}
         front.kill()

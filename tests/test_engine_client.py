@@ -299,7 +299,7 @@ async def test_a_garbling_engine_is_replaced(tmp_path: Path) -> None:
     await client.stop(grace_s=5)
 
 
-def test_the_engine_dies_with_a_killed_front(tmp_path: Path) -> None:
+def test_the_engine_dies_with_a_killed_front(tmp_path: Path, private_temp_dir: Path) -> None:
     front = tmp_path / "front.py"
     front.write_text(
         "import asyncio, sys\n"
@@ -312,7 +312,10 @@ def test_the_engine_dies_with_a_killed_front(tmp_path: Path) -> None:
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(SCRIPT).parents[1]), "TMPDIR": str(tmp_path)}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(SCRIPT).parents[1]),
+        "TMPDIR": str(private_temp_dir),
+    }
     with subprocess.Popen(
         [sys.executable, str(front)], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -167,7 +167,8 @@ def test_steps_beside_the_host_are_measured_where_it_takes_cores(
     assert profile.host is not None
     assert profile.host.kv_bytes_per_s > 0 and profile.host.copy_bytes_per_s > 0
     assert profile.host.speed is not None
-    assert any(step.shape.num_lane_rows > 0 for step in profile.judged.with_lanes)
+    # Only steps that nobody disturbed are judged, and there may be none.
+    assert all(step.shape.num_lane_rows > 0 for step in profile.judged.with_lanes)
     start.require_as_new()
 
 
