@@ -5,7 +5,7 @@ from scheduler.objectives import Objectives
 _STEP = 0.02
 _LOWEST = 0.6
 _FIRST = 0.9
-"""Until requests have ended; each miss that it takes to get down from 1 would be one too many."""
+"""Until requests have ended: from 1 the right aim would be found by missing."""
 
 
 class Aims:
@@ -14,8 +14,9 @@ class Aims:
     Steps take longer or shorter than predicted, so that aiming at the objective itself would miss
     it half of the time. Each request that ends moves its tier's aim: up a little where it met the
     objective, down by more where it did not, in the ratio of the shares that are wanted. Where the
-    aim stands still, exactly that share is met (Robbins and Monro's stochastic approximation of a
-    quantile). One request moves it by 2 % at most, which is why it does not oscillate.
+    aim stands still, exactly that share of the requests that are noted is met (Robbins and Monro's
+    stochastic approximation of a quantile). One request moves it by 2 % at most, which is why
+    it does not oscillate.
     """
 
     def __init__(self, first: float = _FIRST) -> None:

@@ -74,7 +74,7 @@ class Completion:
             request.last_token_s = now_s
             if request.first_token_s is None:
                 request.first_token_s = now_s
-                request.best_effort_s_before = self._control.books.best_effort_s
+                request.taken_s_before = self._control.taken_s
                 self._first_tokens.stop_expecting(request.request_id)
                 self._ttft_forecast.note_first_token(request)
                 self._note_first_token(request, now_s)
@@ -113,8 +113,8 @@ class Completion:
 
     def _finish(self, request: Request) -> None:
         """It had all its tokens: what it was like is expected of others."""
-        best_effort_s = self._control.books.best_effort_s - request.best_effort_s_before
-        self._control.pace.note_end(request, best_effort_s)
+        taken_s = self._control.taken_s - request.taken_s_before
+        self._control.pace.note_end(request, taken_s)
         if self._forecast is not None and request.service_class is ServiceClass.BEST_EFFORT:
             self._forecast.note_length(request.num_output_tokens)
         detail = f"{request.num_output_tokens} tokens"

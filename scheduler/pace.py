@@ -9,18 +9,23 @@ from scheduler.objectives import Objectives
 from scheduler.request import Request
 
 _MOST_LENT = 3.0
-"""Times per token that one step may take at most, however far ahead a request is: its client would
-see the pause."""
+"""Times per token that one step may take at most, however far ahead a request is that can meet its
+objective: its client would see the pause."""
 
 
 class Allowed(NamedTuple):
-    """That a step may take beside decodes; infinite where none is due."""
+    """Time until decodes are due; infinite where none of the kind is there."""
 
     by_savable_s: float
-    """By those that can still meet their objective: all that latency-sensitive work goes by, as
-    who is lost takes from nobody."""
-    by_all_s: float
-    """The lost ones go on at the pace of their objective from here. Best-effort work lets them."""
+    """The first of those that can still meet their objective. Prompts go by this alone: who is lost
+    takes from nobody."""
+    by_lost_s: float
+    """The first of the others, each due at the pace of its objective from now on. Best-effort work
+    goes by this as well."""
+
+    @property
+    def by_all_s(self) -> float:
+        return min(self)
 
 
 class Tightest(NamedTuple):
@@ -29,7 +34,8 @@ class Tightest(NamedTuple):
     token_s: float = inf
     """Time per token that the most demanding one was promised."""
     most_lent_s: float = inf
-    """That a step may take at most, however far ahead they are."""
+    """That a step may take at most beside those that can meet their objective, however far ahead
+    they are."""
 
 
 class Pace:
@@ -42,11 +48,11 @@ class Pace:
     def __init__(self, aims: Aims) -> None:
         self._aims = aims
 
-    def allowed(self, decodes: Iterable[Request], now_s: float, fastest_s: float) -> "Allowed":
+    def allowed(self, decodes: Iterable[Request], now_s: float, fastest_s: float) -> Allowed:
         """Time until the next tokens of these have to be there.
 
-        `fastest_s` is the least that a step with all of them takes. Those that cannot meet their
-        objective even so are lost.
+        `fastest_s` is the least that a step with all of them takes. Who cannot meet its objective
+        even so is lost.
         """
         savable_s = lost_s = inf
         for request in decodes:
@@ -64,9 +70,9 @@ class Pace:
                 until_s = most_s
             if until_s < savable_s:
                 savable_s = until_s
-        return Allowed(savable_s, min(savable_s, lost_s))
+        return Allowed(savable_s, lost_s)
 
-    def tightest(self, decodes: Iterable[Request]) -> "Tightest":
+    def tightest(self, decodes: Iterable[Request]) -> Tightest:
         """Of what these were promised."""
         # The objectives are the tier's: asking each of hundreds of requests would take too long.
         by_tier = {each.tier: each.objectives for each in decodes}
@@ -80,12 +86,12 @@ class Pace:
                 )
         return tightest
 
-    def note_end(self, request: Request, best_effort_s: float) -> None:
+    def note_end(self, request: Request, taken_s: float) -> None:
         """It has had its last token: what became of its objective moves the tier's aim.
 
-        `best_effort_s` is what best-effort work took since its first token. Where it would have
-        missed without that as well, nothing is learnt: were the aim lowered, best-effort work would
-        get less and less for what is no fault of its own.
+        `taken_s` is what others took since its first token: best-effort work, and other models.
+        Where it would have missed without that as well, nothing is learnt: were the aim lowered,
+        best-effort work would get less and less for what is no fault of its own.
         """
         objectives, first_s, last_s = (
             request.objectives,
@@ -96,7 +102,7 @@ class Pace:
         if objectives is None or first_s is None or last_s is None or num_gaps < 1:
             return
         late_s = last_s - first_s - objectives.tpot_s * num_gaps
-        if late_s <= best_effort_s or late_s <= 0.0:
+        if late_s <= taken_s:
             self._aims.note(request.tier, objectives, is_met=late_s <= 0.0)
 
 

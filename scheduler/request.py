@@ -82,8 +82,8 @@ class Request:
     first_token_s: float | None = None
     """When its first token was complete, on the clock of `arrival_s`."""
     last_token_s: float | None = None
-    best_effort_s_before: float = 0.0
-    """What best-effort work had taken from its model by its first token, as `StepBooks` has it."""
+    taken_s_before: float = 0.0
+    """What others had taken from its model by its first token, as `StepControl` has it."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

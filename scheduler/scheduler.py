@@ -287,7 +287,8 @@ class Scheduler:
         return self._control.books if self._control.is_predicting else None
 
     def aims(self) -> dict[str, float]:
-        """Part of its time per token at which each tier is paced now; without one it is all."""
+        """Part of its time per token at which each tier is paced now, once one of its requests has
+        ended."""
         return self._control.aims.by_tier()
 
     def check_integrity(self) -> None:

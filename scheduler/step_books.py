@@ -23,8 +23,10 @@ class PlannedStep:
     planned_s: float
     """When, or when the step before it ended, if the engine came right from there."""
     costs: StepCosts
-    costs_alone: StepCosts
-    """Had it all cores of the device."""
+    usual: StepCosts
+    """The same at the machine's usual pace."""
+    usual_alone: StepCosts
+    """At that pace, had it all cores of the device."""
     urgent: StepShape
     """Its latency-sensitive rows."""
     shape: StepShape
@@ -49,15 +51,14 @@ class StepBooks:
         self.used_s = dict.fromkeys(KINDS, 0.0)
         """Predicted, of all steps: what each kind of work added to those before it."""
         self.best_effort_s = 0.0
-        """Predicted, of all steps: by so much best-effort work made them longer, by the cores that
-        its attention takes as well."""
+        """Of all steps: by so much best-effort work was predicted to make them longer, by the cores
+        that its attention takes as well, at the machine's usual pace: a slow machine is no fault of
+        its own."""
 
     def note(self, step: PlannedStep, num_lane_rows: float, measured_s: float | None) -> None:
         """A step is complete; None where its time tells nothing of it."""
         predicted_s = self._share_out(step, num_lane_rows)
-        has_urgent = step.urgent.num_sampled_rows or step.urgent.num_prefill_tokens
-        urgent_s = step.costs_alone.step_s(step.urgent) if has_urgent else 0.0
-        self.best_effort_s += max(0.0, predicted_s - urgent_s)
+        self.best_effort_s += _best_effort_s(step, num_lane_rows)
         if step.urgent.num_decode_rows and step.budget_s < inf:
             self.budget_s += max(0.0, step.budget_s)
         if measured_s is None or measured_s <= 0.0:
@@ -96,6 +97,13 @@ class StepBooks:
             used_s[LANES] += after_s - before_s
             before_s = after_s
         return before_s
+
+
+def _best_effort_s(step: PlannedStep, num_lane_rows: float) -> float:
+    urgent = step.urgent
+    is_urgent = urgent.num_decode_rows or urgent.num_prefill_tokens
+    urgent_s = step.usual_alone.step_s(urgent) if is_urgent else 0.0
+    return max(0.0, step.usual.step_s(step.shape.with_lane_rows(num_lane_rows)) - urgent_s)
 
 
 def _decodes(shape: StepShape) -> StepShape:

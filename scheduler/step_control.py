@@ -45,6 +45,8 @@ class StepControl:
         self._urgent_until_s = 0.0
         """Of those with latency-sensitive rows."""
         self._last_landed_s = 0.0
+        self._elsewhere_s = 0.0
+        """Between its steps: other models ran, or nothing did."""
         self._planned: dict[int, PlannedStep] = {}
 
     @property
@@ -62,6 +64,12 @@ class StepControl:
         if not self._refits:
             return None
         return StepLoad(self.costs, self._coldness)
+
+    @property
+    def taken_s(self) -> float:
+        """What best-effort work and other models have taken so far; of two times, the difference
+        tells by how much they delayed who had something to run all the while."""
+        return self.books.best_effort_s + self._elsewhere_s
 
     @property
     def costs(self) -> StepCosts:
@@ -83,8 +91,8 @@ class StepControl:
         """That a step with the decodes among `running` may take; `fastest_s` is the least."""
         if not self._refits:
             return Allowed(inf, inf)
-        allowed = self.pace.allowed(running, self.starts_s, fastest_s)
-        return Allowed(*(max(fastest_s, each_s) for each_s in allowed))
+        by_savable_s, by_lost_s = self.pace.allowed(running, self.starts_s, fastest_s)
+        return Allowed(max(fastest_s, by_savable_s), max(fastest_s, by_lost_s))
 
     def slack_s(self, decodes: Sequence[Request], now_s: float) -> float:
         """Time that other models may take before a step with these has to begin."""
@@ -104,10 +112,14 @@ class StepControl:
 
     def depart(self, plan: StepPlan, load: StepLoad) -> None:
         """The plan is handed out."""
-        comes_from_step = not self._planned and self.now_s - self._last_landed_s <= _LOOP_S
+        since_s = 0.0 if self._planned else self.now_s - self._last_landed_s
+        comes_from_step = not self._planned and since_s <= _LOOP_S
+        if not comes_from_step:
+            self._elsewhere_s += since_s
         self._planned[plan.plan_id] = PlannedStep(
             self._last_landed_s if comes_from_step else self.now_s,
             self.costs,
+            self._refits[self._is_host_active].costs,
             self.costs_alone,
             load.urgent_shape,
             load.shape,

@@ -346,6 +346,13 @@ def test_results_are_told_apart_by_load_and_contender(tmp_path: Path) -> None:
     assert rates == [pytest.approx(6.5)] * 2
 
 
+def test_throughput_is_measured_where_a_load_goes_by_it(tmp_path: Path) -> None:
+    control = replace(make_control(rounds=1), loads=("steady",))
+    results, said = compare(tmp_path, control, lambda _: 1.0)
+    assert results[0].conditions.throughput is None
+    assert "throughput" not in said[-1]
+
+
 def test_objectives_and_rates_come_from_ls_alone(tmp_path: Path) -> None:
     results, said = compare(tmp_path, make_control(rounds=1), lambda _: 1.0)
     conditions = results[0].conditions

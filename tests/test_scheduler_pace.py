@@ -95,10 +95,10 @@ def ended(gap_s: float, num_tokens: int = 11) -> Request:
 def test_misses_lower_the_aim_and_requests_that_met_it_raise_it() -> None:
     aims = Aims()
     pace = Pace(aims)
-    pace.note_end(ended(1.1 * TPOT_S), best_effort_s=1.0)
+    pace.note_end(ended(1.1 * TPOT_S), taken_s=1.0)
     after_miss = aims.of("chat")
     assert after_miss < aims.of("other")
-    pace.note_end(ended(0.5 * TPOT_S), best_effort_s=1.0)
+    pace.note_end(ended(0.5 * TPOT_S), taken_s=1.0)
     assert after_miss < aims.of("chat") < aims.of("other")
 
 
@@ -106,9 +106,9 @@ def test_a_miss_counts_where_best_effort_work_made_it_one() -> None:
     aims = Aims()
     pace = Pace(aims)
     late = ended(1.1 * TPOT_S, num_tokens=11)  # Late by one token's time.
-    pace.note_end(late, best_effort_s=0.9 * TPOT_S)
+    pace.note_end(late, taken_s=0.9 * TPOT_S)
     assert aims.of("chat") == Aims().of("chat")
-    pace.note_end(late, best_effort_s=1.1 * TPOT_S)
+    pace.note_end(late, taken_s=1.1 * TPOT_S)
     assert aims.of("chat") < Aims().of("chat")
 
 

@@ -34,7 +34,9 @@ ALL = replace(
     num_prefill_tokens=15,
     num_sampled_rows=6,
 )
-STEP = PlannedStep(0.0, TEN_A_ROW, TEN_A_ROW, URGENT, ALL, budget_s=500.0, is_host_active=False)
+STEP = PlannedStep(
+    0.0, TEN_A_ROW, TEN_A_ROW, TEN_A_ROW, URGENT, ALL, budget_s=500.0, is_host_active=False
+)
 
 
 def test_each_kind_counts_for_what_it_adds() -> None:
@@ -57,7 +59,7 @@ def test_each_kind_counts_for_what_it_adds() -> None:
 def test_cores_that_best_effort_attention_takes_are_time_that_it_takes() -> None:
     books = StepBooks()
     alone = replace(TEN_A_ROW, overhead_s=30.0)
-    books.note(replace(STEP, costs_alone=alone), num_lane_rows=0.0, measured_s=None)
+    books.note(replace(STEP, usual_alone=alone), num_lane_rows=0.0, measured_s=None)
     assert books.best_effort_s == pytest.approx(70 + 91.5 + 100)
     # All of a step that would not be without it.
     books.note(replace(STEP, urgent=StepShape(), shape=StepShape(num_decode_rows=1)), 0.0, None)
@@ -77,7 +79,14 @@ def test_predictions_and_measurements_are_of_the_same_steps() -> None:
     books = StepBooks()
     decode = StepShape(num_decode_rows=1, decode_context_tokens=10)
     step = PlannedStep(
-        0.0, TEN_A_ROW, TEN_A_ROW, StepShape(), decode, budget_s=5.0, is_host_active=False
+        0.0,
+        TEN_A_ROW,
+        TEN_A_ROW,
+        TEN_A_ROW,
+        StepShape(),
+        decode,
+        budget_s=5.0,
+        is_host_active=False,
     )
     books.note(step, 0.0, measured_s=100.0)
     books.note(step, 0.0, measured_s=240.0)
@@ -133,3 +142,12 @@ def test_an_interrupted_step_is_work_but_no_prediction() -> None:
 def test_without_step_times_there_are_no_books() -> None:
     scheduler = Scheduler(SETTINGS)
     assert scheduler.step_books is None and scheduler.aims() == {}
+
+
+def test_a_slow_machine_is_no_best_effort_work() -> None:
+    clocked = Clocked(factor=1.5)
+    clocked.scheduler.add(chat("ls", max_tokens=60))
+    clocked.run()
+    books = clocked.scheduler.step_books
+    assert books is not None
+    assert books.best_effort_s == pytest.approx(0.0, abs=0.02 * clocked.now_s)

@@ -83,8 +83,8 @@ def _add_control_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--load",
         choices=(*LOADS, "all", "none"),
-        help="rates of LS: steady, drawn every 5 s (bursty), beyond capacity (overload; default: "
-        "all; with --quick and without --control-only: none)",
+        help="rates of LS: steady, drawn every 5 s (bursty), more than can be answered (overload; "
+        "default: all; with --quick and without --control-only: none)",
     )
     group.add_argument(
         "--control",

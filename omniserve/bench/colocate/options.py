@@ -39,7 +39,7 @@ class ControlOptions:
     ttft_factor: float = 5.0
     tpot_factor: float = 5.0
     """Looser than in the comparison: with twice, two prompts that come together are too late, and
-    capacity would be far below what the cores can do: no rate near it would be an overload."""
+    capacity would be far below what the cores can do."""
     rounds: int = 3
     warm_up_s: float = 6.0
     duration_s: float = 20.0

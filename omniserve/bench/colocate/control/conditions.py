@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from omniserve.bench.colocate.contenders import LS_ALONE, PLAIN, Contender
 from omniserve.bench.colocate.control.control_plan import ControlPlan
-from omniserve.bench.colocate.control.loads import Load, requests_of, slices_of
+from omniserve.bench.colocate.control.loads import LOADS, Load, requests_of, slices_of
 from omniserve.bench.colocate.figures import figures_of
 from omniserve.bench.colocate.objectives import Objectives, Unloaded, unloaded_of
 from omniserve.bench.colocate.plan import Plan, WindowKey
@@ -39,14 +39,18 @@ class ControlConditions:
     objectives: Objectives
     capacity: float
     """LS requests per second that LS alone keeps within its objectives."""
-    throughput: float
-    """LS requests per second that LS alone answers where some always wait."""
+    throughput: float | None
+    """LS requests per second that LS alone answers where some always wait; None where no load is
+    measured by it."""
     probes: tuple[Probe, ...] = ()
     """Empty where it was given."""
 
     def base_rate(self, load: Load) -> float:
         """Requests per second that the rates of a load are parts of."""
-        return self.capacity if load.of == "capacity" else self.throughput
+        if load.base == "capacity":
+            return self.capacity
+        assert self.throughput is not None
+        return self.throughput
 
     @property
     def text(self) -> str:
@@ -58,12 +62,17 @@ class ControlConditions:
             if held
             else ", which was given"
         )
+        answered = (
+            f"; throughput: {self.throughput:g} LS requests/s, which LS alone answered with "
+            f"{NUM_SATURATING} always unfinished"
+            if self.throughput is not None
+            else ""
+        )
         return (
             f"unloaded p50 TTFT/TPOT ms: {self.unloaded.ttft_ms:.0f}/{self.unloaded.tpot_ms:.1f}; "
             f"objectives: TTFT {self.objectives.ttft_ms:.0f} ms, TPOT "
-            f"{self.objectives.tpot_ms:.1f} ms; capacity: {self.capacity:g} LS requests/s{found}; "
-            f"throughput: {self.throughput:g} LS requests/s, which LS alone answered with "
-            f"{NUM_SATURATING} always unfinished"
+            f"{self.objectives.tpot_ms:.1f} ms; capacity: {self.capacity:g} LS requests/s{found}"
+            f"{answered}"
         )
 
 
@@ -84,7 +93,9 @@ async def find_control_conditions(
     objectives = Objectives(
         control.ttft_factor * unloaded.ttft_ms, control.tpot_factor * unloaded.tpot_ms
     )
-    throughput = await _throughput(run, key, plan, workload)
+    throughput = None
+    if _needs_throughput(control):
+        throughput = await _throughput(run, key, plan, workload)
     if control.capacity is not None:
         return ControlConditions(unloaded, objectives, control.capacity, throughput)
     search = _Search(run, key, plan, control, workload, objectives)
@@ -101,7 +112,11 @@ async def find_control_conditions(
 
 
 def num_condition_windows(control: ControlPlan) -> int:
-    return 2 + (NUM_PROBES if control.capacity is None else 0)
+    return 1 + _needs_throughput(control) + (NUM_PROBES if control.capacity is None else 0)
+
+
+def _needs_throughput(control: ControlPlan) -> bool:
+    return any(LOADS[name].base == "throughput" for name in control.loads)
 
 
 async def _throughput(run: SceneRun, key: str, plan: Plan, workload: Workload) -> float:

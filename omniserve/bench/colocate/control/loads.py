@@ -1,4 +1,4 @@
-"""How often latency-sensitive requests come, as parts of what the server can take of them."""
+"""How often latency-sensitive requests come, as multiples of what the server can take of them."""
 
 import math
 import random
@@ -17,20 +17,22 @@ SLICE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A rate drawn anew for every slice, evenly between two parts of what LS alone can take."""
+    """A rate drawn anew for every slice, evenly between two multiples of a base."""
 
     name: LoadName
     low: float
     high: float
-    of: Base = "capacity"
+    base: Base = "capacity"
     build_up_s: float = 0.0
     """More warm-up: what is too much has to queue before it shows."""
 
     @property
     def title(self) -> str:
         if self.low == self.high:
-            return f"{self.name}: {self.low:g} x {self.of}"
-        return f"{self.name}: {self.low:g} to {self.high:g} x {self.of}, drawn every {SLICE_S:g} s"
+            return f"{self.name}: {self.low:g} x {self.base}"
+        return (
+            f"{self.name}: {self.low:g} to {self.high:g} x {self.base}, drawn every {SLICE_S:g} s"
+        )
 
 
 LOADS: dict[LoadName, Load] = {

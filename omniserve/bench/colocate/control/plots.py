@@ -133,7 +133,7 @@ def _rate_chart(result: ControlResult) -> Chart:
         linear_axis("requests/s", max(base, *(each.rate for _, _, each in slices))),
         [line],
         _round_marks(result),
-        [Level(base, f"{result.load.of} {base:g}/s")],
+        [Level(base, f"{result.load.base} {base:g}/s")],
     )
     return Chart("LS requests per second", "As drawn for each slice; the same for all.", chart)
 
