@@ -1,5 +1,7 @@
 """How far below its objective a tier is paced, so that its share of requests meets it."""
 
+from collections.abc import Container
+
 from scheduler.objectives import Objectives
 
 _STEP = 0.02
@@ -29,6 +31,10 @@ class Aims:
     def by_tier(self) -> dict[str, float]:
         """Of the tiers of which requests have ended."""
         return dict(self._by_tier)
+
+    def forget_all_but(self, tiers: Container[str]) -> None:
+        """The others are no more."""
+        self._by_tier = {name: aim for name, aim in self._by_tier.items() if name in tiers}
 
     def note(self, tier: str, objectives: Objectives, *, is_met: bool) -> None:
         """A request of the tier ended, and its tokens came in time or not."""

@@ -35,12 +35,15 @@ class Completion:
         self._first_tokens = first_tokens
         self._ttft_forecast = ttft_forecast
         self._forecast = forecast
+        self._num_decoded: dict[tuple[ServiceClass, str], int] = {}
+        """Of the plan that is being recorded, by whom its decodes are for."""
 
     def record(self, plan: StepPlan, result: StepResult, now_s: float) -> tuple[Request, ...]:
         """Take over what a plan computed; returns the requests that finished with it."""
         finished = [
             request for rows in plan.rows if (request := self._record_rows(rows, result, now_s))
         ]
+        self._charge_decodes()
         finished += [
             request
             for request_id, token_id in result.lane_sampled.items()
@@ -68,7 +71,11 @@ class Completion:
             self._drain(request)
             return None
         _count_rows(request, rows, result)
-        self._charge(request, rows)
+        if rows.num_tokens == 1 and rows.start >= request.num_prompt_tokens:
+            whose = request.service_class, request.tenant
+            self._num_decoded[whose] = self._num_decoded.get(whose, 0) + 1
+        else:
+            self._charge_prompt(request, rows)
         self._residency.publish(request, rows.start)
         if rows.samples:
             request.last_token_s = now_s
@@ -92,13 +99,17 @@ class Completion:
             detail += f", promised within {request.objectives.ttft_s * 1e3:g} ms"
         self._queues.journal.note(request.request_id, Event.FIRST_TOKEN, Reason.NONE, detail)
 
-    def _charge(self, request: Request, rows: PlannedRows) -> None:
-        num_prompt_tokens, num_tokens = 0, rows.num_tokens
-        num_left = request.num_prompt_tokens - rows.start
-        if num_left > 0:
-            num_prompt_tokens = min(num_left, num_tokens)
+    def _charge_prompt(self, request: Request, rows: PlannedRows) -> None:
+        """Of a request that is computed again its output may be part of the chunk."""
+        num_prompt_tokens = max(0, min(request.num_prompt_tokens - rows.start, rows.num_tokens))
         share = self._queues.shares[request.service_class]
-        share.charge(request.tenant, num_prompt_tokens, num_tokens - num_prompt_tokens)
+        share.charge(request.tenant, num_prompt_tokens, rows.num_tokens - num_prompt_tokens)
+
+    def _charge_decodes(self) -> None:
+        """All of a plan at once: one by one takes as long as the rest that is done for a decode."""
+        for (service_class, tenant), num_tokens in self._num_decoded.items():
+            self._queues.shares[service_class].charge(tenant, 0, num_tokens)
+        self._num_decoded.clear()
 
     def _record_lane(self, request_id: str, token_id: int, result: StepResult) -> Request | None:
         """The offloaded request, if it finished."""

@@ -5,7 +5,6 @@ from math import inf
 from typing import NamedTuple
 
 from scheduler.aim import Aims
-from scheduler.objectives import Objectives
 from scheduler.request import Request
 
 _MOST_LENT = 3.0
@@ -16,26 +15,20 @@ objective: its client would see the pause."""
 class Allowed(NamedTuple):
     """Time until decodes are due; infinite where none of the kind is there."""
 
-    by_savable_s: float
+    by_savable_s: float = inf
     """The first of those that can still meet their objective. Prompts go by this alone: who is lost
     takes from nobody."""
-    by_lost_s: float
+    by_lost_s: float = inf
     """The first of the others, each due at the pace of its objective from now on. Best-effort work
     goes by this as well."""
+    most_lent_s: float = inf
+    """The most that any of them lends, however far ahead it is."""
+    token_s: float = inf
+    """Time per token that the most demanding one was promised."""
 
     @property
     def by_all_s(self) -> float:
-        return min(self)
-
-
-class Tightest(NamedTuple):
-    """Of several requests; infinite without any."""
-
-    token_s: float = inf
-    """Time per token that the most demanding one was promised."""
-    most_lent_s: float = inf
-    """That a step may take at most beside those that can meet their objective, however far ahead
-    they are."""
+        return min(self.by_savable_s, self.by_lost_s)
 
 
 class Pace:
@@ -54,37 +47,33 @@ class Pace:
         `fastest_s` is the least that a step with all of them takes. Who cannot meet its objective
         even so is lost.
         """
-        savable_s = lost_s = inf
+        savable_s = lost_s = least_most_s = least_token_s = inf
+        # This runs for every decode of every step: what is the tier's is looked up once.
+        by_tier: dict[str, tuple[float, float]] = {}
         for request in decodes:
             objectives, first_s = request.objectives, request.first_token_s
             if objectives is None or first_s is None:
                 continue
-            token_s = objectives.tpot_s * self._aims.of(request.tier)
-            until_s = first_s + token_s * _num_tokens(request) - now_s
-            if until_s < fastest_s and _is_lost(request, objectives, first_s, now_s, fastest_s):
+            found = by_tier.get(request.tier)
+            if found is None:
+                token_s = objectives.tpot_s * self._aims.of(request.tier)
+                found = by_tier[request.tier] = token_s, _MOST_LENT * token_s
+                least_most_s = min(least_most_s, found[1])
+                least_token_s = min(least_token_s, objectives.tpot_s)
+            token_s, most_s = found
+            num_tokens = (
+                len(request.token_ids) - request.num_prompt_tokens + request.num_pending_samples
+            )
+            until_s = first_s + token_s * num_tokens - now_s
+            if until_s >= most_s:
+                until_s = most_s
+            elif until_s < fastest_s and _is_lost(request, num_tokens, now_s, fastest_s):
                 if token_s < lost_s:
                     lost_s = token_s
                 continue
-            most_s = _MOST_LENT * token_s
-            if until_s > most_s:
-                until_s = most_s
             if until_s < savable_s:
                 savable_s = until_s
-        return Allowed(savable_s, lost_s)
-
-    def tightest(self, decodes: Iterable[Request]) -> Tightest:
-        """Of what these were promised."""
-        # The objectives are the tier's: asking each of hundreds of requests would take too long.
-        by_tier = {each.tier: each.objectives for each in decodes}
-        tightest = Tightest()
-        for tier, objectives in by_tier.items():
-            if objectives is not None:
-                token_s = objectives.tpot_s
-                most_lent_s = _MOST_LENT * token_s * self._aims.of(tier)
-                tightest = Tightest(
-                    min(tightest.token_s, token_s), min(tightest.most_lent_s, most_lent_s)
-                )
-        return tightest
+        return Allowed(savable_s, lost_s, least_most_s, least_token_s)
 
     def note_end(self, request: Request, taken_s: float) -> None:
         """It has had its last token: what became of its objective moves the tier's aim.
@@ -106,15 +95,10 @@ class Pace:
             self._aims.note(request.tier, objectives, is_met=late_s <= 0.0)
 
 
-def _num_tokens(request: Request) -> int:
-    """Of its output, those in flight included."""
-    return len(request.token_ids) - request.num_prompt_tokens + request.num_pending_samples
-
-
-def _is_lost(
-    request: Request, objectives: Objectives, first_s: float, now_s: float, fastest_s: float
-) -> bool:
+def _is_lost(request: Request, num_tokens: int, now_s: float, fastest_s: float) -> bool:
     """Whether its mean stays too high though all steps that may follow take the least."""
+    objectives, first_s = request.objectives, request.first_token_s
+    assert objectives is not None and first_s is not None
     most_tokens = request.max_total_tokens - request.num_prompt_tokens
-    earliest_s = now_s + fastest_s * (most_tokens - _num_tokens(request))
+    earliest_s = now_s + fastest_s * (most_tokens - num_tokens)
     return earliest_s > first_s + objectives.tpot_s * (most_tokens - 1)

@@ -137,8 +137,9 @@ class Scheduler:
         return True
 
     def set_terms(self, by_tier: Mapping[str, TierTerms]) -> None:
-        """These tiers have changed: requests that wait or run follow them."""
+        """These are the tiers now: requests that wait or run follow them."""
         follow_terms(self._queues, by_tier)
+        self._control.aims.forget_all_but(by_tier)
 
     def schedule(
         self,

@@ -90,9 +90,12 @@ class StepControl:
     def allowed(self, running: Iterable[Request], fastest_s: float) -> Allowed:
         """That a step with the decodes among `running` may take; `fastest_s` is the least."""
         if not self._refits:
-            return Allowed(inf, inf)
-        by_savable_s, by_lost_s = self.pace.allowed(running, self.starts_s, fastest_s)
-        return Allowed(max(fastest_s, by_savable_s), max(fastest_s, by_lost_s))
+            return Allowed()
+        found = self.pace.allowed(running, self.starts_s, fastest_s)
+        return found._replace(
+            by_savable_s=max(fastest_s, found.by_savable_s),
+            by_lost_s=max(fastest_s, found.by_lost_s),
+        )
 
     def slack_s(self, decodes: Sequence[Request], now_s: float) -> float:
         """Time that other models may take before a step with these has to begin."""

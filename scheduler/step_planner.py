@@ -1,7 +1,6 @@
 """What the next step of a model is made of."""
 
 from collections.abc import Sequence
-from math import inf
 
 from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.first_token_forecast import FirstTokenForecast
@@ -59,10 +58,8 @@ class StepPlanner:
         """Where the latency-sensitive part of the last plan had to stop."""
         self.host_rests = False
         """While true no lane row joins a step."""
-        self._decodes_due = Allowed(inf, inf)
-        """Of the plan that is being made."""
-        self._most_lead_s = inf
-        """By so much its decodes are to be ahead before best-effort work takes anything."""
+        self._allowed = Allowed()
+        """By the decodes of the plan that is being made."""
         self._settings = settings
         self._limits = limits
         self._residency = residency
@@ -98,7 +95,7 @@ class StepPlanner:
             self._add_best_effort(step, max_best_effort_tokens, max_best_effort_s)
         else:
             self._classes.hold_back(ServiceClass.BEST_EFFORT, self._control.now_s)
-            step.budget_s = min(step.budget_s, self._decodes_due.by_all_s)
+            step.budget_s = min(step.budget_s, self._allowed.by_all_s)
         limits = step.lane_limits(self._max_lane_rows(is_beside_ls, max_best_effort_tokens))
         entries = self._piggyback.boundary.enter(limits.max_entries)
         self._piggyback.free_blocks_for_oldest()
@@ -132,12 +129,10 @@ class StepPlanner:
         """Limits the step's time; returns the tokens that a prompt gets in it in any case."""
         decodes = [request for request, num_tokens in plannable if num_tokens == 1]
         step.expect_decodes(decodes)
-        tightest = self._control.pace.tightest(decodes)
-        self._first_tokens.note_running(load.shape, tightest.token_s)
-        self._pressure.note_running(load.shape, tightest.token_s if decodes else 0.0)
-        self._most_lead_s = _MOST_LEAD * tightest.most_lent_s
-        self._decodes_due = self._control.allowed(decodes, load.seconds)
-        step.budget_s = self._decodes_due.by_savable_s
+        allowed = self._allowed = self._control.allowed(decodes, load.seconds)
+        self._first_tokens.note_running(load.shape, allowed.token_s)
+        self._pressure.note_running(load.shape, allowed.token_s if decodes else 0.0)
+        step.budget_s = allowed.by_savable_s
         if not decodes:
             return self._settings.max_step_tokens
         # While there is time prompts wait for decodes to get ahead, and take what these can lend.
@@ -162,8 +157,9 @@ class StepPlanner:
             max_s = min(max_s, max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1)))
         # Decodes must be ahead by what it then takes from them.
         lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
-        lent_s = self._decodes_due.by_savable_s - min(lead_s, self._most_lead_s)
-        lent_s = min(lent_s, self._decodes_due.by_lost_s)
+        allowed = self._allowed
+        lent_s = allowed.by_savable_s - min(lead_s, _MOST_LEAD * allowed.most_lent_s)
+        lent_s = min(lent_s, allowed.by_lost_s)
         max_s = min(max_s, max(0.0, lent_s))
         step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
         offloader = self._piggyback.offloader

@@ -125,6 +125,15 @@ def test_the_aim_settles_where_the_wanted_share_is_met() -> None:
     assert sum(met[5_000:]) / len(met[5_000:]) == pytest.approx(0.9, abs=0.01)
 
 
+def test_aims_of_tiers_that_are_no_more_are_forgotten() -> None:
+    aims = Aims()
+    for tier in ("chat", "gone"):
+        aims.note(tier, Objectives(0.5, TPOT_S), is_met=False)
+    chat = aims.of("chat")
+    aims.forget_all_but({"chat": None})
+    assert aims.by_tier() == {"chat": chat}
+
+
 def test_the_aim_stays_within_its_bounds() -> None:
     aims, objectives = Aims(), Objectives(0.5, TPOT_S)
     for _ in range(1000):
