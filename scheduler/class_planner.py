@@ -64,10 +64,22 @@ class ClassPlanner:
         # Decodes go first in the budget, but memory is given out in arrival order.
         num_decodes_left = sum(num_tokens == 1 for _, num_tokens in plannable)
         outcome = Room.ENOUGH
+        block_size, expected = self._residency.block_size, step.expected
         for request, num_tokens in plannable:
             num_kept = 0
             if num_tokens == 1:
                 num_decodes_left -= 1
+                # So it is with nearly all decodes of every step; what follows comes to the same.
+                if (
+                    (request.request_id in expected or step.load is None)
+                    and step.budget > 0
+                    and request.num_scheduled < len(request.block_ids) * block_size
+                    and request.is_steady
+                    and request.request_id not in self._waiting
+                    and request.request_id not in withheld_ids
+                ):
+                    step.add_decode(request)
+                    continue
                 num_granted = step.most_tokens(request, 1)
             else:
                 num_kept = num_decodes_left

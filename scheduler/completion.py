@@ -40,15 +40,21 @@ class Completion:
 
     def record(self, plan: StepPlan, result: StepResult, now_s: float) -> tuple[Request, ...]:
         """Take over what a plan computed; returns the requests that finished with it."""
-        finished = [
-            request for rows in plan.rows if (request := self._record_rows(rows, result, now_s))
+        finished = []
+        by_id = self._queues.by_id
+        for rows in plan.rows:
+            request = by_id[rows.request_id]
+            if rows.num_tokens == 1 and rows.samples and request.is_steady:
+                if self._record_decode(request, rows, result, now_s):
+                    finished.append(request)
+            elif self._record_rows(request, rows, result, now_s):
+                finished.append(request)
+        finished += [
+            ended
+            for request_id, token_id in result.lane_sampled.items()
+            if (ended := self._record_lane(request_id, token_id, result))
         ]
         self._charge_decodes()
-        finished += [
-            request
-            for request_id, token_id in result.lane_sampled.items()
-            if (request := self._record_lane(request_id, token_id, result))
-        ]
         return tuple(finished)
 
     def end(self, request: Request) -> None:
@@ -63,19 +69,36 @@ class Completion:
         if not request.is_in_use:
             self._residency.release(request)
 
-    def _record_rows(self, rows: PlannedRows, result: StepResult, now_s: float) -> Request | None:
-        """The request, if it finished."""
-        request = self._queues.by_id[rows.request_id]
+    def _record_decode(
+        self, request: Request, rows: PlannedRows, result: StepResult, now_s: float
+    ) -> bool:
+        """What `_record_rows` comes to where nothing else happens, for every decode of every step;
+        whether the request finished."""
+        assert request.num_computed == rows.start
+        request.num_plans_in_flight -= 1
+        request.num_pending_samples -= 1
+        request.num_computed = rows.start + 1
+        request.token_ids.append(result.sampled[rows.request_id])
+        request.last_token_s = now_s
+        whose = request.service_class, request.tenant
+        self._num_decoded[whose] = self._num_decoded.get(whose, 0) + 1
+        if not request.num_computed % self._residency.block_size:
+            self._residency.publish(request, rows.start)
+        if _is_finished(request, result):
+            self._finish(request)
+            return True
+        return False
+
+    def _record_rows(
+        self, request: Request, rows: PlannedRows, result: StepResult, now_s: float
+    ) -> bool:
+        """Whether the request finished."""
         request.num_plans_in_flight -= 1
         if request.status is Status.FINISHED:
             self._drain(request)
-            return None
+            return False
         _count_rows(request, rows, result)
-        if rows.num_tokens == 1 and rows.start >= request.num_prompt_tokens:
-            whose = request.service_class, request.tenant
-            self._num_decoded[whose] = self._num_decoded.get(whose, 0) + 1
-        else:
-            self._charge_prompt(request, rows)
+        self._charge(request, rows)
         self._residency.publish(request, rows.start)
         if rows.samples:
             request.last_token_s = now_s
@@ -87,11 +110,11 @@ class Completion:
                 self._note_first_token(request, now_s)
         if _is_finished(request, result):
             self._finish(request)
-            return request
+            return True
         if request.demote_after_tokens is not None and request.is_straggler:
             if request.status is Status.RUNNING:
                 self._queues.demote(request)
-        return None
+        return False
 
     def _note_first_token(self, request: Request, now_s: float) -> None:
         detail = f"{(now_s - request.arrival_s) * 1e3:.1f} ms after it came"
@@ -99,8 +122,7 @@ class Completion:
             detail += f", promised within {request.objectives.ttft_s * 1e3:g} ms"
         self._queues.journal.note(request.request_id, Event.FIRST_TOKEN, Reason.NONE, detail)
 
-    def _charge_prompt(self, request: Request, rows: PlannedRows) -> None:
-        """Of a request that is computed again its output may be part of the chunk."""
+    def _charge(self, request: Request, rows: PlannedRows) -> None:
         num_prompt_tokens = max(0, min(request.num_prompt_tokens - rows.start, rows.num_tokens))
         share = self._queues.shares[request.service_class]
         share.charge(request.tenant, num_prompt_tokens, rows.num_tokens - num_prompt_tokens)
@@ -115,7 +137,8 @@ class Completion:
         """The offloaded request, if it finished."""
         request = self._queues.by_id[request_id]
         self._piggyback.record_token(request, token_id)
-        self._queues.shares[request.service_class].charge(request.tenant, 0, 1)
+        whose = request.service_class, request.tenant
+        self._num_decoded[whose] = self._num_decoded.get(whose, 0) + 1
         if not _is_finished(request, result):
             self._piggyback.boundary.arrive(request)
             return None

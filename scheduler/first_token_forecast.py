@@ -18,7 +18,7 @@ _OVERLOAD = 0.9
 """Part of the device's time that decodes, and prompts at the rate at which they come, need."""
 _HOPELESS_SHARE = 0.25
 """Of the objective: a first token that is later by more is given up."""
-_MOST_AWAITED = 64
+_MOST_AWAITED = 32
 """Prompts that are looked at; those behind them come later anyway."""
 _LATELY_S = 60.0
 

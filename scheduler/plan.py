@@ -34,9 +34,10 @@ class PlannedRows(NamedTuple):
         return self.start + self.num_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class LaneEntry:
+class LaneEntry(NamedTuple):
     """The last known token of an offloaded request: it enters the lanes at layer 0."""
+
+    # A tuple for the same reason.
 
     request_id: str
     lane: int

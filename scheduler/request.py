@@ -98,6 +98,16 @@ class Request:
         return min(first_s, self.deadline_s)
 
     @property
+    def is_steady(self) -> bool:
+        """Whether it runs, has its first token and may go on to its last as it is."""
+        return (
+            self.status is Status.RUNNING
+            and self.num_computed >= self.num_prompt_tokens
+            and self.first_token_s is not None
+            and self.demote_after_tokens is None
+        )
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 

@@ -17,12 +17,12 @@ class Residency:
         self.blocks = BlockManager(settings.num_blocks, settings.block_size)
         self.slots = SlotPool(settings.max_running_requests)
         self.num_cached_prompt_tokens = 0
-        self._block_size = settings.block_size
+        self.block_size = settings.block_size
         self._prefix_caching = settings.prefix_caching
 
     def num_missing(self, request: Request, num_tokens: int) -> int:
         """Blocks to add so that the table covers `num_tokens` tokens."""
-        return -(-num_tokens // self._block_size) - len(request.block_ids)
+        return -(-num_tokens // self.block_size) - len(request.block_ids)
 
     def num_missing_to_start(self, request: Request) -> int:
         """Blocks to add so that all known tokens, and one more, have their place."""
@@ -48,21 +48,21 @@ class Residency:
 
     def num_cached(self, request: Request) -> int:
         """Tokens of a request that is not running whose KV the prefix cache holds now."""
-        return len(self._match_prefix(request)) * self._block_size
+        return len(self._match_prefix(request)) * self.block_size
 
     def _match_prefix(self, request: Request) -> list[int]:
         if not self._prefix_caching:
             return []
         # The last known token is always computed: its output is what the next token is drawn from.
-        num_blocks = (len(request.token_ids) - 1) // self._block_size
+        num_blocks = (len(request.token_ids) - 1) // self.block_size
         hashes = request.block_hashes
-        extend_block_hashes(hashes, request.token_ids, num_blocks, self._block_size)
+        extend_block_hashes(hashes, request.token_ids, num_blocks, self.block_size)
         return self.blocks.match_prefix(hashes[:num_blocks])
 
     def enter(self, request: Request) -> None:
         """Take a slot, and count the tokens of the held prefix as computed."""
         request.slot = self.slots.take()
-        num_cached = len(request.block_ids) * self._block_size
+        num_cached = len(request.block_ids) * self.block_size
         request.num_computed = request.num_scheduled = num_cached
         if request.num_preemptions == 0:
             request.num_cached_tokens = num_cached
@@ -84,10 +84,10 @@ class Residency:
 
     def publish(self, request: Request, start: int) -> None:
         """Make the blocks findable that became full as computed tokens grew from `start`."""
-        first, last = start // self._block_size, request.num_computed // self._block_size
+        first, last = start // self.block_size, request.num_computed // self.block_size
         if not self._prefix_caching or first == last:
             return
-        extend_block_hashes(request.block_hashes, request.token_ids, last, self._block_size)
+        extend_block_hashes(request.block_hashes, request.token_ids, last, self.block_size)
         for index in range(first, last):
             self.blocks.publish(request.block_ids[index], request.block_hashes[index])
 

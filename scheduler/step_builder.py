@@ -23,7 +23,7 @@ class StepBuilder:
         self.budget_s = inf
         """Seconds that the step may take."""
         self.load = load
-        self._expected: dict[str, int] = {}
+        self.expected: dict[str, int] = {}
         """Positions of decode rows that the load counts already, by request."""
         self._single_rows: list[PlannedRows] = []
         self._chunk_rows: list[PlannedRows] = []
@@ -33,8 +33,8 @@ class StepBuilder:
         """Counts their next rows in advance: what else joins must leave them their time."""
         if self.load is None:
             return
-        self._expected = {request.request_id: request.num_scheduled for request in requests}
-        self.load.add_decodes(self._expected.values())
+        self.expected = {request.request_id: request.num_scheduled for request in requests}
+        self.load.add_decodes(self.expected.values())
 
     def expect_leading_decodes(self, plannable: Iterable[tuple[Request, int]]) -> None:
         """Counts those before the first prompt in advance if there is time for them all: asking for
@@ -44,7 +44,7 @@ class StepBuilder:
         leading = takewhile(lambda each: each[1] == 1, plannable)
         expected = {request.request_id: request.num_scheduled for request, _ in leading}
         if self.load.seconds_with_decodes(expected.values()) <= self.budget_s:
-            self._expected = expected
+            self.expected = expected
             self.load.add_decodes(expected.values())
 
     def most_tokens(self, request: Request, num_wanted: int, *, at_least: int = 0) -> int:
@@ -56,7 +56,7 @@ class StepBuilder:
         most = num_wanted if num_wanted < self.budget else self.budget
         if most <= 0 or self.load is None or self.budget_s == inf:
             return most if most > 0 else 0
-        if request.request_id in self._expected:
+        if request.request_id in self.expected:
             return most
         fitting = self.load.most_tokens(request.num_scheduled, most, self.budget_s)
         if fitting < most and fitting < LEAST_CHUNK:
@@ -95,11 +95,36 @@ class StepBuilder:
             new_block_ids,
         )
         (self._chunk_rows if num_tokens > 1 else self._single_rows).append(rows)
-        if self.load is not None and self._expected.pop(request.request_id, None) is None:
+        if self.load is not None and self.expected.pop(request.request_id, None) is None:
             self.load.add(start, num_tokens, samples=samples)
         self.budget -= num_tokens
         request.num_scheduled = end
         request.num_pending_samples += samples
+        request.num_plans_in_flight += 1
+
+    def add_decode(self, request: Request) -> None:
+        """Plan the next token of a request, whose table covers it and whose time, where times are
+        known, the load counts already."""
+        start = request.num_scheduled
+        is_known = start < len(request.token_ids)
+        token_ids = (request.token_ids[start],) if is_known else None
+        self._single_rows.append(
+            PlannedRows(
+                request.request_id,
+                request.slot,
+                request.service_class,
+                start,
+                1,
+                token_ids,
+                True,
+                len(request.block_ids),
+                (),
+            )
+        )
+        self.expected.pop(request.request_id, None)
+        self.budget -= 1
+        request.num_scheduled = start + 1
+        request.num_pending_samples += 1
         request.num_plans_in_flight += 1
 
     def begin_best_effort(
@@ -126,8 +151,7 @@ class StepBuilder:
         bare_s = self.load.seconds
         if bare_s >= self.budget_s:
             return NO_LANES
-        seconds = [self.load.seconds_with_lanes(num) - bare_s for num in range(max_rows + 1)]
-        return LaneLimits(max_rows, tuple(seconds), self.budget_s - bare_s)
+        return LaneLimits(max_rows, self.load.lane_rows_s(max_rows), self.budget_s - bare_s)
 
     @property
     def has_rows(self) -> bool:
@@ -154,9 +178,9 @@ class StepBuilder:
 
     def _forget_absent(self) -> None:
         """Expected decodes that found no room take no time."""
-        if self.load is not None and self._expected:
-            self.load.add_decodes(self._expected.values(), sign=-1)
-            self._expected = {}
+        if self.load is not None and self.expected:
+            self.load.add_decodes(self.expected.values(), sign=-1)
+            self.expected = {}
 
     def _close_class(self) -> None:
         self._closed_rows += self._single_rows

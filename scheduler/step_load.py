@@ -59,10 +59,20 @@ class StepLoad:
         more_s = self._linear_cost_s(start, num_tokens, samples)
         return self._linear_s + more_s + self._dense_s(self.num_rows + num_tokens)
 
-    def seconds_with_lanes(self, num_lane_rows: float) -> float:
-        """Of the step with so many lane rows at every layer."""
-        more_s = num_lane_rows * self._costs.lane_row_s
-        return self._linear_s + more_s + self._dense_s(self.num_rows + num_lane_rows)
+    def lane_rows_s(self, most_rows: int) -> tuple[float, ...]:
+        """What 0, 1, 2 ... `most_rows` lane rows at every layer add to the step."""
+        dense_s = self._costs.dense_growth_s(self.num_rows, most_rows)
+        # A step without rows has no dense layers.
+        bare_s = dense_s[0] if self.num_rows else 0.0
+        lane_row_s = self._costs.lane_row_s
+        return (
+            0.0,
+            *(
+                number * lane_row_s + each_s - bare_s
+                for number, each_s in enumerate(dense_s)
+                if number
+            ),
+        )
 
     def most_tokens(self, start: int, num_wanted: int, budget_s: float) -> int:
         """Of the next `num_wanted` tokens of a request, as many as the step can take on."""

@@ -87,6 +87,20 @@ class StepCosts:
         (left_rows, left_s), (right_rows, right_s) = ladder[index - 1], ladder[index]
         return left_s + (right_s - left_s) * (num_rows - left_rows) / (right_rows - left_rows)
 
+    def dense_growth_s(self, num_rows: int, most_more: int) -> list[float]:
+        """Of the dense layers of 0, 1, 2 ... `most_more` rows more than `num_rows`, without asking
+        for each."""
+        seconds: list[float] = []
+        first, last = num_rows, num_rows + most_more
+        ends = [rows for rows, _ in self.dense_ladder if first < rows <= last]
+        for end in (*ends, last + 1):
+            from_s = self.dense_s(first)
+            # Within a rung it is a line.
+            row_s = (self.dense_s(end) - from_s) / (end - first)
+            seconds += [from_s + row_s * number for number in range(end - first)]
+            first = end
+        return seconds
+
     def step_s(self, shape: StepShape) -> float:
         """Seconds of a step."""
         num_rows = shape.num_decode_rows + shape.num_prefill_tokens + shape.num_lane_rows

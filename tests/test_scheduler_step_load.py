@@ -1,5 +1,6 @@
 """Load of a step in the making: the same seconds as the model says of the finished one."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,10 +68,18 @@ def test_the_most_that_fits_fits_and_one_more_would_not(
 def test_lane_rows_share_the_staircase() -> None:
     load = load_of([(100, 1, True)])
     expected_s = COSTS.step_s(load.shape.with_lane_rows(8.0))
-    assert abs(load.seconds_with_lanes(8) - expected_s) < 1e-12
+    assert abs(load.seconds + load.lane_rows_s(8)[8] - expected_s) < 1e-12
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_pairs_are_those_under_the_causal_mask(start: int, num_tokens: int) -> None:
     by_hand = sum(position + 1 for position in range(start, start + num_tokens))
     assert count_pairs(start, num_tokens) == by_hand
+
+
+@given(num_rows=st.integers(0, 700), most_more=st.integers(0, 700))
+def test_what_rows_add_is_the_same_all_at_once_and_one_by_one(
+    num_rows: int, most_more: int
+) -> None:
+    seconds = COSTS.dense_growth_s(num_rows, most_more)
+    assert seconds == pytest.approx([COSTS.dense_s(num_rows + n) for n in range(most_more + 1)])
