@@ -21,12 +21,11 @@ class Aims:
     it does not oscillate.
     """
 
-    def __init__(self, first: float = _FIRST) -> None:
-        self._first = first
+    def __init__(self) -> None:
         self._by_tier: dict[str, float] = {}
 
     def of(self, tier: str) -> float:
-        return self._by_tier.get(tier, self._first)
+        return self._by_tier.get(tier, _FIRST)
 
     def by_tier(self) -> dict[str, float]:
         """Of the tiers of which requests have ended."""

@@ -128,7 +128,7 @@ class Completion:
         share.charge(request.tenant, num_prompt_tokens, rows.num_tokens - num_prompt_tokens)
 
     def _charge_decodes(self) -> None:
-        """All of a plan at once: one by one takes as long as the rest that is done for a decode."""
+        """All of a plan at once, as there is one for nearly every row."""
         for (service_class, tenant), num_tokens in self._num_decoded.items():
             self._queues.shares[service_class].charge(tenant, 0, num_tokens)
         self._num_decoded.clear()
