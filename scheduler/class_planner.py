@@ -90,6 +90,7 @@ class ClassPlanner:
             if has_yielded:
                 continue
             if num_granted <= 0:
+                step.has_passed_over |= num_tokens > 1
                 self._notes.passed_over(request, step, num_kept)
                 continue
             room = self._add_rows(request, num_granted, step, num_kept)
@@ -132,7 +133,11 @@ class ClassPlanner:
         while waiting:
             request = waiting.next(now_s)
             self._notes.is_next(request)
-            if not step.most_tokens(request, request.num_unscheduled, at_least=least_chunk):
+            num_granted = step.most_tokens(request, request.num_unscheduled, at_least=least_chunk)
+            # The first tokens of a prompt take less time than later ones, so that a new one could
+            # join where one that runs could not: many would be begun, and few ended. Beside
+            # latency-sensitive rows, though, nobody might get anything for long.
+            if not num_granted or (step.has_passed_over and not step.is_beside_urgent):
                 self._notes.has_no_budget(request, step)
                 break
             # It would take back what it has just yielded.

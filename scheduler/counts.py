@@ -23,6 +23,15 @@ class Counts:
     def waiting_by_tier(self) -> Counter[str]:
         return count_by_tier(self._queues.waiting.values())
 
+    def prefilling_ids(self) -> tuple[str, ...]:
+        """Requests that run and have no token yet."""
+        return tuple(
+            request.request_id
+            for running in self._queues.running.values()
+            for request in running
+            if not request.num_output_tokens
+        )
+
     def num_waiting_in(self, tier: str) -> int:
         """Requests of one tier that wait; unlike `waiting_by_tier` at no cost for each of them."""
         return sum(line.num_waiting[tier] for line in self._queues.waiting.values())

@@ -81,7 +81,9 @@ class HostResidency:
         if not self._prefix_caching or first >= last:
             return
         assert request.stay is not None
-        extend_block_hashes(request.block_hashes, request.token_ids, last, self._block_size)
+        extend_block_hashes(
+            request.block_hashes, request.token_ids, last, self._block_size, request.tenant
+        )
         for index in range(first, last):
             self._blocks.register(request.stay.block_ids[index], request.block_hashes[index])
 
@@ -111,7 +113,9 @@ class HostResidency:
         if not self._prefix_caching:
             return []
         num_full = self.num_full(request)
-        extend_block_hashes(request.block_hashes, request.token_ids, num_full, self._block_size)
+        extend_block_hashes(
+            request.block_hashes, request.token_ids, num_full, self._block_size, request.tenant
+        )
         return self._blocks.share(request.block_hashes[:num_full])
 
     def check_integrity(self, staying: Collection[Request]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from random import Random
 
 from scheduler.length_history import LengthHistory
+from scheduler.offloading import Offloader
 from scheduler.peak_kv import peak_tokens
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
@@ -14,12 +15,20 @@ class KvForecast:
 
     A request is expected to become as long as one of those that ended lately and were longer than
     it is now. Admitting one whose KV finds room at its start, but not later, costs a preemption,
-    and so computing its tokens again.
+    and so computing its tokens again. Host memory counts while decodes may go there: prompts that
+    rely on it otherwise hold the device's memory, each a part of what it needs, and few decode.
     """
 
-    def __init__(self, queues: RequestQueues, num_host_tokens: int, reserve_share: float) -> None:
+    def __init__(
+        self,
+        queues: RequestQueues,
+        offloader: Offloader,
+        num_host_tokens: int,
+        reserve_share: float,
+    ) -> None:
         """`reserve_share`: part of the memory that is kept for what is longer than expected."""
         self._queues = queues
+        self._offloader = offloader
         self._num_host_tokens = num_host_tokens
         self._share = 1.0 - reserve_share
         self._history = LengthHistory()
@@ -43,7 +52,8 @@ class KvForecast:
         if not there:
             # Nobody whose end would be worth waiting for.
             return True
-        capacity = self._share * (num_device_tokens + self._num_host_tokens)
+        num_host_tokens = self._num_host_tokens if self._offloader.is_allowed else 0
+        capacity = self._share * (num_device_tokens + num_host_tokens)
         num_tokens = peak_tokens(self._lengths([*there, newcomer]))
         if num_tokens <= capacity:
             return True

@@ -56,7 +56,7 @@ class Residency:
         # The last known token is always computed: its output is what the next token is drawn from.
         num_blocks = (len(request.token_ids) - 1) // self.block_size
         hashes = request.block_hashes
-        extend_block_hashes(hashes, request.token_ids, num_blocks, self.block_size)
+        extend_block_hashes(hashes, request.token_ids, num_blocks, self.block_size, request.tenant)
         return self.blocks.match_prefix(hashes[:num_blocks])
 
     def enter(self, request: Request) -> None:
@@ -87,7 +87,9 @@ class Residency:
         first, last = start // self.block_size, request.num_computed // self.block_size
         if not self._prefix_caching or first == last:
             return
-        extend_block_hashes(request.block_hashes, request.token_ids, last, self.block_size)
+        extend_block_hashes(
+            request.block_hashes, request.token_ids, last, self.block_size, request.tenant
+        )
         for index in range(first, last):
             self.blocks.publish(request.block_ids[index], request.block_hashes[index])
 

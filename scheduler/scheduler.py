@@ -69,7 +69,9 @@ class Scheduler:
         self._forecast: KvForecast | None = None
         if settings.kv_reserve_share is not None:
             num_host_tokens = blocks.num_blocks * settings.block_size
-            self._forecast = KvForecast(self._queues, num_host_tokens, settings.kv_reserve_share)
+            self._forecast = KvForecast(
+                self._queues, self._piggyback.offloader, num_host_tokens, settings.kv_reserve_share
+            )
         arrivals = ArrivalRate()
         self.ttft_forecast = FirstTokenForecast(
             self._control, self._queues, self._residency, arrivals, settings.max_step_tokens
@@ -140,6 +142,10 @@ class Scheduler:
         """These are the tiers now: requests that wait or run follow them."""
         follow_terms(self._queues, by_tier)
         self._control.aims.forget_all_but(by_tier)
+
+    def set_shares(self, shares: Mapping[str, float]) -> None:
+        """Weights of tenants in best-effort service from now on; of all others it is 1."""
+        self._queues.shares[ServiceClass.BEST_EFFORT].set_weights(shares)
 
     def schedule(
         self,

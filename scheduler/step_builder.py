@@ -1,7 +1,6 @@
 """One plan in the making: rows in their order, within budgets of tokens and of time."""
 
 from collections.abc import Iterable
-from itertools import takewhile
 from math import inf
 
 from scheduler.lane_limits import NO_LANES, LaneLimits
@@ -25,6 +24,8 @@ class StepBuilder:
         self.load = load
         self.expected: dict[str, int] = {}
         """Positions of decode rows that the load counts already, by request."""
+        self.has_passed_over = False
+        """Whether a running request of the class found no place for any of its prompt's tokens."""
         self._single_rows: list[PlannedRows] = []
         self._chunk_rows: list[PlannedRows] = []
         self._closed_rows: list[PlannedRows] = []
@@ -36,14 +37,17 @@ class StepBuilder:
         self.expected = {request.request_id: request.num_scheduled for request in requests}
         self.load.add_decodes(self.expected.values())
 
-    def expect_leading_decodes(self, plannable: Iterable[tuple[Request, int]]) -> None:
-        """Counts those before the first prompt in advance if there is time for them all: asking for
-        each alone takes longer, and comes to the same."""
+    def expect_decodes_in_time(
+        self, plannable: Iterable[tuple[Request, int]], most_s: float
+    ) -> None:
+        """Counts single tokens in advance if there is time for them all: prompts between them get
+        what is left. The step may take as long as they need, up to `most_s`."""
         if self.load is None or self.budget_s == inf:
             return
-        leading = takewhile(lambda each: each[1] == 1, plannable)
-        expected = {request.request_id: request.num_scheduled for request, _ in leading}
-        if self.load.seconds_with_decodes(expected.values()) <= self.budget_s:
+        expected = {request.request_id: request.num_scheduled for request, n in plannable if n == 1}
+        seconds = self.load.seconds_with_decodes(expected.values())
+        if seconds <= max(self.budget_s, most_s):
+            self.budget_s = max(self.budget_s, seconds)
             self.expected = expected
             self.load.add_decodes(expected.values())
 
@@ -132,6 +136,7 @@ class StepBuilder:
     ) -> None:
         """Close the latency-sensitive part; if it has rows, they limit what may follow."""
         self._close_class()
+        self.has_passed_over = False
         self._forget_absent()
         if self.load is not None:
             self.load.end_urgent()
@@ -152,6 +157,11 @@ class StepBuilder:
         if bare_s >= self.budget_s:
             return NO_LANES
         return LaneLimits(max_rows, self.load.lane_rows_s(max_rows), self.budget_s - bare_s)
+
+    @property
+    def is_beside_urgent(self) -> bool:
+        """Whether best-effort rows join latency-sensitive ones."""
+        return bool(self._closed_rows)
 
     @property
     def has_rows(self) -> bool:

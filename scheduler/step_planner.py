@@ -1,6 +1,7 @@
 """What the next step of a model is made of."""
 
 from collections.abc import Sequence
+from math import inf
 
 from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.first_token_forecast import FirstTokenForecast
@@ -152,20 +153,25 @@ class StepPlanner:
         max_s = min(max_s, self._first_tokens.spare_s(self._control.starts_s))
         # A prompt may come at any moment. It waits for a step with latency-sensitive rows, which
         # nothing interrupts, and for one that uses the memory it needs.
+        patience_s = inf
         if step.load is not None and (step.has_rows or self._is_memory_short):
             patience_s = _PATIENCE * self._first_tokens.tightest_s(self._control.now_s)
-            max_s = min(max_s, max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1)))
+            patience_s = max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1))
         # Decodes must be ahead by what it then takes from them.
         lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
         allowed = self._allowed
         lent_s = allowed.by_savable_s - min(lead_s, _MOST_LEAD * allowed.most_lent_s)
         lent_s = min(lent_s, allowed.by_lost_s)
         max_s = min(max_s, max(0.0, lent_s))
-        step.begin_best_effort(self._settings.best_effort_tokens_beside_ls, max_tokens, max_s)
+        # By themselves decodes all go on: what one holds while it gets nothing is of no use.
+        decodes_s = 0.0 if step.has_rows else min(step.budget_s, max_s)
+        step.begin_best_effort(
+            self._settings.best_effort_tokens_beside_ls, max_tokens, min(max_s, patience_s)
+        )
         offloader = self._piggyback.offloader
         offloader.keep_to_limit()
         plannable = list_plannable(self._queues.running[service_class], offloader.departing)
-        step.expect_leading_decodes(plannable)
+        step.expect_decodes_in_time(plannable, decodes_s)
         room = self._classes.plan_running(plannable, step, offloader.departing)
         self._returner.consider(self._flights.next_plan_id)
         if room is Room.ENOUGH:

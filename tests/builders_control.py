@@ -51,9 +51,12 @@ def make_request(
 class Clocked:
     """A scheduler on a clock: each step takes what its plan is reckoned to take, times a factor."""
 
-    def __init__(self, factor: float = 1.0, *, prefix_caching: bool = False) -> None:
+    def __init__(
+        self, factor: float = 1.0, *, prefix_caching: bool = False, costs: StepCosts = COSTS
+    ) -> None:
         limits = replace(SETTINGS, prefix_caching=prefix_caching)
-        self.scheduler = Scheduler(limits, step_time=LinearStepTime(COSTS))
+        self.scheduler = Scheduler(limits, step_time=LinearStepTime(costs))
+        self._costs = costs
         self.now_s = 0.0
         self.plans: list[StepPlan] = []
         self._factor = factor
@@ -64,7 +67,7 @@ class Clocked:
         if plan is None:
             return []
         self.plans.append(plan)
-        self.now_s += self._factor * COSTS.step_s(shape_of(plan))
+        self.now_s += self._factor * self._costs.step_s(shape_of(plan))
         sampled = {rows.request_id: 1 for rows in plan.rows if rows.samples}
         done = self.scheduler.complete(plan, StepResult(sampled), now_s=self.now_s)
         self.scheduler.check_integrity()

@@ -177,6 +177,10 @@ class Fleet:
     def check_integrity(self) -> None:
         """Raises where books disagree; at any step boundary."""
         self.engine.check_integrity()
+        for stats in self.engine.stats():
+            if (piggyback := stats.piggyback) is not None:
+                assert sum(piggyback.rows_on_host_by_layer) == piggyback.num_on_host
+                assert sum(piggyback.rows_ready_by_layer) == piggyback.num_ready_rows
 
     def settle(self) -> None:
         """Lets the host finish what nobody waits for any more; then nothing may be left."""

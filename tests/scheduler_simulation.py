@@ -181,8 +181,9 @@ class Simulation:
         )
         self.scheduler.check_integrity()
         withheld = self._list_beside_best_effort() if latency_sensitive_only else set()
-        self._begin_copies()
+        # Their slots may be those of requests that come back.
         self._take_back(before, plan)
+        self._begin_copies()
         if plan is not None:
             check_shape(plan, self.settings, latency_sensitive_only, num_ready)
             for rows in plan.rows:

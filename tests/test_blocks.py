@@ -120,6 +120,14 @@ def test_block_hash_covers_everything_before_it() -> None:
         extend_block_hashes(hashes, tokens, 4, 4)
 
 
+def test_blocks_of_two_tenants_differ() -> None:
+    tokens = array("q", range(8))
+    of_tenant: dict[str, list[bytes]] = {"": [], "acme": [], "globex": []}
+    for tenant, hashes in of_tenant.items():
+        extend_block_hashes(hashes, tokens, 2, 4, tenant)
+    assert len({hash_ for hashes in of_tenant.values() for hash_ in hashes}) == 6
+
+
 @given(st.lists(st.integers(0, 1), max_size=9), st.lists(st.integers(0, 1), max_size=9))
 def test_hashes_are_equal_exactly_as_far_as_prefixes_are(a: list[int], b: list[int]) -> None:
     chains = []

@@ -77,6 +77,16 @@ def test_hops_are_counted_in_steps() -> None:
     assert book.hop_counts[HOP_BUCKETS.index(4)] == 1
 
 
+def test_rows_are_counted_at_the_layer_that_they_left() -> None:
+    book = book_with_results((0, 2), (1, 0), (2, 2))
+    leave_at(book, 3, 1)
+    leave_at(book, 4, 1)
+    assert book.count_by_layer(LaneState.READY) == (1, 0, 2)
+    assert book.count_by_layer(LaneState.ON_HOST) == (0, 2, 0)
+    book.bind(make_rows(), range(1, 2), at_most(4), step=2)
+    assert book.count_by_layer(LaneState.READY) == (0, 0, 2)
+
+
 def test_results_of_another_layer_are_refused() -> None:
     book = LaneBook(NUM_LANES, NUM_LAYERS)
     leave_at(book, 3, 1)

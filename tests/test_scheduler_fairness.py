@@ -11,6 +11,16 @@ from scheduler import Objectives, Request, Scheduler, SchedulerSettings, Service
 from scheduler.fair_share import FairShare
 from scheduler.waiting_line import WaitingLine
 
+ONE_AT_A_TIME = SchedulerSettings(
+    num_blocks=64,
+    block_size=8,
+    max_running_requests=1,
+    max_step_tokens=16,
+    best_effort_tokens_beside_ls=16,
+    max_model_len=64,
+    prefix_caching=False,
+)
+
 
 def make_request(
     index: int,
@@ -172,3 +182,49 @@ def test_backlogged_tenants_get_the_same_but_for_what_runs(
 def test_least_of_nobody_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         FairShare().least([])
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 20), st.integers(1, 8))
+def test_backlogged_tenants_get_what_their_weights_say(
+    weight: int, other_weight: int, num_tokens: int, max_tokens: int
+) -> None:
+    """Of two tenants that both have work waiting, each has had its part but for a request that
+    runs and the one that is next."""
+    scheduler = Scheduler(ONE_AT_A_TIME)
+    scheduler.set_shares({"a": float(weight), "b": float(other_weight)})
+    for index in range(60):
+        tenant = "ab"[index % 2]
+        scheduler.add(make_request(index, tenant, num_tokens=num_tokens, max_tokens=max_tokens))
+    num_done = {"a": 0, "b": 0}
+    while max(num_done.values()) < 20:
+        plan = scheduler.schedule(now_s=1.0)
+        assert plan is not None
+        sampled = {rows.request_id: 1 for rows in plan.rows if rows.samples}
+        for ended in scheduler.complete(plan, StepResult(sampled), now_s=1.0):
+            num_done[ended.tenant] += 1
+        had = num_done["a"] / weight - num_done["b"] / other_weight
+        assert abs(had) <= 1 / weight + 1 / other_weight
+
+
+def test_weights_hold_from_now_on_and_are_one_where_nobody_says() -> None:
+    shares = FairShare()
+    shares.charge("a", 8, 0)
+    shares.set_weights({"a": 4.0})
+    shares.charge("a", 8, 0)
+    shares.charge("b", 8, 0)
+    assert (shares.given("a"), shares.given("b")) == (10.0, 8.0)
+    shares.set_weights({})
+    shares.charge("a", 8, 0)
+    assert shares.given("a") == 18.0
+
+
+def test_weights_are_of_best_effort_service_alone() -> None:
+    scheduler = Scheduler(ONE_AT_A_TIME)
+    scheduler.set_shares({"a": 2.0})
+    for service_class, given_to_a in (
+        (ServiceClass.BEST_EFFORT, 4.0),
+        (ServiceClass.LATENCY_SENSITIVE, 8.0),
+    ):
+        shares = scheduler._queues.shares[service_class]
+        shares.charge("a", 8, 0)
+        assert shares.given("a") == given_to_a

@@ -36,6 +36,17 @@ def test_counts() -> None:
     assert scheduler.has_unfinished and not scheduler.has_latency_sensitive_work
 
 
+def test_requests_that_run_without_a_token_are_prefilling() -> None:
+    scheduler = make_scheduler(max_step_tokens=4)
+    add_all(scheduler, [make_request("ls1", 6), make_request("ls2", 6)])
+    assert scheduler.counts.prefilling_ids() == ()
+    run_step(scheduler)
+    assert scheduler.counts.prefilling_ids() == ("ls1",)
+    for _ in range(4):
+        run_step(scheduler)
+    assert scheduler.num_running == 2 and scheduler.counts.prefilling_ids() == ()
+
+
 def test_first_tokens_are_awaited_until_they_come() -> None:
     scheduler = make_scheduler(max_step_tokens=4)
     scheduler.add(make_request("be1"))

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from math import inf
 
-from omniserve.engine.queue_movement import MOST_WAIT_S, QueueMovement, retry_after_s
 from omniserve.errors import DeadlineExceeded, OmniServeError, Overloaded
+from omniserve.queue_movement import MOST_WAIT_S, QueueMovement, retry_after_s
 from omniserve.requests import TierRules
 from scheduler import Request, Scheduler, ServiceClass
 from scheduler.first_token_forecast import UrgentLoad

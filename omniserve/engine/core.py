@@ -1,7 +1,7 @@
 """The engine: several models, one device, one step at a time."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -105,6 +105,11 @@ class Engine:
         self._tiers = TiersInForce(tiers)
         for runtime in self._runtimes.values():
             runtime.set_terms(self._tiers.terms)
+
+    def set_shares(self, shares: Mapping[str, float]) -> None:
+        """Weights of tenants in best-effort service from now on; of all others it is 1."""
+        for runtime in self._runtimes.values():
+            runtime.scheduler.set_shares(shares)
 
     def explain(self, request_id: str) -> tuple[Decision, ...]:
         """What was decided about a request, in order of time; empty where nothing is known of it.

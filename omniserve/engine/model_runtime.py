@@ -262,6 +262,7 @@ class ModelRuntime:
             step_ms=self._last_step_s * 1e3,
             piggyback=None if self._piggyback is None else self._piggyback.stats(),
             control=control_stats(scheduler),
+            prefilling=scheduler.counts.prefilling_ids(),
         )
 
     def _sample(self, step: RunningStep) -> None:

@@ -36,6 +36,7 @@ class HostLink:
         core_split: None where the device has no part in the host's cores.
         """
         self.host = HostAttention(models, HostSettings(tuple(cores), num_slots=num_lanes))
+        self.num_cores = len(cores)
         self._books: dict[int, LaneBook] = {}
         self._core_split = core_split
         self._rule = HostCoresRule()
@@ -113,6 +114,11 @@ class HostLink:
     def has_cores(self) -> bool:
         """Whether it has cores now that the device would use otherwise."""
         return self._core_split is not None and self._core_split.is_split
+
+    @property
+    def owns_cores(self) -> bool:
+        """Whether its cores are its own now; always where the device has no part in them."""
+        return self._core_split is None or self._core_split.is_split
 
     @property
     def rests(self) -> bool:

@@ -57,6 +57,11 @@ class LaneBook:
     def count(self, state: LaneState) -> int:
         return int(np.count_nonzero(self._state == state))
 
+    def count_by_layer(self, state: LaneState) -> tuple[int, ...]:
+        """Of lanes on the host or ready: how many are at each layer."""
+        layers = self._layer[self._state == state]
+        return tuple(np.bincount(layers, minlength=self.num_layers).tolist())
+
     def states(self, lanes: _Ints) -> _Ints:
         return self._state[lanes]
 

@@ -215,6 +215,10 @@ class Piggyback:
             host_kv_total_bytes=self._pool.num_blocks * layout.block_bytes,
             num_host_restarts=host.counters.num_restarts,
             num_tasks_redone=host.counters.num_redone,
+            rows_on_host_by_layer=book.count_by_layer(LaneState.ON_HOST),
+            rows_ready_by_layer=book.count_by_layer(LaneState.READY),
+            num_host_cores=self._link.num_cores,
+            has_host_cores=self._link.owns_cores,
         )
 
     def check_integrity(self) -> None:
