@@ -3,82 +3,74 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from omniserve.commands.connection import ANSWER_TIMEOUT_S, add_admin_argument, open_admin
+from omniserve.commands.exit_status import EXIT_OK
+
 if TYPE_CHECKING:
     from omniserve.v1 import omniserve_pb2 as pb
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_DEFAULT_ADDRESS = "127.0.0.1:50051"
-_ANSWER_TIMEOUT_S = 30.0
-
 
 def add_reload_command(subparsers: "Subparsers") -> None:
-    """Register `reload`; its handler returns an exit code."""
+    """Register `reload`; its handler returns an exit status."""
     parser = subparsers.add_parser(
         "reload",
         help="have a daemon take over the tiers of its changed file",
         description="Has a running daemon read its own configuration file again and take over the "
         "tiers, all of them or, where anything in the file is wrong, none. Tells what changed and "
         "what takes effect at the next start only. The exit status is 2 where the file is refused, "
-        "1 where the daemon does not answer.",
+        "3 where the daemon does not answer.",
     )
-    parser.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        default=_DEFAULT_ADDRESS,
-        help="the daemon's gRPC address (default: %(default)s)",
-    )
+    add_admin_argument(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="change nothing: tell what would change, and what both tiers, those in force and "
         "those of the file, would have made of the requests of the last hour",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(handler=_reload)
 
 
 def _reload(args: argparse.Namespace) -> int:
     """Raises ConfigError where the daemon refuses the file."""
+    from omniserve.commands.json_output import print_json
+    from omniserve.commands.message_fields import message_fields
     from omniserve.errors import ConfigError
-    from omniserve.terminal import make_console
 
-    answer = _ask(args.address, is_dry_run=args.dry_run)
+    answer = _ask(args)
+    if args.json:
+        print_json(message_fields(answer))
     if not answer.accepted:
         raise ConfigError(answer.error)
-    console = make_console()
-    for line in _change_lines(answer, is_dry_run=args.dry_run):
-        console.print(line, soft_wrap=True, markup=False)
-    if args.dry_run:
-        _print_forecast(answer)
-    return 0
+    if not args.json:
+        _print(answer, is_dry_run=args.dry_run)
+    return EXIT_OK
 
 
-def _ask(address: str, *, is_dry_run: bool) -> "pb.ReloadTiersResponse":
-    import grpc
-
-    from omniserve.config_values import split_address
-    from omniserve.errors import ConfigError, OmniServeError
+def _ask(args: argparse.Namespace) -> "pb.ReloadTiersResponse":
     from omniserve.reload.forecaster import LIMIT_S
     from omniserve.v1 import omniserve_pb2 as pb
     from omniserve.v1 import omniserve_pb2_grpc
 
-    try:
-        split_address(address)
-    except ValueError as error:
-        raise ConfigError(f"--address {address}: {error}; give host:port") from None
     # A daemon that forecasts for somebody else comes to this afterwards.
-    timeout_s = _ANSWER_TIMEOUT_S + (2 * LIMIT_S if is_dry_run else 0.0)
-    with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
-        stub = omniserve_pb2_grpc.AdminStub(channel)
-        try:
-            request = pb.ReloadTiersRequest(dry_run=is_dry_run)
-            answer: pb.ReloadTiersResponse = stub.ReloadTiers(request, timeout=timeout_s)
-            return answer
-        except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            raise OmniServeError(
-                f"{address} does not answer: gRPC {error.code().name}: {error.details() or ''}"
-            ) from None
+    timeout_s = ANSWER_TIMEOUT_S + (2 * LIMIT_S if args.dry_run else 0.0)
+    with open_admin(args) as connection:
+        stub = omniserve_pb2_grpc.AdminStub(connection.channel)
+        request = pb.ReloadTiersRequest(dry_run=args.dry_run)
+        answer: pb.ReloadTiersResponse = connection.ask(stub.ReloadTiers, request, timeout_s)
+    return answer
+
+
+def _print(answer: "pb.ReloadTiersResponse", *, is_dry_run: bool) -> None:
+    from omniserve.terminal import make_console
+
+    console = make_console()
+    for line in _change_lines(answer, is_dry_run=is_dry_run):
+        console.print(line, soft_wrap=True, markup=False)
+    if is_dry_run:
+        _print_forecast(answer)
 
 
 def _change_lines(answer: "pb.ReloadTiersResponse", *, is_dry_run: bool) -> list[str]:

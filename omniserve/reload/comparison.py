@@ -4,23 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from omniserve.config import Config
+from omniserve.config_tenant import TenantConfig
 from omniserve.config_tier import TierConfig
-
-
-@dataclass(frozen=True, slots=True)
-class TierChange:
-    """One difference between tiers; values are as a file has them."""
-
-    tier: str
-    """Empty where the order of the tiers changed."""
-    key: str
-    """Empty where the tier is new or gone."""
-    before: str
-    """Empty where there was none."""
-    after: str
+from omniserve.reload.tenant_changes import tenant_changes
+from omniserve.reload.tier_change import TierChange, shown, shown_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +17,19 @@ class Comparison:
 
     changes: tuple[TierChange, ...]
     needs_restart: tuple[str, ...]
-    """Key paths outside of the tiers; models are called by their names."""
+    """Key paths outside of tiers and tenants; models are called by their names."""
 
 
-def compare(started: Config, in_force: Sequence[TierConfig], found: Config) -> Comparison:
-    """What a daemon that was started with one configuration, and has these tiers in force, could
-    take over of another one, and what it could not."""
+def compare(
+    started: Config,
+    tiers: Sequence[TierConfig],
+    tenants: Sequence[TenantConfig],
+    found: Config,
+) -> Comparison:
+    """What a daemon that was started with one configuration, and has these tiers and tenants in
+    force, could take over of another one, and what it could not."""
     return Comparison(
-        tuple(_tier_changes(in_force, found.tiers)),
+        (*_tier_changes(tiers, found.tiers), *tenant_changes(tenants, found.tenants)),
         tuple(dict.fromkeys(_restart_keys(started, found))),
     )
 
@@ -47,15 +40,15 @@ def _tier_changes(
     old, new = {tier.name: tier for tier in before}, {tier.name: tier for tier in after}
     for name, tier in old.items():
         if name not in new:
-            yield TierChange(name, "", _whole(tier), "")
+            yield TierChange(name, "", shown_keys(_keys(tier)), "")
             continue
         was, is_now = _keys(tier), _keys(new[name])
         for key in dict.fromkeys((*was, *is_now)):
             if was.get(key) != is_now.get(key):
-                yield TierChange(name, key, _text(was.get(key)), _text(is_now.get(key)))
+                yield TierChange(name, key, shown(was.get(key)), shown(is_now.get(key)))
     for name, tier in new.items():
         if name not in old:
-            yield TierChange(name, "", "", _whole(tier))
+            yield TierChange(name, "", "", shown_keys(_keys(tier)))
     # The first tier is the default of models that name none, the first of a class has its role.
     orders = [[name for name in names if name in old and name in new] for names in (old, new)]
     if orders[0] != orders[1]:
@@ -66,28 +59,18 @@ def _keys(tier: TierConfig) -> dict[str, Any]:
     return tier.model_dump(mode="json", exclude={"name"}, exclude_none=True)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _whole(tier: TierConfig) -> str:
-    shown = yaml.safe_dump(_keys(tier), default_flow_style=True, sort_keys=False, width=1000)
-    return str(shown).strip()
-
-
 def _restart_keys(started: Config, found: Config) -> Iterable[str]:
     old, new = _by_model(started), _by_model(found)
-    rest = {"tiers", "models"}
+    rest = {"tiers", "models", "tenants"}
     yield from _differences(
         started.model_dump(mode="json", exclude=rest), found.model_dump(mode="json", exclude=rest)
     )
     yield from _differences({"models": old}, {"models": new})
     if list(old) != list(new) and set(old) == set(new):
         yield "models"
+    if bool(started.tenants) != bool(found.tenants):
+        # Who may listen where depends on it.
+        yield "tenants"
     # What the tiers decide besides: without a best_effort tier nothing is piggybacked.
     with_tiers = started.model_copy(update={"tiers": found.tiers})
     before, after = started.piggybacking(), with_tiers.piggybacking()
