@@ -1,0 +1,1 @@
+"""`omniserve top`: what a daemon is doing, kept up to date in the terminal."""

@@ -1,0 +1,141 @@
+"""The parts of a status as tables of text."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from omniserve.charts.text import NOTHING, format_ms, format_share
+from omniserve.terminal import printable
+from omniserve.top.text_table import Cell, text_table
+from omniserve.v1 import omniserve_pb2 as pb
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_MAX_LAYER_GROUPS = 12
+_BAR_CELLS = 8
+_MIB = 1 << 20
+
+
+def models_table(models: Sequence[pb.ModelStatus]) -> Table:
+    headings = ("model", "device KV", "host KV", "lanes by layer", "offloaded>", "steps>")
+    rows: list[list[Cell]] = []
+    for model in models:
+        piggyback = model.piggyback if model.HasField("piggyback") else None
+        rows.append(
+            [
+                _name(model.name),
+                pool(model.kv_used_bytes, model.kv_total_bytes),
+                ""
+                if piggyback is None
+                else pool(piggyback.kv_used_bytes, piggyback.kv_total_bytes),
+                "" if piggyback is None else Text(_lanes(piggyback), style="magenta"),
+                "" if piggyback is None else f"{piggyback.num_offloaded:,}",
+                f"{model.num_steps:,}",
+                format_ms(model.step_ms),
+            ]
+        )
+    return text_table((*headings, "step ms>"), rows)
+
+
+def _lanes(piggyback: pb.PiggybackStatus) -> str:
+    """Neighbouring layers in groups, each as high as its rows are many; and all rows together."""
+    rows = [sum(pair) for pair in zip(piggyback.rows_on_host, piggyback.rows_ready, strict=False)]
+    size = -(-len(rows) // _MAX_LAYER_GROUPS) or 1
+    groups = [sum(rows[start : start + size]) for start in range(0, len(rows), size)]
+    return f"{sparks(groups, max(groups, default=0))} {sum(rows)}"
+
+
+def tenants_table(tenants: Sequence[pb.TenantStatus]) -> Table:
+    headings = ("tenant", "requests>", "queued>", "input quota>", "output quota>", "refused>")
+    return text_table(
+        headings,
+        [
+            [
+                _name(each.tenant),
+                f"{each.num_concurrent:,}",
+                f"{each.num_queued:,}",
+                format_share(_optional(each, "input_tokens_share")),
+                format_share(_optional(each, "output_tokens_share")),
+                f"{each.num_refused:,}",
+            ]
+            for each in tenants
+        ],
+    )
+
+
+def requests_table(requests: Sequence[pb.RequestStatus], num_rows: int) -> Table:
+    """The first `num_rows`, and how many there are besides."""
+    headings = ("request~", "tier", "tenant", "phase", "age>", "prompt>", "output>", "by host>")
+    rows: list[list[Cell]] = [
+        [
+            _name(each.request_id),
+            _name(each.tier),
+            Text(printable(each.tenant)),
+            Text(printable(each.phase), style="dim" if each.phase == "waiting" else ""),
+            format_age(each.age_s),
+            f"{each.prompt_tokens:,}",
+            f"{each.output_tokens:,}",
+            f"{each.piggybacked_tokens:,}",
+        ]
+        for each in requests[:num_rows]
+    ]
+    num_more = len(requests) - num_rows
+    if num_more > 0:
+        rows.append([Text(f"and {num_more} more", style="dim"), *[""] * (len(headings) - 1)])
+    return text_table(headings, rows)
+
+
+def refusals_table(refusals: Sequence[pb.Refusal]) -> Table:
+    headings = ("refused>", "tier", "tenant", "why~", "try again>")
+    rows: list[list[Cell]] = []
+    for each in refusals:
+        retry_after_s = _optional(each, "retry_after_s")
+        rows.append(
+            [
+                f"{format_age(each.age_s)} ago",
+                _name(each.tier),
+                Text(printable(each.tenant)),
+                Text(printable(each.reason), overflow="ellipsis"),
+                NOTHING if retry_after_s is None else f"in {format_age(retry_after_s)}",
+            ]
+        )
+    return text_table(headings, rows)
+
+
+def sparks(values: Iterable[float], top: float) -> str:
+    """A character for each value; `top` is as high as they can be."""
+    last = len(_SPARKS) - 1
+    return "".join(
+        _SPARKS[min(last, round(value / top * last)) if top > 0 else 0] for value in values
+    )
+
+
+def pool(used_bytes: int, total_bytes: int) -> Text:
+    """A bar, and what it stands for."""
+    share = used_bytes / total_bytes if total_bytes else 0.0
+    amount = f" {used_bytes / _MIB:,.0f} of {total_bytes / _MIB:,.0f} MiB"
+    return Text.assemble(bar(share, "magenta"), amount)
+
+
+def bar(share: float, style: str) -> Text:
+    num_full = min(_BAR_CELLS, round(share * _BAR_CELLS))
+    return Text.assemble(("█" * num_full, style), ("░" * (_BAR_CELLS - num_full), "dim"))
+
+
+def format_age(seconds: float) -> str:
+    """The two largest units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {int(seconds) % 60} s"
+
+
+def _name(text: str) -> Text:
+    return Text(printable(text) or NOTHING, overflow="ellipsis")
+
+
+def _optional(message: pb.TenantStatus | pb.Refusal, name: str) -> float | None:
+    value: float = getattr(message, name)
+    return value if message.HasField(name) else None
