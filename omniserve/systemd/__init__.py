@@ -1,0 +1,1 @@
+"""Running as a service of systemd: what it is told, and the units."""
