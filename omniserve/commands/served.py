@@ -1,0 +1,128 @@
+"""The subcommands `omniserve models` and `omniserve tiers`: what a daemon serves."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from omniserve.commands.connection import Connection, add_server_arguments, open_server
+from omniserve.commands.exit_status import EXIT_OK
+
+if TYPE_CHECKING:
+    from omniserve.bench.report.rows import TextTable
+    from omniserve.v1 import omniserve_pb2 as pb
+
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_models_command(subparsers: "Subparsers") -> None:
+    """Register `models`; its handler returns an exit status."""
+    parser = subparsers.add_parser(
+        "models",
+        help="list the models that a daemon serves",
+        description="Lists the models that a running daemon serves; where it has tenants, those "
+        "that the token may use.",
+    )
+    add_server_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(handler=_models)
+
+
+def add_tiers_command(subparsers: "Subparsers") -> None:
+    """Register `tiers`; its handler returns an exit status."""
+    parser = subparsers.add_parser(
+        "tiers",
+        help="list the tiers that a daemon serves",
+        description="Lists the tiers of a running daemon and what they promise; where it has "
+        "tenants, those that the token may use.",
+    )
+    add_server_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(handler=_tiers)
+
+
+def list_served(connection: Connection) -> "pb.ListModelsResponse":
+    """Raises OmniServeError."""
+    from omniserve.v1 import omniserve_pb2 as pb
+    from omniserve.v1 import omniserve_pb2_grpc
+
+    stub = omniserve_pb2_grpc.InferenceStub(connection.channel)
+    answer: pb.ListModelsResponse = connection.ask(stub.ListModels, pb.ListModelsRequest())
+    return answer
+
+
+def _models(args: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json
+    from omniserve.commands.message_fields import message_fields
+
+    with open_server(args) as connection:
+        listed = list_served(connection)
+    if args.json:
+        print_json({"models": [message_fields(model) for model in listed.models]})
+    else:
+        _print_table(_models_table(listed))
+    return EXIT_OK
+
+
+def _tiers(args: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json
+    from omniserve.commands.message_fields import message_fields
+
+    with open_server(args) as connection:
+        listed = list_served(connection)
+    if args.json:
+        print_json({"tiers": [message_fields(tier) for tier in listed.tiers]})
+    else:
+        _print_table(_tiers_table(listed))
+    return EXIT_OK
+
+
+def _print_table(table: "TextTable") -> None:
+    from omniserve.bench.report.table import draw
+    from omniserve.terminal import make_console
+
+    make_console().print(draw(table))
+
+
+def _models_table(listed: "pb.ListModelsResponse") -> "TextTable":
+    from omniserve.bench.report.rows import TextTable
+    from omniserve.terminal import printable
+
+    headings = ("model", "architecture", "dtype", "parameters", "layers", "context", "default tier")
+    rows = [
+        [
+            printable(model.name),
+            printable(model.architecture),
+            printable(model.dtype),
+            f"{model.num_parameters:,}",
+            str(model.num_layers),
+            f"{model.max_model_len:,}",
+            printable(model.default_tier),
+        ]
+        for model in listed.models
+    ]
+    return TextTable("models", headings, rows)
+
+
+def _tiers_table(listed: "pb.ListModelsResponse") -> "TextTable":
+    from omniserve.bench.report.rows import TextTable
+    from omniserve.charts.text import NOTHING
+    from omniserve.terminal import printable
+
+    headings = (
+        *("tier", "class", "TTFT ms", "TPOT ms", "of requests", "admission"),
+        *("fallback", "most waiting", "demoted after"),
+    )
+    rows = [
+        [
+            printable(tier.name),
+            tier.service_class.replace("_", "-"),
+            f"{tier.ttft_ms:g}" if tier.HasField("ttft_ms") else NOTHING,
+            f"{tier.tpot_ms:g}" if tier.HasField("tpot_ms") else NOTHING,
+            f"{tier.percentile:g} %" if tier.HasField("percentile") else NOTHING,
+            "yes" if tier.admission else "no",
+            printable(tier.fallback) or NOTHING,
+            f"{tier.max_waiting:,}" if tier.HasField("max_waiting") else NOTHING,
+            f"{tier.demote_after_tokens:,}" if tier.HasField("demote_after_tokens") else NOTHING,
+        ]
+        for tier in listed.tiers
+    ]
+    return TextTable("tiers", headings, rows)
