@@ -1,0 +1,1 @@
+"""Fuzzing of the surfaces that strangers reach: `python -m fuzz`, or `make fuzz`."""
