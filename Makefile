@@ -7,7 +7,7 @@ DEMO_MODEL := examples/models/demo
 export TORCH PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test soak check format stubs lock bench bench-attention bench-piggyback peer-vllm clean
+.PHONY: help setup demo serve test soak fuzz test-systemd check format stubs lock bench bench-attention bench-piggyback peer-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,13 @@ test: setup  ## Run the whole test suite
 
 soak: setup  ## Thousands of random schedules on the engine, its host process stopped and killed
 	@$(BIN)/python tests/piggyback_soak.py $(SOAK_ARGS)
+
+fuzz: setup  ## Fuzz gRPC, HTTP and configuration, each for FUZZ_SECONDS (60) or FUZZ_CASES
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install -qq --no-deps -r requirements/fuzz.txt
+	@PYTHONPATH=.:tests $(BIN)/python -m fuzz $(FUZZ_TARGETS)
+
+test-systemd: setup  ## Run the unit under a real systemd, in a Debian root (root, systemd-container, debootstrap)
+	@OMNISERVE_TEST_SYSTEMD=1 $(BIN)/python -m pytest tests/test_systemd_boot.py $(PYTEST_ARGS)
 
 check: setup  ## Lint, types, layer contracts, generated code
 	@$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """`python -m cpu_attn.warm_up_command`: fills the folder of compiled kernels and prints a table."""
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib import import_module
 
@@ -13,7 +14,14 @@ from cpu_attn.isa import active
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.row_kernels import add_norm_kernel, gated_silu_kernel, rotate_kernel
 from cpu_attn.skinny_linear import can_run, skinny_linear_kernel
-from cpu_attn.warm_up import MERGE_JOB, WarmUpJob, WarmUpStep, attention_jobs, run_jobs
+from cpu_attn.warm_up import (
+    MERGE_JOB,
+    WarmKernel,
+    WarmUpJob,
+    WarmUpStep,
+    attention_jobs,
+    run_jobs,
+)
 
 EXIT_OK, EXIT_NOT_KEPT, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 _ROTATED_MULTIPLE = 64
@@ -38,7 +46,8 @@ def main() -> int:
     if models:
         jobs += _host_jobs()
     try:
-        return _run([*attention_jobs(variants), MERGE_JOB, *jobs])
+        run = _run_as_json if arguments.json else _run
+        return run([*attention_jobs(variants), MERGE_JOB, *jobs])
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -110,10 +119,30 @@ def _run(jobs: list[WarmUpJob]) -> int:
     folder = cache_folder()
     sys.stdout.write(f"kernels for {active().name} in {folder or 'no folder'}\n")
     width = max(len(job.name) for job in jobs)
-    results = run_jobs(jobs, partial(_print_step, width))
+    return _status(run_jobs(jobs, partial(_print_step, width)))
+
+
+def _run_as_json(jobs: list[WarmUpJob]) -> int:
+    results = run_jobs(jobs, None)
+    kernels = [
+        {
+            "name": each.name,
+            "from_cache": each.from_cache,
+            "is_kept": each.is_kept,
+            "seconds": each.seconds,
+        }
+        for each in results
+    ]
+    folder = cache_folder()
+    found = {"isa": active().name, "folder": folder and str(folder), "kernels": kernels}
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    return _status(results)
+
+
+def _status(results: Sequence[WarmKernel]) -> int:
     lost = sum(not result.is_kept for result in results)
     if lost:
-        sys.stderr.write(f"omniserve: {lost} of {len(jobs)} kernels could not be saved\n")
+        sys.stderr.write(f"omniserve: {lost} of {len(results)} kernels could not be saved\n")
         return EXIT_NOT_KEPT
     return EXIT_OK
 
@@ -132,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cpu_attn.warm_up_command", description=__doc__)
     parser.add_argument("variants", nargs="*", metavar="CACHE:QUERIES:HEAD_DIM[:bfloat16]")
     parser.add_argument("--model", action="append", default=[], metavar="ELEMENT:HEAD_DIM")
+    parser.add_argument("--json", action="store_true")
     return parser
 
 

@@ -30,3 +30,12 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def utf8_text(text: str) -> str:
+    """For `type=`: text that can be sent; arguments may hold bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{ascii(text[:128])} is not UTF-8 text") from None
+    return text

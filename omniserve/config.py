@@ -1,5 +1,6 @@
 """The configuration: what a file may say, its defaults, and what must hold between its parts."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -7,11 +8,19 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from omniserve.config_file import read_config_file
+from omniserve.config_listen import (
+    UNIX,
+    LimitsConfig,
+    ListenConfig,
+    TlsConfig,
+    TracingConfig,
+)
 from omniserve.config_messages import describe_problems
 from omniserve.config_piggyback import PiggybackConfig, PiggybackOff, PiggybackPlanner
 from omniserve.config_section import Section
+from omniserve.config_tenant import MAX_TENANTS, TenantConfig, check_tenants
 from omniserve.config_tier import TierConfig, check_tiers
-from omniserve.config_values import Address, Name, Seconds, Size, refuse, split_address
+from omniserve.config_values import Name, Seconds, Size, is_loopback, refuse
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine, this_machine
 from omniserve.profiling.profile import load_profile
@@ -28,21 +37,6 @@ from scheduler.step_time import LinearStepTime
 
 MEASURED, UNLIMITED = "auto", "none"
 """Values of step_times that name no file. YAML reads `off` as a boolean."""
-
-
-class ListenConfig(Section):
-    """Addresses of the two servers."""
-
-    grpc: Address = "127.0.0.1:50051"
-    """host:port of the gRPC server; port 0 takes a free one."""
-    http: Address = "127.0.0.1:8000"
-    """host:port of the OpenAI HTTP server; port 0 takes a free one."""
-
-    @model_validator(mode="after")
-    def _differ(self) -> Self:
-        if self.grpc == self.http and split_address(self.http)[1] != 0:
-            raise refuse("must differ from listen.grpc", ("http",))
-        return self
 
 
 class DeviceConfig(Section):
@@ -114,7 +108,8 @@ class ModelConfig(Section):
             what = "directory" if info.field_name == "path" else "file"
             raise refuse(f"must be the path of a {what}")
         directory: Path = (info.context or {}).get("directory", Path.cwd())
-        return str((directory / Path(value).expanduser()).resolve())
+        # Not as a Path, which raises where there is no such user and for links in a circle.
+        return os.path.realpath(directory / os.path.expanduser(value))
 
 
 class DaemonConfig(Section):
@@ -137,6 +132,14 @@ class Config(Section):
     """The models to serve; all of them share the device."""
     tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, max_length=256, strict=False)]
     """The classes of service; the first is the default of models that name none."""
+    tenants: Annotated[tuple[TenantConfig, ...], Field(max_length=MAX_TENANTS, strict=False)] = ()
+    """Who may use the daemon. Without any, everyone who can connect may, and only this machine
+    can."""
+    tls: TlsConfig | None = None
+    """Unset: connections are not encrypted."""
+    limits: LimitsConfig = LimitsConfig()
+    tracing: TracingConfig | None = None
+    """Unset: no traces are made."""
     daemon: DaemonConfig = DaemonConfig()
 
     @model_validator(mode="after")
@@ -156,6 +159,21 @@ class Config(Section):
                 text = f"must name a tier: {', '.join(tier_names)}"
                 raise refuse(text, ("models", index, "default_tier"))
         check_tiers(self.tiers)
+        check_tenants(self.tenants, kinds[0][1], tier_names)
+        return self
+
+    @model_validator(mode="after")
+    def _open_to_known_callers_only(self) -> Self:
+        listen = self.listen
+        for key, address in (("grpc", listen.grpc), ("http", listen.http)):
+            if not self.tenants and not is_loopback(address):
+                text = "must be an address of this machine alone while the file has no tenants"
+                raise refuse(text, ("listen", key))
+        for key, place in (("status", listen.status), ("admin", listen.admin)):
+            if place is None or place == "auto" or place.startswith(UNIX):
+                continue
+            if not is_loopback(place):
+                raise refuse("must be an address of this machine alone", ("listen", key))
         return self
 
     @model_validator(mode="after")

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import yaml
 
+from omniserve.access.bearer_token import without_tokens
 from omniserve.errors import ConfigError
 from omniserve.regular_file import read_regular_file
 
 MAX_FILE_BYTES = 256 << 10
 MAX_DEPTH = 16
+MAX_PROBLEM_CHARS = 1000
 
 KeyPath = tuple[str | int, ...]
 Data = str | int | float | bool | None | dict[str, "Data"] | list["Data"]
@@ -18,6 +20,7 @@ _TAGS = {
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")
 }
 _STRING_TAG = "tag:yaml.org,2002:str"
+_COLLECTION_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 _TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
 
 
@@ -52,10 +55,16 @@ def read_config_file(path: Path) -> ConfigFile:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         text = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{path}:{line}: {text}") from None
+        raise ConfigError(f"{path}:{line}: {shown_problem(text)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     return ConfigFile(path, data, builder.lines)
+
+
+def shown_problem(text: str) -> str:
+    """Of a file whose names and values may be anything: without secrets, and not too long."""
+    text = without_tokens(text)
+    return text if len(text) <= MAX_PROBLEM_CHARS else text[:MAX_PROBLEM_CHARS] + "…"
 
 
 def _read_text(path: Path) -> str:
@@ -103,7 +112,7 @@ class _Builder:
 
     def build(self, node: yaml.Node, path: KeyPath, line: int) -> Data:
         self.lines[path] = line
-        if node.tag == _TIMESTAMP_TAG:
+        if node.tag == _TIMESTAMP_TAG and isinstance(node, yaml.ScalarNode):
             return str(node.value)
         if node.tag not in _TAGS:
             raise _problem(node, f"the tag {node.tag!r} is not allowed; values are plain YAML")
@@ -114,14 +123,15 @@ class _Builder:
                 self.build(item, (*path, index), item.start_mark.line + 1)
                 for index, item in enumerate(node.value)
             ]
-        assert isinstance(node, yaml.ScalarNode)
-        return self._scalar(node)
+        if isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTION_TAGS:
+            return self._scalar(node)
+        raise _problem(node, f"the tag {node.tag!r} does not fit its value")
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Data]:
         mapping: dict[str, Data] = {}
         for key_node, value_node in node.value:
             key = key_node.value
-            if key_node.tag != _STRING_TAG:
+            if key_node.tag != _STRING_TAG or not isinstance(key_node, yaml.ScalarNode):
                 shown = f" {key!r}" if isinstance(key_node, yaml.ScalarNode) else ""
                 raise _problem(key_node, f"the key{shown} is not a plain name")
             if key in mapping:

@@ -8,9 +8,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from omniserve.config_file import ConfigFile, KeyPath
+from omniserve.access.bearer_token import without_tokens
+from omniserve.config_file import ConfigFile, Data, KeyPath, shown_problem
 
 _MAX_SHOWN_CHARS = 60
+_SECRET_KEYS = frozenset({"token_sha256", "key", "endpoint"})
+"""Somebody may have put the token, the key or a password itself there."""
+_PEM = "-----BEGIN"
+"""Somebody may have put a file's content where its path belongs."""
 
 
 def describe_problems(
@@ -21,14 +26,14 @@ def describe_problems(
         _describe(file, details, root)
         for details in error.errors(include_url=False)
         # A list whose entries are refused counts as empty too.
-        if details["type"] != "too_short" or not _value_at(file.data, details["loc"])
+        if details["type"] != "too_short" or not _value_at(file.data, _path_of(file.data, details))
     ]
     for line, text in sorted(problems, key=lambda problem: problem[0]):
-        yield f"{file.path}:{line}: {text}"
+        yield f"{file.path}:{line}: {shown_problem(text)}"
 
 
 def _describe(file: ConfigFile, details: ErrorDetails, root: type[BaseModel]) -> tuple[int, str]:
-    path: KeyPath = tuple(details["loc"]) + tuple(details.get("ctx", {}).get("path", ()))
+    path = _path_of(file.data, details)
     line = file.line_of(path)
     parent, key = _show_path(path[:-1]), path[-1] if path else ""
     if details["type"] == "missing":
@@ -37,9 +42,25 @@ def _describe(file: ConfigFile, details: ErrorDetails, root: type[BaseModel]) ->
     if details["type"] == "extra_forbidden":
         where = f" in {parent}" if parent else ""
         return line, f"unknown key {key!r}{where}; {_allowed_keys(root, path)}"
-    given = f" = {_show_value(_value_at(file.data, path))}" if path and path in file.lines else ""
+    is_shown = path and path in file.lines and not _SECRET_KEYS.intersection(path)
+    given = f" = {_show_value(_value_at(file.data, path))}" if is_shown else ""
     name = _show_path(path) or "the file"
     return line, f"{name}{given}: {_requirement(details, root, path)}"
+
+
+def _path_of(data: Data, details: ErrorDetails) -> KeyPath:
+    """Where it is in the file: without the names of the alternatives that a value may be."""
+    path: KeyPath = ()
+    given = (*details["loc"], *details.get("ctx", {}).get("path", ()))
+    for place, key in enumerate(given):
+        if isinstance(data, dict) and isinstance(key, str) and key in data:
+            data = data[key]
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        elif not (isinstance(data, dict) and place == len(given) - 1):
+            continue
+        path = (*path, key)
+    return path
 
 
 def _requirement(details: ErrorDetails, root: type[BaseModel], path: KeyPath) -> str:
@@ -104,5 +125,10 @@ def _show_value(value: object) -> str:
         return "a mapping" if isinstance(value, dict) else "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    shown = repr(value) if not isinstance(value, int) or abs(value) < 1 << 256 else "a huge number"
+    if isinstance(value, str) and _PEM in value:
+        return "a text in PEM"
+    if isinstance(value, int) and abs(value) >= 1 << 256:
+        return "a huge number"
+    # Before the end is cut off: what is left of a token would not look like one.
+    shown = without_tokens(repr(value))
     return shown if len(shown) <= _MAX_SHOWN_CHARS else shown[:_MAX_SHOWN_CHARS] + "…"

@@ -2,26 +2,29 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from omniserve.access.tenant_table import shares_of
 from omniserve.checkpoint import inspect_checkpoint
 from omniserve.config import Config
 from omniserve.config_piggyback import describe_piggybacking
-from omniserve.config_values import is_loopback, split_address
 from omniserve.engine_client import EngineClient, EngineState
 from omniserve.engine_process_handle import remove_stale_directories
 from omniserve.engine_supervision import EngineSupervision
-from omniserve.errors import CheckpointError, ConfigError
+from omniserve.errors import CheckpointError
+from omniserve.listening import check_free, listening_warnings
 from omniserve.logs import LogSettings, get_logger, log_event
+from omniserve.systemd.link import SystemdLink
 from omniserve.tier_table import TierTable
+from omniserve.tls import Tls
 
 if TYPE_CHECKING:
     from omniserve.front import Front
@@ -31,6 +34,8 @@ ENGINE_STOP_S = 5.0
 """How long an engine without work may take to exit."""
 SERVER_STOP_S = 2.0
 """How long the servers may take to hand over what is already answered."""
+SPARE_S = 10.0
+"""On top of every limit of ours, before whoever runs the daemon may lose patience."""
 
 _logger = get_logger(__name__)
 
@@ -51,13 +56,20 @@ async def serve(
     remove_stale_directories()
     for model in config.models:
         _check_checkpoint(model.name, Path(model.path))
-    for key, address in (("listen.grpc", config.listen.grpc), ("listen.http", config.listen.http)):
-        _check_free(key, address)
-        if not is_loopback(address):
-            log_event(_logger, "open_to_the_network", level=logging.WARNING, address=address)
+    check_free(config)
+    tls = Tls.of(config.tls, config_path)
+    _tell_who_may_connect(config)
     log_event(_logger, "piggybacking", models=describe_piggybacking(config.piggybacking()))
     supervision = supervision_of(config, log_settings)
-    await Daemon(config, config_path, announce, supervision).run()
+    await Daemon(config, config_path, announce, supervision, tls).run()
+
+
+def _tell_who_may_connect(config: Config) -> None:
+    if not config.tenants:
+        hint = "give tenants to listen elsewhere"
+        log_event(_logger, "this_machine_only", hint=hint)
+    for warning in listening_warnings(config):
+        log_event(_logger, "not_encrypted", level=logging.WARNING, reason=warning)
 
 
 def _raise_descriptor_limit() -> None:
@@ -87,13 +99,18 @@ class Daemon:
         config_path: Path,
         announce: Callable[[str], None],
         supervision: EngineSupervision,
+        tls: Tls | None = None,
     ) -> None:
         self._config = config
+        self._tls = tls
         self._config_path = config_path
         self._announce = announce
         tiers = TierTable(config.tiers, config.models)
-        self._engine = EngineClient(config.engine_settings(), supervision, tiers.all_settings)
+        self._engine = EngineClient(
+            config.engine_settings(), supervision, tiers.all_settings, shares_of(config.tenants)
+        )
         self._front: Front | None = None
+        self._systemd = SystemdLink(self._engine, self._reload_error)
         self._stop_requested = asyncio.Event()
         self._reload_requested = asyncio.Event()
 
@@ -101,25 +118,29 @@ class Daemon:
         with self._signals():
             life = asyncio.create_task(self._start_and_watch(), name="daemon-life")
             stop = asyncio.create_task(self._stop_requested.wait(), name="daemon-stop-signal")
+            telling = asyncio.create_task(self._systemd.run(), name="daemon-tell-systemd")
             try:
-                await asyncio.wait((life, stop), return_when=asyncio.FIRST_COMPLETED)
-                if life.done():
-                    life.result()
+                tasks = (life, stop, telling)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in (life, telling):
+                    if task.done():
+                        task.result()
                 life.cancel()
                 await self._drain()
             finally:
-                for task in (life, stop):
-                    task.cancel()
-                await asyncio.gather(life, stop, return_exceptions=True)
+                for each in (life, stop, telling):
+                    each.cancel()
+                await asyncio.gather(life, stop, telling, return_exceptions=True)
                 await self._stop()
 
     async def _start_and_watch(self) -> None:
         """Starts everything; returns never, and raises when a part that must live has died."""
+        self._systemd.starting(self._config.daemon.engine_load_s + SPARE_S)
         # The engine loads in a process of its own while the front imports its servers.
         engine = asyncio.create_task(self._engine.start(), name="engine-start")
         try:
             front_class = await asyncio.to_thread(_import_front)
-            self._front = front_class(self._config, self._config_path, self._engine)
+            self._front = front_class(self._config, self._config_path, self._engine, self._tls)
             await self._front.start()
             await engine
         finally:
@@ -127,6 +148,7 @@ class Daemon:
             await asyncio.gather(engine, return_exceptions=True)
         self._engine.on_state_change(self._follow_engine)
         self._follow_engine(self._engine.state)
+        _keep_what_is_loaded()
         self._say_ready(self._front)
         raise await self._first_failure(self._front)
 
@@ -154,15 +176,30 @@ class Daemon:
         if self._front is not None:
             self._front.set_serving(state == "ready" and not self._stop_requested.is_set())
 
+    def _reload_error(self) -> str:
+        return "" if self._front is None else self._front.reload_error
+
     def _say_ready(self, front: "Front") -> None:
         grpc, http = front.grpc_address, front.http_address
         models = ", ".join(model.name for model in self._config.models)
-        log_event(_logger, "ready", grpc=grpc, http=http, models=models, pid=os.getpid())
-        self._announce(f"omniserve ready: grpc {grpc}, http http://{http}, models {models}")
+        log_event(
+            _logger,
+            "ready",
+            grpc=grpc,
+            http=http,
+            admin=front.admin_address,
+            status=front.status_address,
+            models=models,
+            pid=os.getpid(),
+        )
+        scheme = "http" if self._tls is None else "https"
+        self._announce(f"omniserve ready: grpc {grpc}, http {scheme}://{http}, models {models}")
+        self._systemd.ready()
 
     async def _drain(self) -> None:
         """Refuses new requests and waits for the running ones, up to the grace period."""
         grace_s = self._config.daemon.shutdown_grace_s
+        self._systemd.stopping(grace_s + ENGINE_STOP_S + SERVER_STOP_S + SPARE_S)
         num_running = self._engine.num_in_flight
         hint = "a second signal ends at once"
         log_event(_logger, "draining", num_running=num_running, grace_s=grace_s, hint=hint)
@@ -209,7 +246,16 @@ class Daemon:
         os._exit(128 + signum)
 
 
+def _keep_what_is_loaded() -> None:
+    """Modules and tables stay until the end: a full garbage collection that goes through them holds
+    up every stream for some 40 ms."""
+    gc.collect()
+    gc.freeze()
+
+
 def _import_front() -> "type[Front]":
+    # Lines of its own would tell of every client that fails a handshake.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from omniserve.front import Front
 
     return Front
@@ -221,18 +267,3 @@ def _check_checkpoint(model: str, path: Path) -> None:
         inspect_checkpoint(path)
     except CheckpointError as error:
         raise CheckpointError(f"model {model!r}: {error}") from None
-
-
-def _check_free(key: str, address: str) -> None:
-    """Finds an address in use before anything is started; the servers bind for themselves later."""
-    host, port = split_address(address)
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            probe.listen(1)
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot listen on {address}: {error.strerror}") from None

@@ -2,19 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from omniserve.backoff import Backoff
 from omniserve.decision import Decision
 from omniserve.engine_process_handle import EngineProcessHandle
 from omniserve.engine_questions import EngineQuestions
-from omniserve.engine_streams import RequestStreams
+from omniserve.engine_streams import OutputSink, RequestStreams
 from omniserve.engine_supervision import EngineSupervision
 from omniserve.errors import CheckpointError, EngineError, EngineUnavailable
 from omniserve.logs import get_logger, log_event
@@ -25,12 +25,13 @@ from omniserve.messages import (
     EngineReady,
     Explained,
     Outputs,
+    SetShares,
     SetTiers,
     Stats,
     Submit,
     ToFront,
 )
-from omniserve.requests import EngineRequest, RequestOutput, TierSettings
+from omniserve.requests import EngineRequest, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 from omniserve.tasks import TaskGuard
 from scheduler.step_time import LinearStepTime
@@ -51,11 +52,15 @@ class EngineClient:
         settings: EngineSettings,
         supervision: EngineSupervision | None = None,
         tiers: tuple[TierSettings, ...] = (),
+        shares: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """`tiers` are those in force; the engine goes by them, until `set_tiers` names others."""
+        """`tiers` and `shares` of tenants are those in force; the engine goes by them, until
+        `set_tiers` and `set_shares` name others."""
         self.state: EngineState = "starting"
         self.models: dict[str, ModelInfo] = {}
         self.stats: dict[str, ModelStats] = {}
+        self.num_reports = 0
+        """Counter: snapshots that engines sent."""
         self.device = ""
         self.step_times: dict[str, LinearStepTime] = {}
         """By model: what steps are expected to take, where that is known."""
@@ -63,12 +68,13 @@ class EngineClient:
         self.settings = settings
         self._supervision = supervision or EngineSupervision()
         self._tiers = tiers
+        self._shares = dict(shares)
         self._listeners: list[Callable[[EngineState], None]] = []
         self._streams = RequestStreams()
         self._questions = EngineQuestions()
         self._guard = TaskGuard()
         self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._context: zmq.asyncio.Context | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._process: EngineProcessHandle | None = None
         self._ready_since_s = 0.0
         self._num_silent_ticks = 0
@@ -95,7 +101,7 @@ class EngineClient:
         Raises CheckpointError with the engine's own words where it cannot serve these settings, and
         EngineError where it ends without a word. `stop` must be called in either case.
         """
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._guard.spawn(self._supervise(), "engine-supervisor")
         failure = asyncio.ensure_future(self._guard.failure())
         try:
@@ -136,37 +142,35 @@ class EngineClient:
         if self._process is not None:
             self._process.send(SetTiers(tiers))
 
+    def set_shares(self, shares: Mapping[str, float]) -> None:
+        """Weights of tenants in best-effort service, in force as `set_tiers` says of tiers."""
+        self._shares = dict(shares)
+        if self._process is not None:
+            self._process.send(SetShares(self._shares))
+
     async def wait_idle(self) -> None:
         """Returns once no request is in flight."""
         await self._streams.wait_idle()
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-        """Yields outputs up to one with a finish reason. Closing earlier aborts the request.
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+        """The sink is told the outputs, up to one with a finish reason or a failure.
 
-        Raises EngineUnavailable where no engine is ready, or when the engine dies meanwhile.
+        Raises EngineUnavailable where no engine is ready; the sink is told it when the engine dies
+        meanwhile.
         """
         process = self._ready_process()
-        queue = self._streams.open(request.request_id)
-        owes_abort = True
-        try:
-            process.send(Submit(request))
-            while True:
-                output = await queue.get()
-                if isinstance(output, EngineUnavailable):
-                    owes_abort = False
-                    raise output
-                owes_abort = output.finish_reason is None
-                yield output
-                if output.finish_reason is not None:
-                    return
-        finally:
-            self._streams.close(request.request_id)
-            if owes_abort and self._process is process:
-                process.send(Abort((request.request_id,)))
+        self._streams.open(request.request_id, sink)
+        process.send(Submit(request))
+
+    def abort(self, request_id: str) -> None:
+        """The engine forgets the request, and its sink hears no more; of one that has ended nothing
+        happens."""
+        if self._streams.close(request_id) and self._process is not None:
+            self._process.send(Abort((request_id,)))
 
     async def explain(self, request_id: str) -> tuple[Decision, ...]:
         """What the engine decided about the newest request that a client calls so, in order of
-        time; empty where it knows of none. Raises EngineUnavailable as `generate` does."""
+        time; empty where it knows of none. Raises EngineUnavailable as `submit` does."""
         return await self._questions.ask(self._ready_process().send, request_id)
 
     def _ready_process(self) -> EngineProcessHandle:
@@ -211,6 +215,7 @@ class EngineClient:
         log_event(_logger, "engine_spawned", pid=process.pid, num_restarts=self.num_restarts)
         process.send(Configure(self._with_step_times(), self._supervision.load_s))
         process.send(SetTiers(self._tiers))
+        process.send(SetShares(self._shares))
         duties = {
             asyncio.create_task(self._receive(process), name="engine-receiver"),
             asyncio.create_task(self._watch(), name="engine-watchdog"),
@@ -235,21 +240,27 @@ class EngineClient:
     async def _receive(self, process: EngineProcessHandle) -> CheckpointError | EngineError:
         while True:
             try:
-                message = await process.receive()
+                messages = await process.receive()
             except msgspec.MsgspecError as error:
                 return EngineError(f"the engine process sent an unknown message: {error}")
             self._num_silent_ticks = 0
-            if isinstance(message, EngineFailed):
-                return CheckpointError(message.message)
-            self._handle(message)
+            for message in messages:
+                if isinstance(message, EngineFailed):
+                    return CheckpointError(message.message)
+                if isinstance(message, Outputs) and len(messages) == 1:
+                    await self._streams.deliver_in_turns(message.outputs)
+                else:
+                    self._handle(message)
 
     def _handle(self, message: ToFront) -> None:
         if isinstance(message, Outputs):
+            # One of several: the front is behind, and what is for one client goes out together.
             self._streams.deliver(message.outputs)
         elif isinstance(message, Explained):
             self._questions.answer(message)
         elif isinstance(message, Stats):
             self.stats = {stats.name: stats for stats in message.models}
+            self.num_reports += 1
         elif isinstance(message, EngineReady):
             self.models = {model.name: model for model in message.models}
             self.device = message.device

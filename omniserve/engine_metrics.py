@@ -115,16 +115,24 @@ def _model_metrics(stats: Mapping[str, ModelStats], zeros: Mapping[str, int]) ->
     )
     used = GaugeMetricFamily("omniserve_kv_used_bytes", "KV memory in use.", labels=by_pool)
     total = GaugeMetricFamily("omniserve_kv_total_bytes", "KV memory there is.", labels=by_pool)
+    steps = CounterMetricFamily("omniserve_steps", "Steps of the model.", labels=("model",))
+    preemptions = CounterMetricFamily(
+        "omniserve_preemptions",
+        "Times a request lost its place on the device to another.",
+        labels=("model",),
+    )
     for name, model in stats.items():
         for family, tiers in ((running, model.running), (waiting, model.waiting)):
             for tier, count in {**zeros, **tiers}.items():
                 family.add_metric((name, tier), count)
         used.add_metric((name, "device"), model.kv_used_bytes)
         total.add_metric((name, "device"), model.kv_total_bytes)
+        steps.add_metric((name,), model.num_steps)
+        preemptions.add_metric((name,), model.num_preemptions)
         if model.piggyback is not None:
             used.add_metric((name, "host"), model.piggyback.host_kv_used_bytes)
             total.add_metric((name, "host"), model.piggyback.host_kv_total_bytes)
-    yield from (running, waiting, used, total)
+    yield from (running, waiting, used, total, steps, preemptions)
 
 
 def _piggyback_metrics(stats: Mapping[str, PiggybackStats]) -> Iterator[Metric]:
@@ -138,8 +146,25 @@ def _piggyback_metrics(stats: Mapping[str, PiggybackStats]) -> Iterator[Metric]:
         for model, piggyback in stats.items():
             counter.add_metric((model,), number(piggyback))
         yield counter
+    yield _layer_metric(stats)
     yield from _swap_metrics(stats)
     yield _hop_metric(stats)
+
+
+def _layer_metric(stats: Mapping[str, PiggybackStats]) -> Metric:
+    rows = GaugeMetricFamily(
+        "omniserve_lane_layer_rows",
+        "Rows between leaving a layer and joining behind it: on the host, or ready.",
+        labels=("model", "layer", "state"),
+    )
+    for model, piggyback in stats.items():
+        for state, counts in (
+            ("on_host", piggyback.rows_on_host_by_layer),
+            ("ready", piggyback.rows_ready_by_layer),
+        ):
+            for layer, count in enumerate(counts):
+                rows.add_metric((model, str(layer), state), count)
+    return rows
 
 
 def _swap_metrics(stats: Mapping[str, PiggybackStats]) -> Iterator[Metric]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Self
 
 import zmq
-import zmq.asyncio
 
+from omniserve.engine_socket import EngineSocket
 from omniserve.installation import environment_with_packages
 from omniserve.logs import get_logger, log_event
 from omniserve.messages import Shutdown, ToEngine, ToFront, decode_to_front, encode
@@ -45,7 +45,7 @@ class EngineProcessHandle:
     """A running engine process and the socket to it. `close` must be called."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, socket: zmq.asyncio.Socket, directory: Path
+        self, process: asyncio.subprocess.Process, socket: EngineSocket, directory: Path
     ) -> None:
         self._process = process
         self._socket = socket
@@ -55,7 +55,7 @@ class EngineProcessHandle:
     async def spawn(
         cls,
         command: Sequence[str],
-        context: zmq.asyncio.Context,
+        context: "zmq.Context[zmq.Socket[bytes]]",
         environment: Mapping[str, str],
     ) -> Self:
         """Starts a process that is to connect to a socket of its own in a private directory.
@@ -85,7 +85,7 @@ class EngineProcessHandle:
             socket.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        return cls(process, socket, directory)
+        return cls(process, EngineSocket(socket), directory)
 
     @property
     def pid(self) -> int:
@@ -95,10 +95,9 @@ class EngineProcessHandle:
         """Queues a message; messages arrive in order, once the engine has connected."""
         self._socket.send(encode(message))
 
-    async def receive(self) -> ToFront:
-        """The next message. Raises msgspec.DecodeError on anything that is not one."""
-        message: ToFront = decode_to_front(await self._socket.recv())
-        return message
+    async def receive(self) -> list[ToFront]:
+        """The next messages, at least one. Raises msgspec.DecodeError on what is none."""
+        return [decode_to_front(frame) for frame in await self._socket.receive()]
 
     async def wait(self) -> str:
         """Waits for the end of the process and says how it ended."""

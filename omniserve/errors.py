@@ -35,6 +35,23 @@ class Overloaded(OmniServeError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaExceeded(Overloaded):
+    """The request is more than its tenant may have now; later it may. `quota` is the key of the one
+    that it would exceed."""
+
+    def __init__(self, message: str, retry_after_s: float, quota: str = "") -> None:
+        super().__init__(message, retry_after_s)
+        self.quota = quota
+
+
+class Unauthenticated(OmniServeError):
+    """The caller did not show a token that is known."""
+
+
+class PermissionDenied(OmniServeError):
+    """The caller is known, and may not have what it asks for."""
+
+
 class DeadlineExceeded(OmniServeError):
     """The request's deadline passed before its last token."""
 
@@ -72,6 +89,8 @@ STATUS_TABLE: dict[type[OmniServeError], tuple[str, int]] = {
     UnknownModel: ("NOT_FOUND", 404),
     EngineUnavailable: ("UNAVAILABLE", 503),
     Overloaded: ("RESOURCE_EXHAUSTED", 429),
+    Unauthenticated: ("UNAUTHENTICATED", 401),
+    PermissionDenied: ("PERMISSION_DENIED", 403),
     DeadlineExceeded: ("DEADLINE_EXCEEDED", 504),
     UnknownRequest: ("NOT_FOUND", 404),
     ReloadRefused: ("FAILED_PRECONDITION", 412),

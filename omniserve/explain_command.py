@@ -1,8 +1,10 @@
 """The subcommand `omniserve explain`."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
+
+from omniserve.commands.connection import add_admin_argument, open_admin
+from omniserve.commands.exit_status import EXIT_OK
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -11,19 +13,16 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_DEFAULT_ADDRESS = "127.0.0.1:50051"
-_ANSWER_TIMEOUT_S = 30.0
-
 
 def add_explain_command(subparsers: "Subparsers") -> None:
-    """Register `explain`; its handler returns an exit code."""
+    """Register `explain`; its handler returns an exit status."""
     parser = subparsers.add_parser(
         "explain",
         help="tell what a daemon decided about a request, and why",
         description="Prints the timeline of a request: what a running daemon did with it, when, "
         "and why it waited, was refused or lost its place. Requests are known while they run "
         "and for some thousands that came after. The exit status is 1 where nothing is known of "
-        "the request or the daemon does not answer.",
+        "the request and 3 where the daemon does not answer.",
     )
     parser.add_argument(
         "request_id",
@@ -31,75 +30,48 @@ def add_explain_command(subparsers: "Subparsers") -> None:
         help="as the client chose it (request_id, x-request-id), or answers and the log tell "
         "it; of several that share it, the newest",
     )
-    parser.add_argument(
-        "--address",
-        metavar="HOST:PORT",
-        default=_DEFAULT_ADDRESS,
-        help="the daemon's gRPC address (default: %(default)s)",
-    )
+    add_admin_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(handler=_explain)
 
 
 def _explain(args: argparse.Namespace) -> int:
     """Raises OmniServeError where there is no answer."""
+    from omniserve.commands.json_output import print_json
+    from omniserve.commands.message_fields import message_fields
     from omniserve.terminal import make_console
 
-    _check_arguments(args)
-    timeline = _ask(args.address, args.request_id)
-    console = make_console()
+    _check_id(args.request_id)
+    timeline = _ask(args)
     if args.json:
-        text = json.dumps({"request_id": args.request_id, "timeline": _as_json(timeline)}, indent=2)
-        console.print(text, soft_wrap=True, markup=False)
+        entries = [message_fields(entry) for entry in timeline]
+        print_json({"request_id": args.request_id, "timeline": entries})
     else:
-        console.print(_table(timeline))
-    return 0
+        make_console().print(_table(timeline))
+    return EXIT_OK
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
+def _check_id(request_id: str) -> None:
     """Raises ConfigError for what cannot be asked."""
     from omniserve.errors import ConfigError
 
-    if not args.request_id:
+    if not request_id:
         raise ConfigError("ID: must not be empty; give the id of a request")
-    for name, value in (("ID", args.request_id), ("--address", args.address)):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            shown = ascii(value[:128])
-            raise ConfigError(f"{name} {shown}: not UTF-8 text") from None
+    try:
+        request_id.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"ID {ascii(request_id[:128])}: not UTF-8 text") from None
 
 
-def _ask(address: str, request_id: str) -> "list[pb.TimelineEntry]":
-    import grpc
-
-    from omniserve.config_values import split_address
-    from omniserve.errors import ConfigError, OmniServeError
+def _ask(args: argparse.Namespace) -> "list[pb.TimelineEntry]":
     from omniserve.v1 import omniserve_pb2 as pb
     from omniserve.v1 import omniserve_pb2_grpc
 
-    try:
-        split_address(address)
-    except ValueError as error:
-        raise ConfigError(f"--address {address}: {error}; give host:port") from None
-    with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
-        stub = omniserve_pb2_grpc.AdminStub(channel)
-        try:
-            request = pb.ExplainRequest(request_id=request_id)
-            return list(stub.Explain(request, timeout=_ANSWER_TIMEOUT_S).timeline)
-        except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            details = error.details() or ""
-            if error.code() is grpc.StatusCode.NOT_FOUND:
-                raise OmniServeError(details) from None
-            raise OmniServeError(
-                f"{address} does not answer: gRPC {error.code().name}: {details}"
-            ) from None
-
-
-def _as_json(timeline: "list[pb.TimelineEntry]") -> list[dict[str, object]]:
-    fields = ("at_s", "last_s", "times", "sequence", "event", "reason", "detail")
-    return [{name: getattr(entry, name) for name in fields} for entry in timeline]
+    with open_admin(args) as connection:
+        stub = omniserve_pb2_grpc.AdminStub(connection.channel)
+        request = pb.ExplainRequest(request_id=args.request_id)
+        answer: pb.ExplainResponse = connection.ask(stub.Explain, request)
+    return list(answer.timeline)
 
 
 def _table(timeline: "list[pb.TimelineEntry]") -> "Table":

@@ -2,25 +2,48 @@
 
 import asyncio
 from pathlib import Path
+from typing import NoReturn
 
+from omniserve.api.grpc_admin import AdminServicer
+from omniserve.api.grpc_admin_server import GrpcAdminServer
 from omniserve.api.grpc_server import GrpcServer
 from omniserve.api.http_server import HttpServer
+from omniserve.api.status_page.routes import status_routes
+from omniserve.api.status_server import StatusServer
 from omniserve.config import Config
+from omniserve.config_values import split_address
 from omniserve.engine_client import EngineClient
+from omniserve.listening import status_address
 from omniserve.metrics import Metrics
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
+from omniserve.status.reporter import StatusReporter
+from omniserve.tls import Tls
+from omniserve.tracing.opening import open_tracing
 
 
 class Front:
-    """Both servers over one GenerationService. Made inside a running event loop."""
+    """All servers over one GenerationService. Made inside a running event loop."""
 
-    def __init__(self, config: Config, config_path: Path, engine: EngineClient) -> None:
-        """Loads the tokenizers; raises CheckpointError. `config_path` is read again at reloads."""
-        self._service = GenerationService(config, engine, Metrics())
-        self._reloader = Reloader(config_path, config, self._service, engine)
-        self._grpc = GrpcServer(self._service, config.listen.grpc, self._reloader)
-        self._http = HttpServer(self._service, config.listen.http)
+    def __init__(
+        self, config: Config, config_path: Path, engine: EngineClient, tls: Tls | None = None
+    ) -> None:
+        """Loads the tokenizers; raises CheckpointError or ConfigError.
+
+        `config_path` is read again at reloads, and so are the files of `tls`.
+        """
+        self._service = service = GenerationService(config, engine, Metrics())
+        self._tracing = open_tracing(config.tracing, service)
+        self._reloader = Reloader(config_path, config, service, engine, tls)
+        self._reporter = StatusReporter(service, self._reloader)
+        self._reporting: asyncio.Task[NoReturn] | None = None
+        servicer = AdminServicer(service, self._reloader, self._reporter)
+        self._grpc = GrpcServer(service, config.listen.grpc, tls)
+        self._admin = GrpcAdminServer(service, servicer, config.listen.admin)
+        pages = status_routes(self._reporter)
+        self._http = HttpServer(service, config.listen.http, tls, pages)
+        address = status_address(config)
+        self._status = None if address is None else StatusServer(service, address, tls, pages)
 
     @property
     def grpc_address(self) -> str:
@@ -30,22 +53,54 @@ class Front:
     def http_address(self) -> str:
         return self._http.address
 
+    @property
+    def admin_address(self) -> str:
+        """`unix:/path` or host:port."""
+        return self._admin.address
+
+    @property
+    def status_address(self) -> str | None:
+        """None where the HTTP server has all of it."""
+        return None if self._status is None else self._status.address
+
     async def start(self) -> None:
-        """Listens on both addresses, not serving yet; raises ConfigError."""
+        """Listens on all addresses, not serving yet; raises ConfigError."""
         await self._grpc.start()
+        _, grpc_port = split_address(self._grpc.address)
+        await self._admin.start(grpc_port)
         await self._http.start()
+        if self._status is not None:
+            await self._status.start()
+        self._reporting = asyncio.create_task(self._reporter.run(), name="status-reporter")
 
     async def failure(self) -> BaseException:
-        """Waits for a server to end on its own, and returns the cause."""
-        return await self._http.failure()
+        """Waits for a part to end on its own, and returns the cause."""
+        assert self._reporting is not None
+        servers = [each for each in (self._http, self._status) if each is not None]
+        watches = [asyncio.create_task(each.failure(), name="watch-server") for each in servers]
+        try:
+            parts: list[asyncio.Task[BaseException]] = [*watches, self._reporting]
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            ended = done.pop()
+            return ended.exception() or ended.result()
+        finally:
+            for watch in watches:
+                watch.cancel()
 
     def set_serving(self, is_serving: bool) -> None:
         """What health checks hear."""
         self._grpc.set_serving(is_serving)
+        # Operators are served in every state.
+        self._admin.set_serving(True)
 
     async def reload_tiers(self) -> None:
         """Takes over the tiers of the configuration file, or says in the log why not."""
         await self._reloader.reload()
+
+    @property
+    def reload_error(self) -> str:
+        """Why the configuration file was refused when it was last read; empty where it was not."""
+        return self._reloader.last_error
 
     def refuse_new_requests(self) -> None:
         """From now on requests get a retryable error; those that run go on."""
@@ -54,4 +109,14 @@ class Front:
 
     async def stop(self, grace_s: float) -> None:
         """Stops listening and gives calls that still run `grace_s` to end."""
-        await asyncio.gather(self._grpc.stop(grace_s), self._http.stop(grace_s))
+        if self._reporting is not None:
+            # Ends the streams of status pages, which would else take all of the time.
+            self._reporting.cancel()
+        servers = [each for each in (self._http, self._status) if each is not None]
+        await asyncio.gather(
+            self._grpc.stop(grace_s),
+            self._admin.stop(grace_s),
+            *(each.stop(grace_s) for each in servers),
+        )
+        if self._tracing is not None:
+            await self._tracing.close(grace_s)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from omniserve.access.caller import ANYONE, Caller
 from omniserve.chat import ChatMessage
 from omniserve.requests import FinishReason, SamplingParams, TokenLogprob
 
@@ -33,8 +34,8 @@ class GenerationRequest:
     default_max_tokens: int | None = None
     """Used, as far as the context leaves room, where `sampling.max_tokens` is None."""
     arrival_s: float = field(default_factory=time.monotonic)
-    tenant: str = ""
-    """Whose request it is, for a fair share of best-effort service."""
+    caller: Caller = ANYONE
+    """Whose request it is: what it may use, its quota, its share of best-effort service."""
     deadline_ms: int | None = None
     """From the arrival until the last token has to be there."""
     call_deadline_s: float | None = None

@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
+from omniserve.engine_streams import OutputSink
 from omniserve.errors import (
     DeadlineExceeded,
     EngineError,
@@ -16,7 +16,7 @@ from omniserve.errors import (
     RequestCancelled,
 )
 from omniserve.generation import Choice, Chunk, GenerationResult, Usage
-from omniserve.output_buffer import OutputBuffer
+from omniserve.output_buffer import MAX_PENDING, OutputBuffer
 from omniserve.request_record import RequestRecord
 from omniserve.requests import EngineRequest, RequestOutput, TokenLogprob
 from omniserve.tokenization import ModelTokenizer
@@ -29,7 +29,8 @@ _AHEAD_S = 0.05
 class Generates(Protocol):
     """The part of the engine's client that a stream needs."""
 
-    def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]: ...
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None: ...
+    def abort(self, request_id: str) -> None: ...
 
 
 class GenerationStream:
@@ -46,7 +47,9 @@ class GenerationStream:
         record: RequestRecord,
         tokenizer: ModelTokenizer,
         clock: Callable[[], float] = time.monotonic,
+        max_pending: int = MAX_PENDING,
     ) -> None:
+        """`max_pending` of what is generated may wait for the client, as OutputBuffer counts."""
         self.request_id = record.request_id
         self.model = record.model
         self.tokenizer = tokenizer
@@ -55,11 +58,10 @@ class GenerationStream:
         self._sequences = sequences
         self._record = record
         record.hold_to(sequences[0])
-        self._buffer = OutputBuffer()
+        self._buffer = OutputBuffer(max_pending)
         self._num_unfinished = len(sequences)
         self._num_taken_tokens = 0
-        self._num_pumping = len(sequences)
-        self._pumps: list[asyncio.Task[None]] = []
+        self._num_running = len(sequences)
         self._deadline_s = sequences[0].deadline_s
         self._clock = clock
         self._alarm: asyncio.TimerHandle | None = None
@@ -71,14 +73,15 @@ class GenerationStream:
         return self._record.fallback or self._record.tier
 
     async def __aenter__(self) -> Self:
-        self._pumps = [
-            asyncio.create_task(self._pump(index, sequence), name=sequence.request_id)
-            for index, sequence in enumerate(self._sequences)
-        ]
         if self._deadline_s is not None:
             loop = asyncio.get_running_loop()
             left_s = max(0.0, self._deadline_s - self._clock())
             self._alarm = loop.call_later(left_s, self._miss_deadline)
+        try:
+            for index, sequence in enumerate(self._sequences):
+                self._engine.submit(sequence, _ChoiceSink(self, index))
+        except Exception as error:
+            self.fail(error)
         return self
 
     async def __aexit__(
@@ -93,9 +96,7 @@ class GenerationStream:
             error = DeadlineExceeded(_MISSED)
         self._stop_alarm()
         self._record.end(error)
-        self._cancel_pumps()
-        if self._pumps:
-            await asyncio.wait(self._pumps)
+        self._abort()
 
     def __aiter__(self) -> Self:
         return self
@@ -135,29 +136,31 @@ class GenerationStream:
         choices = tuple(_choice(index, parts) for index, parts in enumerate(chunks))
         return GenerationResult(choices, self._record.usage)
 
-    async def _pump(self, index: int, sequence: EngineRequest) -> None:
-        """Moves one sequence's outputs to the buffer; an error ends the whole request."""
+    def put(self, index: int, output: RequestOutput) -> None:
+        """The engine gave this for a choice; whatever is wrong with it ends the whole request."""
         try:
-            async with aclosing(self._engine.generate(sequence)) as outputs:
-                async for output in outputs:
-                    _raise_if_failed(output)
-                    self._record.on_output(index, output)
-                    self._buffer.put(index, output)
-                    if output.finish_reason is not None:
-                        self._num_pumping -= 1
-                        if not self._num_pumping:
-                            # All is there in time, however late the client takes it.
-                            self._stop_alarm()
-                        return
-            raise EngineError("the engine ended the request without a reason")
+            if output.finish_reason is not None:
+                _raise_if_failed(output)
+            self._record.on_output(index, output)
+            self._buffer.put(index, output)
         # Also what nobody expects: without this the client would wait for ever.
         except Exception as error:
-            self._buffer.fail(error)
-            self._cancel_pumps()
+            self.fail(error)
+            return
+        if output.finish_reason is not None:
+            self._num_running -= 1
+            if not self._num_running:
+                # All is there in time, however late the client takes it.
+                self._stop_alarm()
+
+    def fail(self, error: Exception) -> None:
+        """Ends the request, once what was given before is taken; the first error counts."""
+        self._buffer.fail(error)
+        self._record.on_failure()
+        self._abort()
 
     def _miss_deadline(self) -> None:
-        self._buffer.fail(DeadlineExceeded(_MISSED))
-        self._cancel_pumps()
+        self.fail(DeadlineExceeded(_MISSED))
 
     @property
     def _is_time_up(self) -> bool:
@@ -168,10 +171,25 @@ class GenerationStream:
         if self._alarm is not None:
             self._alarm.cancel()
 
-    def _cancel_pumps(self) -> None:
-        for pump in self._pumps:
-            if pump is not asyncio.current_task():
-                pump.cancel()
+    def _abort(self) -> None:
+        for sequence in self._sequences:
+            self._engine.abort(sequence.request_id)
+
+
+class _ChoiceSink:
+    """What the engine is given for one sequence."""
+
+    __slots__ = ("_index", "_stream")
+
+    def __init__(self, stream: GenerationStream, index: int) -> None:
+        self._stream = stream
+        self._index = index
+
+    def put(self, output: RequestOutput) -> None:
+        self._stream.put(self._index, output)
+
+    def fail(self, error: Exception) -> None:
+        self._stream.fail(error)
 
 
 def _raise_if_failed(output: RequestOutput) -> None:

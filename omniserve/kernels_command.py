@@ -46,6 +46,7 @@ def add_kernels_command(subparsers: "Subparsers") -> None:
         "weights are rounded to bfloat16 before they meet the values (faster, less exact), which "
         "takes a cache and queries of bfloat16",
     )
+    warm_up.add_argument("--json", action="store_true", help="print JSON instead of a table")
     warm_up.set_defaults(handler=_warm_up)
 
 
@@ -55,7 +56,7 @@ def _warm_up(arguments: argparse.Namespace) -> int:
         raise ConfigError("kernels warm-up: a configuration FILE or a --variant is needed")
     models = [] if file is None else _models_of(file)
     # A process of its own: only there are the compiler and its minutes of work.
-    options = [f"--model={model}" for model in models]
+    options = [f"--model={model}" for model in models] + ["--json"] * arguments.json
     command = [*_COMMAND, *options, "--", *arguments.variant]
     return subprocess.run(
         command, env=environment_with_packages(os.environ), check=False

@@ -32,6 +32,12 @@ class SetTiers(msgspec.Struct, tag=True, frozen=True):
     tiers: tuple[TierSettings, ...]
 
 
+class SetShares(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: weights of tenants in best-effort service; all others have 1."""
+
+    shares: dict[str, float]
+
+
 class Explain(msgspec.Struct, tag=True, frozen=True):
     """Front to engine: answer with `Explained`."""
 
@@ -77,7 +83,7 @@ class Explained(msgspec.Struct, tag=True, frozen=True):
     timeline: tuple[Decision, ...]
 
 
-ToEngine = Configure | Submit | Abort | SetTiers | Explain | Shutdown
+ToEngine = Configure | Submit | Abort | SetTiers | SetShares | Explain | Shutdown
 ToFront = EngineReady | EngineFailed | Outputs | Stats | Explained
 
 encode = msgspec.msgpack.Encoder().encode

@@ -16,13 +16,28 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from omniserve.attainment import Attainment
+from omniserve.calls.refusal_reason import RefusalReason
+from omniserve.daemon_metrics import DaemonMetrics
 from omniserve.engine_metrics import EngineCollector
 from omniserve.settings import ModelStats
 
-Outcome = Literal["ok", "late", "refused", "cancelled", "invalid", "unavailable", "error"]
+Outcome = Literal[
+    "ok",
+    "late",
+    "refused",
+    "over_quota",
+    "denied",
+    "cancelled",
+    "invalid",
+    "unavailable",
+    "error",
+]
 TokenKind = Literal["prompt", "cached", "output", "piggybacked"]
+
+SpanFate = Literal["sent", "failed", "dropped"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -80,11 +95,37 @@ class Metrics:
             labels,
             registry=self._registry,
         )
+        self.calls = Counter(
+            "omniserve_calls_total",
+            "Calls that ended, by protocol, method, and the gRPC or HTTP status they ended with.",
+            ("protocol", "method", "status"),
+            registry=self._registry,
+        )
+        self.refusals = self._counter(
+            "omniserve_refusals_total",
+            "Calls that were refused, at the door or later, by reason.",
+            "reason",
+            get_args(RefusalReason),
+        )
+        self.spans = self._counter(
+            "omniserve_trace_spans_total",
+            "Spans of traces: sent to the collector, failed to be sent, dropped from a full queue.",
+            "fate",
+            get_args(SpanFate),
+        )
+        self.daemon = DaemonMetrics(self._registry)
         self.attainment = Attainment(clock)
         self._registry.register(self.attainment)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, ("model", "tier"), registry=self._registry, buckets=buckets)
+
+    def _counter(self, name: str, text: str, label: str, values: Iterable[str]) -> Counter:
+        """With all of its series, which are few and known."""
+        counter = Counter(name, text, (label,), registry=self._registry)
+        for value in values:
+            counter.labels(value)
+        return counter
 
     def expect(self, models: Iterable[str], tiers: Iterable[str]) -> None:
         """Creates every series at zero, so that rates are right from the first request on.
@@ -106,6 +147,10 @@ class Metrics:
     def watch_engine(self, stats: Callable[[], Mapping[str, ModelStats]]) -> None:
         """Adds what the engine counts, read from `stats` at every scrape."""
         self._registry.register(EngineCollector(stats, self._tiers))
+
+    def register(self, collector: Collector) -> None:
+        """Adds what somebody else counts, asked for it at every scrape."""
+        self._registry.register(collector)
 
     def num_tokens(self, model: str, kind: TokenKind) -> int:
         """Tokens of one kind since the start, over all tiers."""

@@ -1,33 +1,59 @@
 """Outputs between the engine's pace and the client's: merged while they wait, and bounded."""
 
 import asyncio
-from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from collections import deque
+from dataclasses import replace
 
 from omniserve.errors import ClientTooSlow
 from omniserve.requests import RequestOutput, TokenLogprob
 
 MAX_PENDING = 32_768
-"""What may wait for one client before it is cut off: tokens, alternatives, blocks of text.
-
-Merged it has to stay well below 4 MiB, which is all that a gRPC client accepts in one message.
-"""
+"""What may wait for one client before it is cut off: tokens, alternatives, blocks of text."""
+MAX_MERGED = 32_768
+"""Of that in one output, which has to stay well below 4 MiB: a gRPC client accepts no larger
+message."""
 CHARS_PER_BLOCK = 16
 
 
-@dataclass(slots=True)
 class _Pending:
-    """Merged outputs of one choice. `last` holds the counts and reasons of the newest."""
+    """Merged outputs of one choice. `last` holds the counts and reasons of the newest.
 
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    last: RequestOutput | None = None
-    size: int = 0
+    Mostly there is one output, which then goes on as it is.
+    """
+
+    __slots__ = ("_logprobs", "_texts", "_token_ids", "last", "size")
+
+    def __init__(self, output: RequestOutput, size: int) -> None:
+        self.last = output
+        self.size = size
+        self._texts: list[str] | None = None
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def add(self, output: RequestOutput, size: int) -> None:
+        if self._texts is None:
+            self._texts = [self.last.text]
+            self._token_ids.extend(self.last.token_ids)
+            self._logprobs.extend(self.last.logprobs)
+        self._texts.append(output.text)
+        self._token_ids.extend(output.token_ids)
+        self._logprobs.extend(output.logprobs)
+        self.last = output
+        self.size += size
+
+    def merged(self) -> RequestOutput:
+        if self._texts is None:
+            return self.last
+        return replace(
+            self.last,
+            text="".join(self._texts),
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+        )
 
 
 class OutputBuffer:
-    """Holds what a client has not taken yet: at most one merged output for each choice.
+    """Holds what a client has not taken yet, merged by choice as far as one message may hold it.
 
     One task takes; any number put. An error is raised once everything before it was taken.
     """
@@ -35,7 +61,9 @@ class OutputBuffer:
     def __init__(self, max_pending: int = MAX_PENDING) -> None:
         self._max_pending = max_pending
         self._num_pending = 0
-        self._choices: OrderedDict[int, _Pending] = OrderedDict()
+        self._choices: dict[int, _Pending] = {}
+        self._full: deque[tuple[int, _Pending]] = deque()
+        """Those that take no more, which are older than what the choices have."""
         self._error: BaseException | None = None
         self._wake = asyncio.Event()
 
@@ -47,12 +75,14 @@ class OutputBuffer:
         size = _size(output)
         if self._num_pending and self._num_pending + size > self._max_pending:
             raise ClientTooSlow("the client left too much of what was generated for it unread")
-        pending = self._choices.setdefault(index, _Pending())
-        pending.texts.append(output.text)
-        pending.token_ids.extend(output.token_ids)
-        pending.logprobs.extend(output.logprobs)
-        pending.last = output
-        pending.size += size
+        pending = self._choices.get(index)
+        if pending is None:
+            self._choices[index] = _Pending(output, size)
+        elif pending.size + size <= MAX_MERGED:
+            pending.add(output, size)
+        else:
+            self._full.append((index, pending))
+            self._choices[index] = _Pending(output, size)
         self._num_pending += size
         self._wake.set()
 
@@ -69,24 +99,17 @@ class OutputBuffer:
                 raise self._error
             self._wake.clear()
             await self._wake.wait()
-        index, pending = self._choices.popitem(last=False)
+        if self._full:
+            index, pending = self._full.popleft()
+        else:
+            index = next(iter(self._choices))
+            pending = self._choices.pop(index)
         self._num_pending -= pending.size
-        return index, _merged(pending)
+        return index, pending.merged()
 
 
 def _size(output: RequestOutput) -> int:
-    num_alternatives = sum(len(entry.top) for entry in output.logprobs)
-    return len(output.token_ids) + num_alternatives + len(output.text) // CHARS_PER_BLOCK
-
-
-def _merged(pending: _Pending) -> RequestOutput:
-    last = pending.last
-    assert last is not None
-    if len(pending.texts) == 1:
-        return last
-    return replace(
-        last,
-        text="".join(pending.texts),
-        token_ids=tuple(pending.token_ids),
-        logprobs=tuple(pending.logprobs),
-    )
+    size = len(output.token_ids) + len(output.text) // CHARS_PER_BLOCK
+    if output.logprobs:
+        size += sum(len(entry.top) for entry in output.logprobs)
+    return size

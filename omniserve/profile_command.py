@@ -68,6 +68,9 @@ def add_profile_command(subparsers: "Subparsers") -> None:
         default=0,
         help="of the prompts' tokens (default: %(default)s)",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the profile as JSON; all else goes to stderr"
+    )
     parser.set_defaults(handler=_profile)
 
 
@@ -79,6 +82,19 @@ class _Found:
 
 
 def _profile(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from omniserve.commands.json_output import print_json, text_aside
+
+    with text_aside(args.json):
+        found = _run(args)
+    if args.json:
+        print_json(msgspec.to_builtins(found.profile))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> _Found:
+    """Measures or looks up, prints and writes. Raises OmniServeError."""
     from omniserve.config import load_config, without_step_times
     from omniserve.logs import LogSettings, configure_logging
     from omniserve.phase_display import PhaseDisplay
@@ -102,7 +118,7 @@ def _profile(args: argparse.Namespace) -> int:
         found = _find(profiler, console, is_forced=args.force)
     _print(console, found.profile)
     _write(args, console, found)
-    return 0
+    return found
 
 
 def _check_writable(option: str, path: Path | None) -> None:

@@ -1,28 +1,37 @@
-"""What one client request did and how long it took: its metrics and its one log line."""
+"""What one client request did and how long it took: its metrics, and a summary for the log."""
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 
+from omniserve.access.quotas import Charge
+from omniserve.calls.call_record import current_call
+from omniserve.calls.request_summary import RequestSummary
 from omniserve.errors import (
     ClientTooSlow,
     DeadlineExceeded,
+    EngineError,
     EngineUnavailable,
     InvalidRequest,
     OmniServeError,
     Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
     RequestCancelled,
+    Unauthenticated,
     UnknownModel,
 )
 from omniserve.front_notes import RequestNotes
 from omniserve.generation import Prompt, Usage
-from omniserve.logs import get_logger, log_event
 from omniserve.metrics import Metrics, Outcome
 from omniserve.promise import Promise
 from omniserve.reload.arrivals import Arrival
 from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.status.request_board import RequestBoard, RequestStanding
 
-_logger = get_logger(__name__)
+_COUNT_EVERY_S = 0.25
+"""How often tokens of one request reach their counters while it runs."""
 
 _JUDGED = frozenset({"ok", "late", "error"})
 """Outcomes of requests that count as having met their objectives, or not."""
@@ -30,10 +39,15 @@ _JUDGED = frozenset({"ok", "late", "error"})
 _OUTCOMES: tuple[tuple[tuple[type[BaseException], ...], Outcome], ...] = (
     ((asyncio.CancelledError, GeneratorExit, RequestCancelled, ClientTooSlow), "cancelled"),
     ((DeadlineExceeded,), "late"),
+    ((QuotaExceeded,), "over_quota"),
     ((Overloaded,), "refused"),
+    ((Unauthenticated, PermissionDenied), "denied"),
     ((InvalidRequest, UnknownModel), "invalid"),
     ((EngineUnavailable,), "unavailable"),
 )
+
+_REFUSALS = (Overloaded, EngineUnavailable, EngineError)
+"""By the server, of what it had taken: a tenant is not charged for prompts that came to nothing."""
 
 
 class RequestRecord:
@@ -47,8 +61,12 @@ class RequestRecord:
         arrival_s: float,
         clock: Callable[[], float] = time.monotonic,
         notes: RequestNotes | None = None,
+        board: RequestBoard | None = None,
     ) -> None:
-        """`notes` are told what the front does with the request, for whoever asks later."""
+        """`notes` are told what the front does with the request, for whoever asks later.
+
+        `board` shows it as long as it is here, so `end` must be called.
+        """
         self._notes = notes or RequestNotes()
         self._notes.add(arrival_s, "received")
         self.request_id = request_id
@@ -57,6 +75,8 @@ class RequestRecord:
         """The one that the client sent it for, by which it is counted."""
         self.fallback = ""
         """The tier that took it over, or one of its sequences."""
+        self.tenant = ""
+        """Whose it is, once that is known."""
         self._metrics = metrics
         self._prompts = prompts
         self._texts: dict[int, list[str]] = {}
@@ -69,9 +89,19 @@ class RequestRecord:
         self._last_s: dict[int, float] = {}
         self._num_output_tokens: dict[int, int] = {}
         self._num_piggybacked_tokens: dict[int, int] = {}
+        self._num_uncounted_tokens = 0
+        self._num_counted_piggybacked = 0
+        self._count_due_s = -inf
         self._promise: Promise | None = None
+        self._charge: Charge | None = None
+        """None where nobody keeps a quota of it."""
         self._arrivals: Sequence[Arrival] = ()
         self._has_ended = False
+        self._engine_id = ""
+        self._board = RequestBoard() if board is None else board
+        self._board.begin(self)
+        self._call = current_call()
+        self._call.request_id = request_id
 
     def start(self, num_prompt_tokens: tuple[int, ...], num_choices_each: int) -> None:
         """The prompts are tokenised; `num_choices_each` sequences continue each of them."""
@@ -84,9 +114,20 @@ class RequestRecord:
         self._output_counter = tokens.labels(self.model, self.tier, "output")
         self._piggybacked_counter = tokens.labels(self.model, self.tier, "piggybacked")
 
+    def charge_to(self, charge: Charge) -> None:
+        """Its tenant's quota has let it enter, and is to be told what becomes of it."""
+        self._charge = charge
+
+    def take_input(self) -> None:
+        """Its prompts count against the quota from now on; raises QuotaExceeded."""
+        if self._charge is not None:
+            self._charge.take_input(sum(self._num_prompt_tokens))
+            self._notes.add(self._clock(), "quota", "", self._charge.describe())
+
     def hold_to(self, sequence: EngineRequest) -> None:
         """What is promised to this one, as to all sequences of the request, is to be kept."""
         self._promise = Promise(self._arrival_s, sequence)
+        self._engine_id = sequence.request_id.rpartition("#")[0]
 
     def tell_lengths(self, arrivals: Sequence[Arrival]) -> None:
         """At the end each sequence's arrival is told how many tokens it had."""
@@ -98,7 +139,8 @@ class RequestRecord:
 
     def on_output(self, index: int, output: RequestOutput) -> None:
         """The engine gave this output of choice `index`."""
-        self.fallback = output.tier or self.fallback
+        if output.tier:
+            self.fallback = output.tier
         now = self._clock()
         if output.token_ids:
             if self._promise is not None:
@@ -108,13 +150,36 @@ class RequestRecord:
             if index not in self._first_s:
                 self._first_s[index] = now
                 self._count_prompt(index, output)
+                if self._charge is not None:
+                    self._charge.on_first_token()
             self._last_s[index] = now
-            self._output_counter.inc(len(output.token_ids))
+            self._num_uncounted_tokens += len(output.token_ids)
+        elif output.finish_reason is not None and index not in self._first_s:
+            if self._charge is not None:
+                self._charge.stop_waiting(1)
         self._num_output_tokens[index] = output.num_output_tokens
-        before = self._num_piggybacked_tokens.get(index, 0)
-        self._num_piggybacked_tokens[index] = output.num_piggybacked_tokens
-        self._piggybacked_counter.inc(output.num_piggybacked_tokens - before)
+        if output.num_piggybacked_tokens:
+            self._num_piggybacked_tokens[index] = output.num_piggybacked_tokens
         self._texts.setdefault(index, []).append(output.text)
+        if now >= self._count_due_s:
+            self._count_due_s = now + _COUNT_EVERY_S
+            self._count_tokens()
+
+    def on_failure(self) -> None:
+        """Nothing more will be generated; `end` follows when the client has taken what was."""
+        if self._charge is not None:
+            self._charge.on_failure()
+
+    def _count_tokens(self) -> None:
+        """Tokens since the last time; a counter takes longer than all the rest of an output."""
+        if not self._num_uncounted_tokens:
+            return
+        num_piggybacked = sum(self._num_piggybacked_tokens.values())
+        self._output_counter.inc(self._num_uncounted_tokens)
+        if self._charge is not None:
+            self._charge.on_output(self._num_uncounted_tokens)
+        self._piggybacked_counter.inc(num_piggybacked - self._num_counted_piggybacked)
+        self._num_uncounted_tokens, self._num_counted_piggybacked = 0, num_piggybacked
 
     def _count_prompt(self, index: int, output: RequestOutput) -> None:
         """Every prompt counts once, with its first choice."""
@@ -125,6 +190,21 @@ class RequestRecord:
         counter.labels(self.model, self.tier, "prompt").inc(self._num_prompt_tokens[prompt])
         counter.labels(self.model, self.tier, "cached").inc(output.num_cached_tokens)
         self._num_cached_tokens += output.num_cached_tokens
+
+    @property
+    def standing(self) -> RequestStanding:
+        usage = self.usage
+        return RequestStanding(
+            request_id=self.request_id if self.request_id.isprintable() else "",
+            engine_id=self._engine_id,
+            model=self.model,
+            tier=self.fallback or self.tier,
+            tenant=self.tenant,
+            arrival_s=self._arrival_s,
+            num_prompt_tokens=usage.num_prompt_tokens,
+            num_output_tokens=usage.num_output_tokens,
+            num_piggybacked_tokens=usage.num_piggybacked_tokens,
+        )
 
     @property
     def usage(self) -> Usage:
@@ -140,7 +220,12 @@ class RequestRecord:
         if self._has_ended:
             return
         self._has_ended = True
+        self._count_tokens()
         outcome = outcome_of(error)
+        if self._charge is not None:
+            had_nothing = isinstance(error, _REFUSALS) and not self._first_s
+            self._charge.close(had_nothing=had_nothing)
+        self._board.end(self, error)
         self._note_end(outcome, error)
         e2e_s = self._clock() - self._arrival_s
         tpot_s = self._tpot_s()
@@ -153,7 +238,8 @@ class RequestRecord:
             self._judge(self._promise, outcome)
         for index, arrival in enumerate(self._arrivals):
             arrival.note_length(self._num_output_tokens.get(index, 0))
-        self._log(outcome, e2e_s, tpot_s)
+        self._call.tenant = self.tenant or self._call.tenant
+        self._call.request = self._summary(outcome, e2e_s, tpot_s)
 
     def _note_end(self, outcome: Outcome, error: BaseException | None) -> None:
         detail = ""
@@ -161,6 +247,8 @@ class RequestRecord:
         if isinstance(error, OmniServeError):
             detail = str(error)
             error.request_id = self.request_id if self.request_id.isprintable() else ""
+        if isinstance(error, QuotaExceeded):
+            self._notes.add(self._clock(), "quota", error.quota, detail)
         self._notes.add(self._clock(), "ended", outcome, detail)
 
     def _judge(self, promise: Promise, outcome: Outcome) -> None:
@@ -180,25 +268,20 @@ class RequestRecord:
         ]
         return sum(means) / len(means) if means else None
 
-    def _log(self, outcome: Outcome, e2e_s: float, tpot_s: float | None) -> None:
-        ttft_s = min(self._first_s.values()) - self._arrival_s if self._first_s else None
-        usage = self.usage
-        log_event(
-            _logger,
-            "request_ended",
-            content={"prompts": self._prompts, "outputs": self._texts},
-            request_id=self.request_id,
+    def _summary(self, outcome: Outcome, e2e_s: float, tpot_s: float | None) -> RequestSummary:
+        return RequestSummary(
             model=self.model,
             tier=self.tier,
-            fallback=self.fallback or None,
+            fallback=self.fallback,
             outcome=outcome,
-            prompt_tokens=usage.num_prompt_tokens,
-            cached_tokens=usage.num_cached_tokens,
-            output_tokens=usage.num_output_tokens,
-            piggybacked_tokens=usage.num_piggybacked_tokens,
-            ttft_ms=_milliseconds(ttft_s),
-            tpot_ms=_milliseconds(tpot_s),
-            e2e_ms=_milliseconds(e2e_s),
+            usage=self.usage,
+            ttft_s=min(self._first_s.values()) - self._arrival_s if self._first_s else None,
+            tpot_s=tpot_s,
+            e2e_s=e2e_s,
+            decisions=self._notes.decisions,
+            was_sent_on=self._promise is not None,
+            prompts=self._prompts,
+            outputs=self._texts,
         )
 
 
@@ -207,7 +290,3 @@ def outcome_of(error: BaseException | None) -> Outcome:
     if error is None:
         return "ok"
     return next((outcome for kinds, outcome in _OUTCOMES if isinstance(error, kinds)), "error")
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1e3, 2)

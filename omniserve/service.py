@@ -3,39 +3,50 @@
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from omniserve import __version__
+from omniserve.access.access_control import AccessControl
+from omniserve.access.bearer_token import without_tokens
+from omniserve.access.caller import ANYONE, Caller
+from omniserve.access.tenant_metrics import TenantCollector
+from omniserve.calls.call_log import CallLog
 from omniserve.config import Config
 from omniserve.config_tier import TierConfig
+from omniserve.daemon_metrics import EngineCondition
 from omniserve.decision import Decision
+from omniserve.engine_streams import OutputSink
 from omniserve.errors import (
     DeadlineExceeded,
     EngineUnavailable,
     InvalidRequest,
+    PermissionDenied,
     UnknownModel,
 )
 from omniserve.explanation import explain
 from omniserve.front_notes import FrontNotes
-from omniserve.generation import ChatPrompt, GenerationRequest, Prompt
+from omniserve.generation import GenerationRequest, Prompt
 from omniserve.generation_stream import GenerationStream
 from omniserve.metrics import Metrics
 from omniserve.reload.arrivals import ArrivalRecord
+from omniserve.request_checks import (
+    MAX_REQUEST_ID_CHARS,
+    check_num_sequences,
+    check_prompt_length,
+    check_words,
+    choice_sampling,
+    deadline_s_of,
+    prompt_name,
+)
 from omniserve.request_record import RequestRecord
-from omniserve.requests import EngineRequest, RequestOutput, SamplingParams
+from omniserve.requests import EngineRequest
 from omniserve.sampling import check_sampling
 from omniserve.served_model import ServedModel
 from omniserve.settings import ModelInfo, ModelStats
+from omniserve.status.request_board import RequestBoard
 from omniserve.tier_table import TierTable
-
-MAX_PROMPTS = 128
-MAX_SEQUENCES = 128
-"""Prompts times choices of one request."""
-MAX_REQUEST_ID_CHARS = 128
-MAX_TENANT_CHARS = 64
-MAX_DEADLINE_MS = 86_400_000
 
 
 class Engine(Protocol):
@@ -53,7 +64,8 @@ class Engine(Protocol):
     def models(self) -> Mapping[str, ModelInfo]: ...
     @property
     def stats(self) -> Mapping[str, ModelStats]: ...
-    def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]: ...
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None: ...
+    def abort(self, request_id: str) -> None: ...
     async def explain(self, request_id: str) -> tuple[Decision, ...]: ...
 
 
@@ -89,12 +101,19 @@ class GenerationService:
         """While true new requests are refused as retryable."""
         self._clock = clock
         self._start_s = clock()
+        self.access = AccessControl(config.tenants, clock)
+        metrics.register(TenantCollector(self.access.quotas))
         self.arrivals = ArrivalRecord(clock)
         self._notes = FrontNotes()
+        self.board = RequestBoard(clock)
+        """Requests that are here, and refusals of late."""
         self._request_numbers = itertools.count(1)
         self._models = {model.name: ServedModel.load(model) for model in config.models}
         metrics.expect(self._models, (tier.name for tier in config.tiers))
         metrics.watch_engine(lambda: engine.stats)
+        metrics.daemon.watch_supervision(self._engine_condition)
+        self.calls = CallLog(metrics, self.board)
+        """Where servers follow what they are asked."""
 
     @property
     def state(self) -> str:
@@ -104,6 +123,9 @@ class GenerationService:
     def is_serving(self) -> bool:
         """Whether a request would be accepted now."""
         return self.engine.ready and not self.draining
+
+    def _engine_condition(self) -> EngineCondition:
+        return EngineCondition(self.engine.ready, self.is_serving, self.engine.num_restarts)
 
     def status(self) -> ServerStatus:
         return ServerStatus(
@@ -115,9 +137,12 @@ class GenerationService:
             stats=dict(self.engine.stats),
         )
 
-    def model_info(self, name: str) -> ModelInfo:
-        """What the engine says of a served model; raises UnknownModel or EngineUnavailable."""
-        self._model(name)
+    def model_info(self, name: str, caller: Caller = ANYONE) -> ModelInfo:
+        """What the engine says of a served model.
+
+        Raises UnknownModel, PermissionDenied or EngineUnavailable.
+        """
+        self._model(name, caller)
         info = self.engine.models.get(name)
         if info is None or not self.engine.ready:
             raise EngineUnavailable(f"the engine is {self.engine.state}; try again")
@@ -126,7 +151,8 @@ class GenerationService:
     async def start(self, request: GenerationRequest) -> GenerationStream:
         """Checks and tokenises a request. It runs once the returned stream is entered."""
         request_id = request.request_id or new_request_id()
-        shown_id = request_id[:MAX_REQUEST_ID_CHARS]
+        # Logs and timelines have it: a token put there by mistake must not get that far.
+        shown_id = without_tokens(request_id)[:MAX_REQUEST_ID_CHARS]
         record = RequestRecord(
             self.metrics,
             shown_id,
@@ -134,16 +160,21 @@ class GenerationService:
             request.arrival_s,
             self._clock,
             self._notes.begin(shown_id),
+            self.board,
         )
         try:
-            _check_words(request_id, request.tenant)
+            check_words(request_id, request.caller)
+            record.tenant = request.caller.tenant
             sequences = await self._sequences(request, record)
         except BaseException as error:
             record.end(error)
             raise
-        record.tell_lengths(self.arrivals.note(request.tier, request.arrival_s, sequences))
+        # What the caller may not use has no part in what a tier means to it.
+        asked_tier = request.tier if request.caller.tiers is None else record.tier
+        record.tell_lengths(self.arrivals.note(asked_tier, request.arrival_s, sequences))
         tokenizer = self._models[request.model].tokenizer
-        return GenerationStream(self.engine, sequences, record, tokenizer, self._clock)
+        max_pending = self.config.limits.unread_tokens
+        return GenerationStream(self.engine, sequences, record, tokenizer, self._clock, max_pending)
 
     def set_tiers(self, tiers: tuple[TierConfig, ...]) -> None:
         """From now on requests get these tiers; raises ReloadRefused, and changes nothing, where a
@@ -156,136 +187,96 @@ class GenerationService:
         """What became of a request and why; raises UnknownRequest or EngineUnavailable."""
         return await explain(self._notes, self.engine.explain, request_id)
 
-    async def tokenize(self, model: str, prompt: Prompt) -> tuple[int, ...]:
+    async def tokenize(
+        self, model: str, prompt: Prompt, caller: Caller = ANYONE
+    ) -> tuple[int, ...]:
         """The token ids that generation would start from."""
-        name = _prompt_name((prompt,), 0)
-        return await self._model(model).token_ids(prompt, self.model_info(model), name)
+        info = self.model_info(model, caller)
+        return await self._model(model).token_ids(prompt, info, prompt_name((prompt,), 0))
 
     def detokenize(
-        self, model: str, token_ids: tuple[int, ...], *, keep_special_tokens: bool
+        self,
+        model: str,
+        token_ids: tuple[int, ...],
+        *,
+        keep_special_tokens: bool,
+        caller: Caller = ANYONE,
     ) -> str:
-        info = self.model_info(model)
+        info = self.model_info(model, caller)
         served = self._model(model)
         return served.detokenize(token_ids, info, keep_special_tokens=keep_special_tokens)
 
-    def _model(self, name: str) -> ServedModel:
+    def _model(self, name: str, caller: Caller = ANYONE) -> ServedModel:
         served = self._models.get(name)
+        if served is not None and caller.may_use_model(name):
+            return served
+        names = ", ".join(filter(caller.may_use_model, self._models))
+        if not name:
+            raise InvalidRequest(f"model: must be given; served: {names}", "model")
         if served is None:
-            names = ", ".join(self._models)
-            if not name:
-                raise InvalidRequest(f"model: must be given; served: {names}", "model")
-            raise UnknownModel(f"model {name[:128]!r} is not served; served: {names}")
-        return served
+            shown = repr(without_tokens(name)[:128])
+            raise UnknownModel(f"model {shown} is not served; served: {names}")
+        raise PermissionDenied(
+            f"model: {name!r} is not for tenant {caller.tenant!r}; allowed: {names}"
+        )
 
     async def _sequences(
         self, request: GenerationRequest, record: RequestRecord
     ) -> tuple[EngineRequest, ...]:
-        served = self._model(request.model)
+        caller = request.caller
+        served = self._model(request.model, caller)
         record.model = request.model
         tiers = self.tiers
-        tier = tiers.settings(tiers.resolve(request.model, request.tier))
+        tier = tiers.settings(tiers.resolve(request.model, request.tier, caller))
         record.tier = tier.name
-        deadline_s = _deadline_s(request)
+        deadline_s = deadline_s_of(request)
         if self.draining:
             raise EngineUnavailable("the server is shutting down; try again elsewhere or later")
         info = self.model_info(request.model)
         sampling = check_sampling(request.sampling, request.n, info.vocab_size)
-        _check_num_sequences(request)
-        prompts = [
-            await served.token_ids(prompt, info, _prompt_name(request.prompts, place))
-            for place, prompt in enumerate(request.prompts)
-        ]
+        num_sequences = check_num_sequences(request)
+        if caller.is_known:
+            record.charge_to(self.access.quotas.enter(caller.tenant, num_sequences))
+        prompts = await self._tokenised(request, served, info)
         record.start(tuple(len(prompt) for prompt in prompts), request.n)
         if deadline_s is not None and self._clock() >= deadline_s:
             raise DeadlineExceeded("the deadline passed before the request could be sent on")
         # Unique, because clients may reuse their ids and the engine may not see one twice.
         unique_id = f"{record.request_id}/{next(self._request_numbers)}"
-        return tuple(
+        sequences = tuple(
             EngineRequest(
                 request_id=f"{unique_id}#{place * request.n + choice}",
                 model=request.model,
                 prompt_token_ids=prompt,
-                sampling=_choice_sampling(request, sampling, choice, len(prompt), info),
+                sampling=choice_sampling(
+                    request, sampling, choice, len(prompt), info, self.config.limits
+                ),
                 service_class=tier.service_class,
                 tier=tier.name,
                 objectives=tier.objectives,
                 rules=tier.rules,
-                tenant=request.tenant,
+                tenant=caller.tenant,
                 arrival_s=request.arrival_s,
                 deadline_s=deadline_s,
             )
             for place, prompt in enumerate(prompts)
             for choice in range(request.n)
         )
+        record.take_input()
+        return sequences
 
-
-def _choice_sampling(
-    request: GenerationRequest,
-    sampling: SamplingParams,
-    choice: int,
-    num_prompt_tokens: int,
-    info: ModelInfo,
-) -> SamplingParams:
-    """The sampling of one choice: its own seed, and a limit that the context can hold."""
-    room = info.max_model_len - num_prompt_tokens
-    max_tokens = sampling.max_tokens
-    if max_tokens is None:
-        max_tokens = min(request.default_max_tokens or room, room)
-    if max_tokens > room:
-        raise InvalidRequest(
-            f"max_tokens: {max_tokens} tokens of output after {num_prompt_tokens} tokens of prompt "
-            f"are more than the model's context of {info.max_model_len}; allowed: up to {room}",
-            "max_tokens",
-        )
-    seed = None if sampling.seed is None else sampling.seed + choice
-    return replace(sampling, seed=seed, max_tokens=max_tokens)
-
-
-def _check_num_sequences(request: GenerationRequest) -> None:
-    num_prompts = len(request.prompts)
-    if not 1 <= num_prompts <= MAX_PROMPTS:
-        message = f"prompt: {num_prompts} prompts are not allowed; allowed: 1 to {MAX_PROMPTS}"
-        raise InvalidRequest(message, "prompt")
-    if num_prompts * request.n > MAX_SEQUENCES:
-        raise InvalidRequest(
-            f"n: {request.n} choices of {num_prompts} prompts are not allowed; "
-            f"allowed: {MAX_SEQUENCES} sequences in all",
-            "n",
-        )
+    async def _tokenised(
+        self, request: GenerationRequest, served: ServedModel, info: ModelInfo
+    ) -> list[tuple[int, ...]]:
+        prompts = []
+        for place, prompt in enumerate(request.prompts):
+            name = prompt_name(request.prompts, place)
+            token_ids = await served.token_ids(prompt, info, name)
+            check_prompt_length(len(token_ids), self.config.limits, name)
+            prompts.append(token_ids)
+        return prompts
 
 
 def new_request_id() -> str:
     """Of a request whose client chose none."""
     return f"req-{secrets.token_hex(8)}"
-
-
-def _check_words(request_id: str, tenant: str) -> None:
-    """The words of a client that are passed on as they are."""
-    for name, value, most_chars in (
-        ("request_id", request_id, MAX_REQUEST_ID_CHARS),
-        ("tenant", tenant, MAX_TENANT_CHARS),
-    ):
-        if len(value) > most_chars or not value.isprintable():
-            allowed = f"up to {most_chars} printable characters"
-            raise InvalidRequest(f"{name}: not allowed; allowed: {allowed}", name)
-
-
-def _deadline_s(request: GenerationRequest) -> float | None:
-    """On the clock of the arrival."""
-    deadline_ms, deadline_s = request.deadline_ms, request.call_deadline_s
-    if deadline_ms is None:
-        return deadline_s
-    if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
-        raise InvalidRequest(
-            f"deadline_ms: {deadline_ms} is not allowed; allowed: 1 to {MAX_DEADLINE_MS}",
-            "deadline_ms",
-        )
-    own_s = request.arrival_s + deadline_ms / 1e3
-    return own_s if deadline_s is None else min(own_s, deadline_s)
-
-
-def _prompt_name(prompts: tuple[Prompt, ...], place: int) -> str:
-    """How messages call one prompt of a request."""
-    if isinstance(prompts[place], ChatPrompt):
-        return "messages"
-    return "prompt" if len(prompts) == 1 else f"prompt[{place}]"

@@ -130,6 +130,14 @@ class PiggybackStats:
     host_kv_total_bytes: int
     num_host_restarts: int
     num_tasks_redone: int
+    rows_on_host_by_layer: tuple[int, ...] = ()
+    """`num_on_host`, by the layer whose attention it is."""
+    rows_ready_by_layer: tuple[int, ...] = ()
+    """`num_ready_rows`, by the layer whose attention is done."""
+    num_host_cores: int = 0
+    """That host attention computes on, for all models together."""
+    has_host_cores: bool = False
+    """Whether they are the host's now, and not the device's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +181,5 @@ class ModelStats:
     """None where it is not enabled."""
     control: ControlStats | None = None
     """None where step times are not known."""
+    prefilling: tuple[str, ...] = ()
+    """Ids of the requests whose prompt is being computed: they have their place, and no token."""

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
 
+from omniserve.access.bearer_token import without_tokens
+from omniserve.access.caller import ANYONE, Caller
 from omniserve.config import ModelConfig
 from omniserve.config_tier import TierConfig
-from omniserve.errors import InvalidRequest, ReloadRefused
+from omniserve.errors import InvalidRequest, PermissionDenied, ReloadRefused
 from omniserve.requests import TierSettings
 
 _CLASS_OF_ROLE = {"priority": "latency_sensitive", "flex": "best_effort"}
@@ -34,26 +36,45 @@ class TierTable:
         """Other tiers for the same models; raises ReloadRefused as the constructor does."""
         return type(self)(tiers, self._models)
 
-    def default(self, model: str) -> TierConfig:
-        """The tier of a request for this served model that names none."""
-        return self._default_by_model[model]
+    def allowed(self, caller: Caller) -> tuple[TierConfig, ...]:
+        """Those that the caller may use, in order."""
+        return tuple(tier for tier in self.tiers if caller.may_use_tier(tier.name))
 
-    def resolve(self, model: str, name: str | None) -> TierConfig:
-        """The tier that a request for this served model means; raises InvalidRequest."""
+    def default(self, model: str, caller: Caller = ANYONE) -> TierConfig:
+        """The tier of a request for this served model that names none; raises PermissionDenied."""
+        default = self._default_by_model[model]
+        if caller.may_use_tier(default.name):
+            return default
+        # Tiers may have changed since the caller was let in.
+        allowed = self.allowed(caller)
+        if not allowed:
+            raise PermissionDenied(f"tier: tenant {caller.tenant!r} may use none of those served")
+        return next((tier for tier in allowed if tier.name == caller.default_tier), allowed[0])
+
+    def resolve(self, model: str, name: str | None, caller: Caller = ANYONE) -> TierConfig:
+        """The tier that a request for this served model means.
+
+        Raises InvalidRequest, and PermissionDenied for one that the caller may not use.
+        """
         if name in (None, "", "auto", "default"):
-            return self.default(model)
+            return self.default(model, caller)
         assert name is not None
         if name in _CLASS_OF_ROLE:
             wanted = _CLASS_OF_ROLE[name]
-            found = next((tier for tier in self.tiers if tier.service_class == wanted), None)
+            found = next(
+                (tier for tier in self.allowed(caller) if tier.service_class == wanted), None
+            )
         else:
             found = self._by_name.get(name)
+        if found is not None and caller.may_use_tier(found.name):
+            return found
+        names = _names(self.allowed(caller))
         if found is None:
-            classes = {tier.service_class for tier in self.tiers}
-            roles = [role for role, wanted in _CLASS_OF_ROLE.items() if wanted in classes]
-            allowed = ", ".join([*self._by_name, "auto", "default", *roles])
-            raise InvalidRequest(f"tier: {name[:64]!r} is not served; allowed: {allowed}", "tier")
-        return found
+            shown = repr(without_tokens(name)[:64])
+            raise InvalidRequest(f"tier: {shown} is not served; allowed: {names}", "tier")
+        raise PermissionDenied(
+            f"tier: {found.name!r} is not for tenant {caller.tenant!r}; allowed: {names}"
+        )
 
     @property
     def all_settings(self) -> tuple[TierSettings, ...]:
@@ -67,3 +88,10 @@ class TierTable:
             return settings
         most = self._by_name[tier.fallback].max_waiting
         return replace(settings, rules=replace(settings.rules, fallback_max_waiting=most))
+
+
+def _names(tiers: Sequence[TierConfig]) -> str:
+    """All by which a request may ask for one of these."""
+    classes = {tier.service_class for tier in tiers}
+    roles = [role for role, wanted in _CLASS_OF_ROLE.items() if wanted in classes]
+    return ", ".join([*(tier.name for tier in tiers), "auto", "default", *roles])

@@ -53,8 +53,10 @@ def main() -> None:
     dev = closure(declared("options.extras_require", "dev"))
     for name in (*runtime, "torch"):
         dev.pop(name, None)
+    fuzz = closure(declared("options.extras_require", "fuzz"))
     write("runtime.txt", runtime)
     write("dev.txt", dev, before="-r runtime.txt\n")
+    write("fuzz.txt", fuzz)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def cache_directory(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(directory))
         yield directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory() -> Iterator[Path]:
+    """Where daemons of the tests listen for their operators. Short, because it holds sockets."""
+    with (
+        tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XDG_RUNTIME_DIR", name)
+        for variable in ("OMNISERVE_ADMIN", "RUNTIME_DIRECTORY"):
+            patch.delenv(variable, raising=False)
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from daemon_process import DaemonProcess
 
+from omniserve.admin_address import admin_target_of
+
 _CONFIG = """\
 listen: {{grpc: "127.0.0.1:0", http: "127.0.0.1:0"}}
 device: {{kind: cpu, threads: 2}}
@@ -30,6 +32,13 @@ class RunningDaemon:
     grpc_address: str
     http_url: str
     process: DaemonProcess
+
+    @property
+    def admin_target(self) -> str:
+        """Of its socket for operators, as gRPC takes it."""
+        target = admin_target_of(self.grpc_address)
+        assert target is not None
+        return target
 
 
 @contextmanager

@@ -19,7 +19,9 @@ def make_body(path: str, **fields: Any) -> dict[str, Any]:
 
 
 def make_client(url: str) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S)
+    """What is sent is JSON, unless a request says that it is something else."""
+    headers = {"content-type": "application/json"}
+    return httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, headers=headers)
 
 
 async def ask(checkpoint: Path, path: str, body: Any, engine: Any = None, **options: Any) -> Any:

@@ -23,6 +23,7 @@ from omniserve.messages import (
     Explain,
     Explained,
     Outputs,
+    SetShares,
     SetTiers,
     Shutdown,
     Stats,
@@ -76,6 +77,8 @@ class ScriptedEngine:
         self.models: tuple[ModelSettings, ...] = ()
         self.echoes: dict[str, Echo] = {}
         self.tiers: tuple[str, ...] = ()
+        self.shares: dict[str, float] = {}
+        self.num_steps = 0
         self.running = True
         self.stats_due_s = 0.0
 
@@ -110,6 +113,8 @@ class ScriptedEngine:
                 self.echoes.pop(request_id, None)
         elif isinstance(message, SetTiers):
             self.tiers = tuple(tier.name for tier in message.tiers)
+        elif isinstance(message, SetShares):
+            self.shares = message.shares
         elif isinstance(message, Explain) and message.request_id != "kept to itself":
             self.send(Explained(message.question, self.decisions(message.request_id)))
         elif isinstance(message, Shutdown):
@@ -134,6 +139,7 @@ class ScriptedEngine:
             if outputs[-1].finish_reason is not None:
                 del self.echoes[echo.request.request_id]
         if outputs:
+            self.num_steps += 1
             self.send(Outputs(tuple(outputs)))
 
     def model_stats(self, model: ModelSettings) -> ModelStats:
@@ -144,9 +150,20 @@ class ScriptedEngine:
                 running[echo.request.tier] = running.get(echo.request.tier, 0) + 1
                 num_tokens = len(echo.request.prompt_token_ids) + echo.num_emitted
                 used += KV_BYTES_PER_TOKEN * num_tokens
-        # The tiers that it was told of, so that tests see them.
+        # The tiers and shares that it was told of, so that tests see them.
         waiting = dict.fromkeys(self.tiers, 0)
-        return ModelStats(model.name, running, waiting, used, model.device_kv_bytes, 0, 0, 0, 1.0)
+        waiting |= {f"{tenant}: {share:g}": 0 for tenant, share in self.shares.items()}
+        return ModelStats(
+            model.name,
+            running,
+            waiting,
+            used,
+            model.device_kv_bytes,
+            num_steps=self.num_steps,
+            num_preemptions=0,
+            num_cached_prompt_tokens=0,
+            step_ms=1.0,
+        )
 
 
 def model_info(model: ModelSettings) -> ModelInfo:

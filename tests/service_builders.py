@@ -1,13 +1,14 @@
 """Builders for tests of the front: a configuration, and an engine that follows a script."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omniserve.config import Config
 from omniserve.decision import Decision
+from omniserve.engine_streams import OutputSink
 from omniserve.errors import EngineUnavailable
 from omniserve.generation import GenerationRequest, GenerationResult, Prompt
 from omniserve.metrics import Metrics
@@ -114,6 +115,10 @@ def make_piggyback_stats() -> PiggybackStats:
         host_kv_total_bytes=22,
         num_host_restarts=23,
         num_tasks_redone=24,
+        rows_on_host_by_layer=(6, 7),
+        rows_ready_by_layer=(10, 2),
+        num_host_cores=3,
+        has_host_cores=True,
     )
 
 
@@ -149,11 +154,13 @@ class ScriptedEngine:
     max_model_len: int = MAX_MODEL_LEN
     started: list[EngineRequest] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     timelines: dict[str, tuple[Decision, ...]] = field(default_factory=dict)
     settings: EngineSettings = EngineSettings(DeviceSettings(), (ModelSettings("demo", "/demo"),))
     step_times: dict[str, LinearStepTime] = field(default_factory=dict)
     tiers: tuple[TierSettings, ...] = ()
     """As it was last told."""
+    shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -174,23 +181,44 @@ class ScriptedEngine:
     def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None:
         self.tiers = tiers
 
+    def set_shares(self, shares: Mapping[str, float]) -> None:
+        self.shares = dict(shares)
+
     async def explain(self, request_id: str) -> tuple[Decision, ...]:
         if not self.ready:
             raise EngineUnavailable(f"the engine is {self.state}; try again")
         return self.timelines.get(request_id, ())
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         if not self.ready:
             raise EngineUnavailable(f"the engine is {self.state}; try again")
         self.started.append(request)
         self.running.add(request.request_id)
-        outputs = self.script(request)
+        self.tasks[request.request_id] = asyncio.create_task(self._run(request, sink))
+
+    def abort(self, request_id: str) -> None:
+        task = self._forget(request_id)
+        if task is not None:
+            task.cancel()
+
+    def _forget(self, request_id: str) -> asyncio.Task[None] | None:
+        self.running.discard(request_id)
+        return self.tasks.pop(request_id, None)
+
+    async def _run(self, request: EngineRequest, sink: OutputSink) -> None:
+        """Follows the script up to its first output with a finish reason."""
         try:
-            async for output in outputs:
-                yield output
-        finally:
-            self.running.discard(request.request_id)
-            await outputs.aclose()
+            async with aclosing(self.script(request)) as outputs:
+                async for output in outputs:
+                    is_last = output.finish_reason is not None
+                    if is_last:
+                        self._forget(request.request_id)
+                    sink.put(output)
+                    if is_last:
+                        return
+        except Exception as error:
+            self._forget(request.request_id)
+            sink.fail(error)
 
 
 def make_service(

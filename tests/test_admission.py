@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniserve.engine.admission import Admission
-from omniserve.engine.queue_movement import QueueMovement, retry_after_s
 from omniserve.engine.scheduler_request import scheduler_request
 from omniserve.errors import DeadlineExceeded, Overloaded
+from omniserve.queue_movement import QueueMovement, retry_after_s
 from omniserve.requests import EngineRequest, SamplingParams, TierRules
 from omniserve.settings import ModelInfo
 from scheduler import Objectives, Request, Scheduler, SchedulerSettings, ServiceClass

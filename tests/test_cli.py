@@ -28,6 +28,30 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
                 yield from commands(child)
 
 
+WITHOUT_JSON = {
+    "omniserve serve",
+    "omniserve config schema",
+    "omniserve completion",
+    "omniserve bench null-server",
+}
+"""Those that serve, print JSON anyway, or print what only a shell reads."""
+
+
+def test_every_command_that_prints_prints_json_too() -> None:
+    leaves = [each for each in commands(build_parser()) if each.get_default("handler")]
+    names = {each.prog for each in leaves if "--json" not in each._option_string_actions}
+    assert names == WITHOUT_JSON
+
+
+def test_no_option_takes_a_token_itself() -> None:
+    """Everybody on a machine sees the command lines of all its processes."""
+    for parser in commands(build_parser()):
+        options = [name for name in parser._option_string_actions if "token" in name]
+        kinds = {name: parser._option_string_actions[name].type for name in options}
+        assert all(kind is not None for kind in kinds.values()), (parser.prog, kinds)
+        assert "--token" not in options
+
+
 def test_every_command_explains_itself() -> None:
     for parser in commands(build_parser()):
         assert parser.description, parser.prog
@@ -79,17 +103,36 @@ def test_check_warns_of_open_addresses_and_of_mixed_packages(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "open.yaml"
-    path.write_text(DEMO.read_text().replace("127.0.0.1:8000", "0.0.0.0:8000"))
+    tenants = f"tenants: [{{name: acme, token_sha256: {'a' * 64}}}]\n"
+    path.write_text(DEMO.read_text().replace("127.0.0.1:8000", "0.0.0.0:8000") + tenants)
     owners = {"scheduler": ["omniserve", "scheduler"], "omniserve": ["omniserve"]}
     monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: owners)
     assert main(["config", "check", str(path)]) == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
-        "omniserve: warning: 0.0.0.0:8000 is open to the network",
+        "omniserve: warning: listen.http = 0.0.0.0:8000: open to the network and not encrypted, so "
+        "that tokens can be read on the way; give tls, or let a proxy on this machine have it",
         "omniserve: warning: the package 'scheduler' is also installed by scheduler; "
         "install omniserve into an environment of its own",
     ]
-    assert "OK" in captured.out
+    assert "; tenants acme; " in captured.out
+
+
+def test_check_prints_json_for_right_files_and_wrong_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "this_machine", lambda: Machine(8, 8 << 30, 6 << 30))
+    assert main(["config", "check", str(DEMO), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["file"], found["ok"], found["warnings"]) == (str(DEMO), True, [])
+    assert [tier["class"] for tier in found["tiers"]] == ["latency_sensitive", "best_effort"]
+    assert found["listen"]["http"] == "127.0.0.1:8000" and found["models"] == ["demo"]
+    path = tmp_path / "wrong.yaml"
+    path.write_text("models: 1\ntiers: 2\n")
+    assert main(["config", "check", str(path), "--json"]) == 2
+    captured = capsys.readouterr()
+    said = [line.removeprefix("omniserve: ") for line in captured.err.splitlines()]
+    assert json.loads(captured.out) == {"file": str(path), "ok": False, "problems": said}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +163,7 @@ def test_check_finds_unusable_step_times(
     ("arguments", "said"),
     [
         (["\udcff\udcfe"], r"ID '\udcff\udcfe': not UTF-8 text"),
-        (["some", "--address", "\udcff:1"], r"--address '\udcff:1': not UTF-8 text"),
+        (["some", "--admin", "\udcff:1"], r"--admin '\udcff:1': must be unix:/path or host:port"),
         ([""], "ID: must not be empty"),
     ],
 )
@@ -144,13 +187,15 @@ def test_show_prints_a_file_of_the_same_meaning(
     again = tmp_path / "again.yaml"
     again.write_text(shown)
     assert load_config(again) == load_config(DEMO)
+    assert main(["config", "show", str(DEMO), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == yaml.safe_load(shown)
 
 
 def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["$schema"].endswith("2020-12/schema")
-    assert set(schema["properties"]) == {"listen", "device", "models", "tiers", "daemon"}
+    assert set(schema["properties"]) == set(config.Config.model_fields)
 
 
 @pytest.mark.parametrize(

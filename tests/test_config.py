@@ -201,6 +201,19 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
             MINIMAL + "listen: {http: '[::1]:1', grpc: '[::1]:1'}",
             "5: listen.http = '[::1]:1': must differ from listen.grpc",
         ),
+        *(
+            # None of it would arrive where it is meant to; what it says may be secret.
+            (MINIMAL + f"tracing: {{endpoint: '{url}'}}", "5: tracing.endpoint: must be http:// or")
+            for url in (
+                "http://collector:4317?key=1",
+                "http://collector/v1/traces?key=1",
+                "http://collector/v1/traces#part",
+                "http://collector#part",
+                "http://user:word@collector",
+                "ftp://collector",
+                "http://",
+            )
+        ),
         (MINIMAL + "daemon: {shutdown_grace_s: -1}", "5: daemon.shutdown_grace_s = -1: must be"),
         (MINIMAL + "daemon: {shutdown_grace_s: .nan}", "5: daemon.shutdown_grace_s = nan: must"),
         (MINIMAL + "wat: 1", "5: unknown key 'wat'; allowed keys: listen, device, models"),
@@ -482,3 +495,27 @@ def test_the_manual_lists_every_key() -> None:
         table = rest.partition("\n#")[0]
         listed = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
         assert listed == set(section["properties"]), name
+
+
+@pytest.mark.parametrize("path", ["~nobody-here/model", "circle/model"])
+def test_a_path_that_leads_nowhere_is_left_to_whoever_reads_it(tmp_path: Path, path: str) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (model,) = load_config(write(tmp_path, f"models: [{{name: a, path: {path}}}]\n" + TIERS)).models
+    assert model.path == str(tmp_path / path)
+
+
+@pytest.mark.parametrize("value", ["!!seq x", "!!map x", "!!int [1]", "{? !!str {a: 1} : 2}"])
+def test_a_tag_that_does_not_fit_its_value_is_refused(tmp_path: Path, value: str) -> None:
+    (problem,) = problems(tmp_path, MODELS + TIERS + f"daemon: {value}\n")
+    assert problem.startswith("omniserve.yaml:3: ")
+
+
+def test_long_names_are_cut(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, MODELS + TIERS + f"? {'x' * 30_000}\n: 1\n")
+    assert problem.startswith("omniserve.yaml:3: unknown key 'xxxx")
+    assert len(problem) < 2000
+
+
+def test_what_config_show_prints_of_the_admin_address_is_allowed(tmp_path: Path) -> None:
+    text = "listen: {admin: auto}\n" + MODELS + TIERS
+    assert load_config(write(tmp_path, text)).listen.admin == "auto"

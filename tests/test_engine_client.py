@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -59,8 +59,39 @@ def running(client: EngineClient) -> dict[str, int] | None:
     return stats.running if stats else None
 
 
+class QueuedOutputs:
+    """What a sink is told, in order."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
+
+    def put(self, output: RequestOutput) -> None:
+        self.queue.put_nowait(output)
+
+    def fail(self, error: Exception) -> None:
+        self.queue.put_nowait(error)
+
+
+async def generate(
+    client: EngineClient, request: EngineRequest
+) -> AsyncGenerator[RequestOutput, None]:
+    """All outputs of a request; closing earlier aborts it."""
+    sink = QueuedOutputs()
+    client.submit(request, sink)
+    try:
+        while True:
+            told = await sink.queue.get()
+            if isinstance(told, Exception):
+                raise told
+            yield told
+            if told.finish_reason is not None:
+                return
+    finally:
+        client.abort(request.request_id)
+
+
 async def collect(client: EngineClient, request: EngineRequest) -> list[RequestOutput]:
-    return [output async for output in client.generate(request)]
+    return [output async for output in generate(client, request)]
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +129,7 @@ async def test_answers_concurrent_requests_and_leaves_nothing(private_temp_dir: 
 @pytest.mark.asyncio
 async def test_closing_a_stream_early_aborts_it_in_the_engine() -> None:
     async with running_client("--token-s", "0.01") as client:
-        stream = client.generate(make_request("long", 100_000))
+        stream = generate(client, make_request("long", 100_000))
         await anext(stream)
         await until(lambda: running(client) == {"chat": 1})
         await stream.aclose()
@@ -120,7 +151,7 @@ async def test_cancelling_the_consumer_aborts_too() -> None:
 @pytest.mark.asyncio
 async def test_an_id_in_use_is_refused_and_free_again_later() -> None:
     async with running_client("--token-s", "0.01") as client:
-        stream = client.generate(make_request("same", 1000))
+        stream = generate(client, make_request("same", 1000))
         await anext(stream)
         with pytest.raises(InvalidRequest, match="'same' is in use"):
             await collect(client, make_request("same"))
@@ -136,7 +167,7 @@ async def test_a_killed_engine_fails_streams_at_once_and_comes_back(
     states: list[str] = []
     async with running_client("--token-s", "0.01") as client:
         client.on_state_change(states.append)
-        streams = [client.generate(make_request(f"r{number}", 10_000)) for number in range(8)]
+        streams = [generate(client, make_request(f"r{number}", 10_000)) for number in range(8)]
         for stream in streams:
             await anext(stream)
         first_pid = client.pid
@@ -159,7 +190,7 @@ async def test_a_killed_engine_fails_streams_at_once_and_comes_back(
 @pytest.mark.asyncio
 async def test_a_hanging_engine_is_killed_and_replaced() -> None:
     async with running_client("--token-s", "0.01", heartbeat_s=0.4) as client:
-        stream = client.generate(make_request("r", 10_000))
+        stream = generate(client, make_request("r", 10_000))
         await anext(stream)
         hung = psutil.Process(client.pid)
         hung.suspend()
@@ -273,7 +304,7 @@ async def test_an_engine_that_does_not_stop_in_time_is_killed() -> None:
 async def test_stop_ends_open_streams() -> None:
     client = make_client("--token-s", "0.01")
     await client.start()
-    stream = client.generate(make_request("r", 10_000))
+    stream = generate(client, make_request("r", 10_000))
     await anext(stream)
     await client.stop(grace_s=5)
     with pytest.raises(EngineUnavailable, match="stopping"):
@@ -350,7 +381,7 @@ def test_backoff_doubles_up_to_its_limit_and_starts_afresh_after_health() -> Non
 @pytest.mark.asyncio
 async def test_the_engine_is_asked_about_requests() -> None:
     async with running_client("--token-s", "0.01") as client:
-        streams = [client.generate(make_request(name, 10_000)) for name in ("a", "b")]
+        streams = [generate(client, make_request(name, 10_000)) for name in ("a", "b")]
         for stream in streams:
             await anext(stream)
         answers = await asyncio.gather(*(client.explain(name) for name in ("b", "a", "nobody")))

@@ -94,6 +94,14 @@ def test_swaps_in_both_directions(metrics: Metrics, stats: dict[str, ModelStats]
     assert value(metrics, "omniserve_kv_swap_bytes_total", direction="in") == 19
 
 
+def test_rows_of_every_layer(metrics: Metrics, stats: dict[str, ModelStats]) -> None:
+    stats["demo"] = BUSY
+    rows = {("on_host", 0): 6, ("on_host", 1): 7, ("ready", 0): 10, ("ready", 1): 2}
+    for (state, layer), count in rows.items():
+        labels = {"state": state, "layer": str(layer)}
+        assert value(metrics, "omniserve_lane_layer_rows", **labels) == count
+
+
 def test_hops_are_a_histogram_over_steps(metrics: Metrics, stats: dict[str, ModelStats]) -> None:
     stats["demo"] = BUSY
     cumulative = {"0.0": 1, "1.0": 3, "2.0": 6, "3.0": 10, "7.0": 15, "15.0": 21, "+Inf": 28}
@@ -149,7 +157,7 @@ def test_a_model_without_piggybacking_has_none_of_its_series(
     stats["demo"], stats["other"] = IDLE, replace(BUSY, name="other")
     families = list(text_string_to_metric_families(metrics.exposition().decode()))
     for family in families:
-        models = {each.labels["model"] for each in family.samples}
+        models = {each.labels.get("model") for each in family.samples}
         if "lane" in family.name or "swap" in family.name or "host" in family.name:
             assert models == {"other"}, family.name
     pools = [each.labels for family in families for each in family.samples if "pool" in each.labels]

@@ -29,7 +29,7 @@ def complete(daemon: RunningDaemon, request_id: str, n: int = 1, max_tokens: int
 
 
 def explain(daemon: RunningDaemon, request_id: str) -> list[pb.TimelineEntry]:
-    with grpc.insecure_channel(daemon.grpc_address) as channel:
+    with grpc.insecure_channel(daemon.admin_target) as channel:
         stub: Any = omniserve_pb2_grpc.AdminStub(channel)
         answer = stub.Explain(pb.ExplainRequest(request_id=request_id), timeout=PATIENCE_S)
     return list(answer.timeline)
@@ -84,7 +84,7 @@ def test_the_command_prints_a_table(
     daemon: RunningDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     complete(daemon, "explain-2", n=2)
-    assert main(["explain", "explain-2", "--address", daemon.grpc_address]) == 0
+    assert main(["explain", "explain-2", "--admin", daemon.admin_target]) == 0
     printed = capsys.readouterr()
     head, _, *rows = printed.out.splitlines()
     assert head.split() == ["after", "ms", "until", "ms", "times", "sequence", "event", "why"]
@@ -95,7 +95,7 @@ def test_the_command_prints_a_table(
 
 def test_the_command_prints_json(daemon: RunningDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     complete(daemon, "explain-3")
-    assert main(["explain", "explain-3", "--address", daemon.grpc_address, "--json"]) == 0
+    assert main(["explain", "explain-3", "--admin", daemon.admin_target, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["request_id"] == "explain-3"
     assert [entry["event"] for entry in told["timeline"]][:6] == LIFE
@@ -104,12 +104,12 @@ def test_the_command_prints_json(daemon: RunningDaemon, capsys: pytest.CaptureFi
 def test_the_command_says_what_is_wrong(
     daemon: RunningDaemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["explain", "explain-nobody", "--address", daemon.grpc_address]) == 1
+    assert main(["explain", "explain-nobody", "--admin", daemon.admin_target]) == 1
     assert "nothing is known of request 'explain-nobody'" in capsys.readouterr().err
-    assert main(["explain", "some", "--address", "127.0.0.1:9"]) == 1
+    assert main(["explain", "some", "--admin", "127.0.0.1:9"]) == 3
     assert "127.0.0.1:9 does not answer" in capsys.readouterr().err
-    assert main(["explain", "some", "--address", "nowhere"]) == 2
-    assert "give host:port" in capsys.readouterr().err
+    assert main(["explain", "some", "--admin", "nowhere"]) == 2
+    assert "must be unix:/path or host:port" in capsys.readouterr().err
 
 
 def test_the_id_that_comes_with_an_error(daemon: RunningDaemon) -> None:

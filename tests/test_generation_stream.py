@@ -63,10 +63,6 @@ async def cancelling(request: EngineRequest) -> AsyncGenerator[RequestOutput, No
     yield replace(make_output(request, 0, 5), finish_reason="cancelled")
 
 
-async def ending_without_reason(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-    yield make_output(request, 0, 5)
-
-
 async def raising(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
     yield make_output(request, 0, 5)
     raise ZeroDivisionError
@@ -79,7 +75,6 @@ async def raising(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]
         (failing, EngineError),
         (dying, EngineUnavailable),
         (cancelling, RequestCancelled),
-        (ending_without_reason, EngineError),
         (raising, ZeroDivisionError),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from api_servers import make_reloader, serving
+from api_servers import serving
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
@@ -25,7 +25,8 @@ from service_builders import (
 )
 
 from omniserve import __version__
-from omniserve.api.grpc_server import MAX_MESSAGE_BYTES, SERVICES, GrpcServer
+from omniserve.api.grpc_server import SERVICES, GrpcServer
+from omniserve.config_listen import LimitsConfig
 from omniserve.errors import ConfigError
 from omniserve.output_buffer import MAX_PENDING
 from omniserve.requests import EngineRequest, RequestOutput
@@ -126,7 +127,7 @@ async def test_malformed_and_oversized_messages_are_refused(tiny_checkpoint: Pat
         send_raw: Any = servers.channel.unary_unary("/omniserve.v1.Inference/Complete")
         error = await failure_of(send_raw(b"\xff\xff\xff\xff"))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        error = await failure_of(send_raw(b"\0" * (MAX_MESSAGE_BYTES + 1)))
+        error = await failure_of(send_raw(b"\0" * (LimitsConfig().max_message_bytes + 1)))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         send_unknown: Any = servers.channel.unary_unary("/omniserve.v1.Inference/Nope")
         error = await failure_of(send_unknown(b""))
@@ -290,6 +291,10 @@ async def test_status_of_work_on_the_host(tiny_checkpoint: Path) -> None:
             kv_total_bytes=22,
             num_rows_joined=28,
             num_tokens=14,
+            rows_on_host=[6, 7],
+            rows_ready=[10, 2],
+            num_swaps_out=16,
+            num_swaps_in=17,
         )
 
 
@@ -298,7 +303,7 @@ async def test_a_port_in_use_is_named(tiny_checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         service = make_service(tiny_checkpoint)
-        server = GrpcServer(service, address, make_reloader(service, Path("not-there.yaml")))
+        server = GrpcServer(service, address)
         with pytest.raises(ConfigError, match=f"listen.grpc: cannot listen on {address}"):
             await server.start()
         await server.stop(0)

@@ -168,7 +168,7 @@ def test_a_deadline_ends_a_request_in_the_engine(daemon: RunningDaemon, stub: An
             chunks.append(chunk)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert sum(len(chunk.token_ids) for chunk in chunks) < num_tokens
-    with grpc.insecure_channel(daemon.grpc_address) as channel:
+    with grpc.insecure_channel(daemon.admin_target) as channel:
         admin = omniserve_pb2_grpc.AdminStub(channel)
         for status in admin.WatchStatus(pb.WatchStatusRequest(interval_ms=100), timeout=PATIENCE_S):
             if not any(status.models[0].running.values()):

@@ -1,6 +1,7 @@
 """The HTTP server over real sockets and a scripted engine: shapes, errors, limits, disconnects."""
 
 import asyncio
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -312,7 +313,7 @@ async def test_connections_are_reused(tiny_checkpoint: Path) -> None:
     async with serving(make_service(tiny_checkpoint)) as servers:
         reader, writer = await asyncio.open_connection(*servers.http.address.split(":"))
         for _ in range(3):
-            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 ")
             assert await reader.readexactly(len(b'{"state":"ready"}'))
@@ -364,3 +365,33 @@ async def test_what_a_web_page_may_send_unasked_is_refused(
         assert answer.status_code == 200
     else:
         check_error(answer, status, None, "allowed: application/json")
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_does_not_say_what_it_is_is_refused(tiny_checkpoint: Path) -> None:
+    async with serving(make_service(tiny_checkpoint)) as servers, make_client(servers.url) as http:
+        del http.headers["content-type"]
+        answer = await http.post(COMPLETIONS, content=json.dumps(make_body(COMPLETIONS)).encode())
+    check_error(answer, 415, None, "content-type: '' is not served; allowed: application/json")
+
+
+@pytest.mark.asyncio
+async def test_without_tenants_nothing_is_served_by_a_name_that_others_may_give(
+    tiny_checkpoint: Path,
+) -> None:
+    """Their pages would else be of the same origin, to a browser, and could read the answers."""
+    async with serving(make_service(tiny_checkpoint)) as servers, make_client(servers.url) as http:
+        port = servers.url.rpartition(":")[2]
+        for host, status in ((f"evil.example:{port}", 421), (f"localhost:{port}", 200)):
+            headers = {"host": host}
+            answers = [
+                await http.get(path, headers=headers)
+                for path in ("/health", "/metrics", "/v1/models")
+            ]
+            answers += [
+                await http.post(path, json=make_body(path), headers=headers)
+                for path in (COMPLETIONS, CHAT)
+            ]
+            assert [answer.status_code for answer in answers] == [status] * 5
+            if status == 421:
+                check_error(answers[-1], status, None, "host: 'evil.example")

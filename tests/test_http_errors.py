@@ -20,10 +20,12 @@ from http_client import (
 )
 from service_builders import ScriptedEngine, make_output, make_service, silent, until
 
-from omniserve.api.http_app import MAX_BODY_BYTES
+from omniserve.config_listen import LimitsConfig
 from omniserve.errors import EngineUnavailable
 from omniserve.output_buffer import MAX_PENDING
 from omniserve.requests import EngineRequest, RequestOutput
+
+MAX_BODY_BYTES = LimitsConfig().max_message_bytes
 
 REFUSED: list[tuple[str, dict[str, Any], int, str | None, str]] = [
     (COMPLETIONS, {"model": "gone"}, 404, "model", "'gone' is not served"),
@@ -245,3 +247,22 @@ async def test_a_client_that_does_not_read_is_cut_off(tiny_checkpoint: Path) -> 
     last = json.loads(text.rstrip("\n").rpartition("data: ")[2])
     assert "unread" in last["error"]["message"]
     assert "[DONE]" not in text
+
+
+@pytest.mark.asyncio
+async def test_a_path_with_one_slash_too_many_is_not_found(tiny_checkpoint: Path) -> None:
+    """Whatever comes after the question mark."""
+    async with serving(make_service(tiny_checkpoint)) as servers, make_client(servers.url) as http:
+        for query in ("", "?%ff", "?a=\u00e9"):
+            check_error(await http.post(f"{CHAT}/{query}"), 404, None, "Not Found")
+            check_error(await http.get(f"/health/{query}"), 404, None, "Not Found")
+
+
+@pytest.mark.asyncio
+async def test_names_of_unknown_fields_are_cut_and_printable(tiny_checkpoint: Path) -> None:
+    for fields in ({"\x1b[31m" + "x" * 5000: 1}, {"logit_bias": {"\x00" + "y" * 5000: 1}}):
+        answer = await ask(tiny_checkpoint, COMPLETIONS, make_body(COMPLETIONS, **fields))
+        message = answer.json()["error"]["message"]
+        assert answer.status_code == 400
+        assert message.isprintable()
+        assert len(message) < 300

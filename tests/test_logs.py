@@ -30,18 +30,18 @@ def logged_to(settings: LogSettings) -> io.StringIO:
 
 def test_a_text_line_is_time_level_event_and_fields() -> None:
     stream = logged_to(LogSettings())
-    log_event(logger, "request_ended", model="demo", tokens=5, ttft_ms=1.25, tier=None, ok=True)
+    log_event(logger, "request", model="demo", tokens=5, ttft_ms=1.25, tier=None, ok=True)
     time, rest = stream.getvalue().split(" ", 1)
     assert time.endswith("Z")
-    assert rest == "info request_ended model=demo tokens=5 ttft_ms=1.25 tier=null ok=true\n"
+    assert rest == "info request model=demo tokens=5 ttft_ms=1.25 tier=null ok=true\n"
 
 
 def test_a_json_line_holds_the_same() -> None:
     stream = logged_to(LogSettings("json"))
-    log_event(logger, "request_ended", level=logging.WARNING, model="demo", ttft_ms=1.25)
+    log_event(logger, "request", level=logging.WARNING, model="demo", ttft_ms=1.25)
     line = json.loads(stream.getvalue())
     del line["time"]
-    assert line == {"level": "warning", "event": "request_ended", "model": "demo", "ttft_ms": 1.25}
+    assert line == {"level": "warning", "event": "request", "model": "demo", "ttft_ms": 1.25}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_no_value_breaks_a_text_line(value: str) -> None:
 def test_content_is_logged_only_on_demand(log_format: str) -> None:
     for content in (False, True):
         stream = logged_to(LogSettings("json" if log_format == "json" else "text", "info", content))
-        log_event(logger, "request_ended", content={"prompt": "secret words"}, model="demo")
+        log_event(logger, "request", content={"prompt": "secret words"}, model="demo")
         assert ("secret words" in stream.getvalue()) is content
         assert "demo" in stream.getvalue()
 

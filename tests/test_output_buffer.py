@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from omniserve.errors import ClientTooSlow, EngineError
-from omniserve.output_buffer import CHARS_PER_BLOCK, OutputBuffer
+from omniserve.output_buffer import CHARS_PER_BLOCK, MAX_MERGED, OutputBuffer
 from omniserve.requests import RequestOutput, TokenLogprob
 
 
@@ -94,3 +94,18 @@ async def test_a_waiting_reader_is_woken() -> None:
     await asyncio.sleep(0)
     buffer.put(3, make_output(1))
     assert (await reader)[0] == 3
+
+
+@pytest.mark.asyncio
+async def test_outputs_are_merged_up_to_what_one_message_may_hold() -> None:
+    buffer = OutputBuffer(max_pending=10 * MAX_MERGED)
+    half = MAX_MERGED // 2
+    for index, first in ((0, 1), (1, 9), (0, 2), (0, 3), (0, 4)):
+        buffer.put(index, make_output(*[first] * half))
+    taken = [await buffer.take() for _ in range(3)]
+    # What is full goes first, so that a choice's tokens stay in order.
+    assert [(index, output.token_ids) for index, output in taken] == [
+        (0, (1,) * half + (2,) * half),
+        (0, (3,) * half + (4,) * half),
+        (1, (9,) * half),
+    ]

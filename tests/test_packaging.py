@@ -3,6 +3,7 @@
 import ast
 import configparser
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -17,7 +18,7 @@ PACKAGES = ("omniserve", "scheduler", "cpu_attn")
 # Modules of a distribution that a declared one requires at one exact version, as a part of itself.
 PARTS = {"llvmlite": "numba", "pydantic_core": "pydantic"}
 # Only in an extra, and imported only where it is found.
-OPTIONAL = {"torch_npu", "flashinfer"}
+OPTIONAL = {"torch_npu", "flashinfer", "opentelemetry"}
 
 
 def imported_modules(package: str) -> Iterator[tuple[Path, str]]:
@@ -71,9 +72,38 @@ def test_every_directory_of_modules_is_a_package(package: str) -> None:
     assert [path for path in sorted(directories) if not (path / "__init__.py").exists()] == []
 
 
+def shipped_data(package: str) -> set[str]:
+    """Patterns of files beside the modules, relative to the package."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return set(re.split(r"[,\s]+", parser["options.package_data"][package].strip()))
+
+
+def tracked_or_new_files(folder: str) -> list[str]:
+    listed = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", folder)
+    found = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return [name for name in found.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout: nothing tells what is ours")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_file_beside_the_modules_is_shipped(package: str) -> None:
+    """What no pattern matches works in the checkout and is missing from the wheel."""
+    inner = [name.removeprefix(f"{package}/") for name in tracked_or_new_files(package)]
+    assert f"{package}/__init__.py".removeprefix(f"{package}/") in inner
+    # As setuptools does: a star does not go below a directory.
+    patterns = shipped_data(package)
+    matched = {
+        path.relative_to(ROOT / package).as_posix()
+        for pattern in patterns
+        for path in (ROOT / package).glob(pattern)
+    }
+    assert {name for name in inner if not name.endswith(".py")} - matched == set()
+
+
 def undeclared_imports(folder: str, declared_by: list[Requirement]) -> set[tuple[str, str]]:
     names = {canonicalize_name(requirement.name) for requirement in declared_by}
-    local = {path.stem for path in (ROOT / folder).glob("*.py")}
+    local = {path.stem for path in (ROOT / folder).glob("*.py")} | {"fuzz"}
     known = sys.stdlib_module_names | set(PACKAGES) | OPTIONAL | local
     owners = packages_distributions()
     undeclared = set()

@@ -48,17 +48,18 @@ def complete_all(channel: grpc.Channel, tier: str) -> list[pb.GenerateResult]:
         return list(pool.map(lambda each: stub.Complete(each, timeout=PATIENCE_S), requests))
 
 
-def idle_status(channel: grpc.Channel) -> pb.ModelStatus:
+def idle_status(daemon: RunningDaemon) -> pb.ModelStatus:
     """The first status that shows nobody running, waiting or offloaded."""
-    stub: Any = omniserve_pb2_grpc.AdminStub(channel)
-    watch = stub.WatchStatus(pb.WatchStatusRequest(interval_ms=100), timeout=PATIENCE_S)
-    for status in watch:
-        (model,) = status.models
-        busy = sum(model.running.values()) + sum(model.waiting.values())
-        if not busy and not model.piggyback.num_offloaded:
-            watch.cancel()
-            assert isinstance(model, pb.ModelStatus)
-            return model
+    with grpc.insecure_channel(daemon.admin_target) as channel:
+        stub: Any = omniserve_pb2_grpc.AdminStub(channel)
+        watch = stub.WatchStatus(pb.WatchStatusRequest(interval_ms=100), timeout=PATIENCE_S)
+        for status in watch:
+            (model,) = status.models
+            busy = sum(model.running.values()) + sum(model.waiting.values())
+            if not busy and not model.piggyback.num_offloaded:
+                watch.cancel()
+                assert isinstance(model, pb.ModelStatus)
+                return model
     raise AssertionError("the status was watched in vain")
 
 
@@ -92,7 +93,7 @@ def test_every_layer_of_every_token_is_counted(
     num_swaps = metric(daemon, "omniserve_kv_swaps_total", direction="out")
     results = complete_all(channel, "batch")
     num_tokens = sum(each.usage.piggybacked_tokens for each in results)
-    status = idle_status(channel).piggyback
+    status = idle_status(daemon).piggyback
     assert status.num_rows_joined == num_rows + num_tokens * num_layers
     assert status.num_rows_joined == status.num_tokens * num_layers
     for name in ("omniserve_lane_rows_joined_total", "omniserve_lane_hop_steps_count"):
@@ -105,7 +106,7 @@ def test_every_layer_of_every_token_is_counted(
 
 def test_nothing_is_held_while_idle(daemon: RunningDaemon, channel: grpc.Channel) -> None:
     complete_all(channel, "batch")
-    idle_status(channel)
+    idle_status(daemon)
     assert metric(daemon, "omniserve_offloaded_requests", model="demo") == 0
     assert metric(daemon, "omniserve_lane_rows_ready", model="demo") == 0
     assert metric(daemon, "omniserve_host_queue_depth", model="demo") == 0

@@ -4,7 +4,8 @@ from typing import Any
 
 from omniserve.config import Config
 from omniserve.reload.change_text import change_text
-from omniserve.reload.comparison import TierChange, compare
+from omniserve.reload.comparison import compare
+from omniserve.reload.tier_change import TierChange
 
 CHAT = {"name": "chat", "class": "latency_sensitive", "ttft_ms": 500, "tpot_ms": 50}
 BATCH = {"name": "batch", "class": "best_effort"}
@@ -20,17 +21,17 @@ def make_config(*tiers: dict[str, Any], **sections: Any) -> Config:
 
 def changes(after: Config, before: Config | None = None) -> list[TierChange]:
     started = before or make_config()
-    return list(compare(started, started.tiers, after).changes)
+    return list(compare(started, started.tiers, started.tenants, after).changes)
 
 
 def restart_keys(after: Config, before: Config | None = None) -> tuple[str, ...]:
     started = before or make_config()
-    return compare(started, started.tiers, after).needs_restart
+    return compare(started, started.tiers, started.tenants, after).needs_restart
 
 
 def test_nothing_changed() -> None:
-    assert compare(make_config(), make_config().tiers, make_config()) == compare(
-        make_config(), make_config().tiers, make_config(CHAT | {"percentile": 99}, BATCH)
+    assert compare(make_config(), make_config().tiers, (), make_config()) == compare(
+        make_config(), make_config().tiers, (), make_config(CHAT | {"percentile": 99}, BATCH)
     )
     assert changes(make_config()) == []
     assert restart_keys(make_config()) == ()
@@ -87,7 +88,7 @@ def test_another_order_is_another_default() -> None:
 
 def test_tiers_in_force_count_and_not_those_of_the_start() -> None:
     started, in_force = make_config(), make_config(CHAT | {"ttft_ms": 100}, BATCH).tiers
-    assert compare(started, in_force, started).changes == (
+    assert compare(started, in_force, (), started).changes == (
         TierChange("chat", "ttft_ms", "100", "500"),
     )
 

@@ -18,6 +18,7 @@ from scripted_daemon import SCRIPT
 from service_builders import until
 from simulate_builders import make_profile
 
+from omniserve.admin_address import admin_target_of
 from omniserve.config import load_config
 from omniserve.engine_client import EngineClient
 from omniserve.engine_supervision import EngineSupervision
@@ -109,8 +110,14 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Ite
 async def connected(
     address: str,
 ) -> AsyncIterator[tuple[omniserve_pb2_grpc.InferenceStub, omniserve_pb2_grpc.AdminStub]]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        yield omniserve_pb2_grpc.InferenceStub(channel), omniserve_pb2_grpc.AdminStub(channel)
+    target = admin_target_of(address)
+    assert target is not None
+    async with (
+        grpc.aio.insecure_channel(address) as channel,
+        grpc.aio.insecure_channel(target) as admin_channel,
+    ):
+        inference = omniserve_pb2_grpc.InferenceStub(channel)
+        yield inference, omniserve_pb2_grpc.AdminStub(admin_channel)
 
 
 def a_request(tier: str, num_tokens: int = NUM_TOKENS) -> pb.GenerateRequest:

@@ -9,7 +9,8 @@ from api_servers import Servers, make_reloader, serving
 from forecast_children import forecast_processes
 from service_builders import ScriptedEngine, make_config, make_service, until
 
-from omniserve.cli import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, main
+from omniserve.cli import main
+from omniserve.commands.exit_status import EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from omniserve.config import load_config
 from omniserve.errors import ConfigError
 from omniserve.service import GenerationService
@@ -98,6 +99,23 @@ async def test_refused_files_change_nothing_and_are_told_as_by_config_check(
 
 
 @pytest.mark.asyncio
+async def test_the_log_tells_calls_that_were_refused_from_those_that_were_not(
+    service: GenerationService, config_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "omniserve")
+    right = config_path.read_text()
+    async with serving(service, config_path) as servers:
+        for text in (right, "tiers: ["):
+            config_path.write_text(text)
+            for dry_run in (False, True):
+                await reload(servers, dry_run=dry_run)
+    calls = [vars(each)["omniserve_fields"] for each in caplog.records if each.message == "request"]
+    found = [(each["method"], each["status"], each["outcome"]) for each in calls]
+    method = "Admin.ReloadTiers"
+    assert found == [(method, "OK", "ok")] * 2 + [(method, "OK", "refused")] * 2
+
+
+@pytest.mark.asyncio
 async def test_a_file_that_is_gone_and_one_that_breaks_the_reader(
     service: GenerationService, config_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +168,7 @@ async def test_the_command_tells_changes_and_a_dry_run_with_its_forecast(
 ) -> None:
     write_config(config_path, tiny_checkpoint, ttft_ms=5, max_waiting=3)
     async with serving(service, config_path) as servers:
-        ask = ("reload", "--address", servers.grpc.address)
+        ask = ("reload", "--admin", servers.admin_address)
         assert await asyncio.to_thread(main, [*ask, "--dry-run"]) == EXIT_OK
         assert "no forecast: no request arrived" in capsys.readouterr().out
         prompt = pb.TokenIds(ids=range(20))
@@ -202,7 +220,7 @@ async def test_the_command_tells_what_needs_a_restart_and_what_is_wrong(
     data["models"][0]["block_size"] = 16
     config_path.write_text(yaml.safe_dump(data))
     async with serving(service, config_path) as servers:
-        ask = ["reload", "--address", servers.grpc.address]
+        ask = ["reload", "--admin", servers.admin_address]
         assert await asyncio.to_thread(main, ask) == EXIT_OK
         said = capsys.readouterr().out
         assert said.endswith("need a restart:\n  listen.grpc\n  models.demo.block_size\n")
@@ -213,6 +231,6 @@ async def test_the_command_tells_what_needs_a_restart_and_what_is_wrong(
         lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith(f"omniserve: {config_path}:") for line in lines)
-    assert main(ask) == EXIT_FAILURE
+    assert main(ask) == EXIT_UNAVAILABLE
     assert "does not answer: gRPC UNAVAILABLE" in capsys.readouterr().err
-    assert main(["reload", "--address", "nowhere"]) == EXIT_USAGE
+    assert main(["reload", "--admin", "nowhere"]) == EXIT_USAGE

@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from omniserve.access.caller import ANYONE, Caller
 from omniserve.chat import ChatMessage
 from omniserve.config_tier import TierConfig
 from omniserve.decision import Decision
 from omniserve.errors import InvalidRequest
 from omniserve.generation import ChatPrompt, Choice, Chunk, GenerationRequest, Prompt, Usage
 from omniserve.requests import SamplingParams, TokenLogprob
-from omniserve.settings import ModelInfo, ModelStats, PiggybackStats
+from omniserve.settings import ModelInfo
 from omniserve.tokenization import ModelTokenizer
 from omniserve.v1 import omniserve_pb2 as pb
 
@@ -21,17 +22,21 @@ _PLAIN_SAMPLING_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class CallDetails:
-    """What comes with a message: metadata, and for how long the client waits."""
+    """What comes with a message: metadata, whoever sent it, and for how long the client waits."""
 
     tier: str = ""
     tenant: str = ""
     left_s: float | None = None
+    caller: Caller = ANYONE
 
 
 def generation_request(
     request: pb.GenerateRequest, call: CallDetails, arrival_s: float
 ) -> GenerationRequest:
-    """Tier and tenant in the message win over those in the metadata."""
+    """Tier and tenant in the message win over those in the metadata.
+
+    Raises InvalidRequest, and PermissionDenied for a tenant that is not the caller.
+    """
     left_s = call.left_s
     return GenerationRequest(
         model=request.model,
@@ -41,7 +46,7 @@ def generation_request(
         tier=request.tier or call.tier,
         request_id=request.request_id,
         arrival_s=arrival_s,
-        tenant=request.tenant or call.tenant,
+        caller=call.caller.claiming(request.tenant or call.tenant),
         deadline_ms=request.deadline_ms if request.HasField("deadline_ms") else None,
         call_deadline_s=None if left_s is None else arrival_s + left_s,
     )
@@ -179,33 +184,4 @@ def explanation_message(timeline: tuple[Decision, ...]) -> pb.ExplainResponse:
             )
             for entry in timeline
         ]
-    )
-
-
-def model_status_message(name: str, stats: ModelStats | None) -> pb.ModelStatus:
-    """Without a snapshot, as while the engine restarts, only the name is set."""
-    if stats is None:
-        return pb.ModelStatus(name=name)
-    return pb.ModelStatus(
-        name=name,
-        running=stats.running,
-        waiting=stats.waiting,
-        kv_used_bytes=stats.kv_used_bytes,
-        kv_total_bytes=stats.kv_total_bytes,
-        num_steps=stats.num_steps,
-        num_preemptions=stats.num_preemptions,
-        step_ms=stats.step_ms,
-        piggyback=None if stats.piggyback is None else _piggyback_message(stats.piggyback),
-    )
-
-
-def _piggyback_message(stats: PiggybackStats) -> pb.PiggybackStatus:
-    return pb.PiggybackStatus(
-        active=stats.active,
-        host_state=stats.host_state,
-        num_offloaded=stats.num_offloaded,
-        kv_used_bytes=stats.host_kv_used_bytes,
-        kv_total_bytes=stats.host_kv_total_bytes,
-        num_rows_joined=stats.num_rows_joined,
-        num_tokens=stats.num_tokens,
     )

@@ -1,5 +1,6 @@
 """Where gRPC calls end in errors: one interceptor turns exceptions into statuses."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
@@ -11,12 +12,17 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from omniserve.calls.call_record import current_call
 from omniserve.errors import InvalidRequest, OmniServeError, retry_after_s_of, status_of
 from omniserve.logs import get_logger, log_event
 
 _logger = get_logger(__name__)
 
 OUR_METHODS = "/omniserve."
+MAX_MESSAGE_CHARS = 1000
+"""It goes out twice, beside other things, and clients take 8 KiB of all that."""
+LAST_WORD_S = 1.0
+"""So long a call stays until the client has taken its error."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -37,6 +43,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         behaviour = handler.unary_unary
         if handler.response_streaming:
             wrap, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        if handler.request_streaming:
+            # A refusal, which waits for no message and parses none.
+            return grpc.stream_stream_rpc_method_handler(_reporting_errors(handler.stream_stream))
         return wrap(
             _reporting_errors(behaviour),
             request_deserializer=_tolerant(handler.request_deserializer),
@@ -65,15 +74,21 @@ def _reporting_errors(behaviour: Handler) -> Handler:
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(context, error)
+            try:
+                async with asyncio.timeout(LAST_WORD_S):
+                    await _abort(context, error)
+            except TimeoutError:
+                # The status waits behind messages that nobody reads, and goes on without us.
+                raise asyncio.CancelledError from None
 
     return call
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
+    current_call().fail(error)
     name, _ = status_of(error)
     if isinstance(error, OmniServeError):
-        message = str(error)
+        message = str(error)[:MAX_MESSAGE_CHARS]
     else:
         message = "internal error; see the server's log"
         log_event(_logger, "grpc_call_failed", level=logging.ERROR, error=error)

@@ -2,6 +2,7 @@
 
 import time
 
+from omniserve.api.grpc_access import current_caller
 from omniserve.api.grpc_codec import (
     CallDetails,
     choice_message,
@@ -13,6 +14,7 @@ from omniserve.api.grpc_codec import (
     usage_message,
 )
 from omniserve.api.grpc_errors import Context
+from omniserve.api.grpc_unread import WatchedWriter
 from omniserve.errors import InvalidRequest
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2 as pb
@@ -31,9 +33,13 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         # Chunks are written, not yielded: a cancelled call then leaves the block here and now.
         wanted = generation_request(request, _call_details(context), time.monotonic())
-        async with await self._service.start(wanted) as stream:
+        unread_s = self._service.config.limits.unread_s
+        async with (
+            await self._service.start(wanted) as stream,
+            WatchedWriter(context, unread_s) as client,
+        ):
             async for chunk in stream:
-                await context.write(chunk_message(chunk, stream.request_id, stream.tokenizer))
+                await client.write(chunk_message(chunk, stream.request_id, stream.tokenizer))
 
     async def Complete(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResult:
         wanted = generation_request(request, _call_details(context), time.monotonic())
@@ -48,7 +54,9 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
         )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        token_ids = await self._service.tokenize(request.model, prompt_of(request))
+        token_ids = await self._service.tokenize(
+            request.model, prompt_of(request), current_caller()
+        )
         max_model_len = self._service.model_info(request.model).max_model_len
         return pb.TokenizeResponse(token_ids=token_ids, max_model_len=max_model_len)
 
@@ -59,19 +67,22 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
             request.model,
             tuple(request.token_ids),
             keep_special_tokens=request.keep_special_tokens,
+            caller=current_caller(),
         )
         return pb.DetokenizeResponse(text=text)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        models, tiers = self._service.config.models, self._service.tiers
+        service, caller = self._service, current_caller()
+        models = filter(caller.may_use_model, (model.name for model in service.config.models))
+        tiers = service.tiers
         return pb.ListModelsResponse(
             models=[
-                model_message(self._service.model_info(model.name), tiers.default(model.name).name)
-                for model in models
+                model_message(service.model_info(name), tiers.default(name, caller).name)
+                for name in models
             ],
-            tiers=[tier_message(tier) for tier in tiers.tiers],
+            tiers=[tier_message(tier) for tier in tiers.allowed(caller)],
         )
 
 
@@ -85,5 +96,8 @@ def _call_details(context: Context) -> CallDetails:
             # The first counts where there are several.
             found[key] = found[key] or value
     return CallDetails(
-        found[TIER_METADATA_KEY], found[TENANT_METADATA_KEY], context.time_remaining()
+        found[TIER_METADATA_KEY],
+        found[TENANT_METADATA_KEY],
+        context.time_remaining(),
+        current_caller(),
     )

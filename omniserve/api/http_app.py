@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -12,15 +13,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from omniserve.access.bearer_token import without_tokens
+from omniserve.access.caller import Caller
+from omniserve.api.http_access import AccessLayer, caller_of
+from omniserve.api.http_calls import CallLayer
 from omniserve.api.http_errors import error_response
 from omniserve.api.http_generation import GenerationResponse
+from omniserve.api.http_limits import RequestLimit
+from omniserve.api.http_local_names import LocalNamesOnly
+from omniserve.api.http_monitoring import health_route
 from omniserve.api.openai_requests import ChatBody, CompletionBody, GenerationBody, RequestHead
 from omniserve.api.openai_responses import ChatFormat, CompletionFormat, to_json
+from omniserve.calls.call_record import current_call
 from omniserve.errors import OmniServeError
-from omniserve.metrics import CONTENT_TYPE
-from omniserve.service import MAX_REQUEST_ID_CHARS, GenerationService, new_request_id
+from omniserve.request_checks import MAX_REQUEST_ID_CHARS
+from omniserve.service import GenerationService, new_request_id
 
-MAX_BODY_BYTES = 8 << 20
 LARGE_BODY_BYTES = 64 << 10
 MAX_DISCARDED_BYTES = 64 << 20
 """Up to here a body that is too large is read on: few clients take an answer before that."""
@@ -30,25 +38,38 @@ TENANT_HEADER = "x-omniserve-tenant"
 REQUEST_ID_HEADER = "x-request-id"
 
 
-def create_app(service: GenerationService) -> ASGIApp:
-    """The ASGI application for a service."""
+def create_app(service: GenerationService, others: Sequence[Route] = ()) -> ASGIApp:
+    """The ASGI application for a service, with other routes beside its own."""
     endpoints = _Endpoints(service)
-    routes = Starlette(
-        routes=[
+    routes = answering(
+        [
             Route("/v1/models", endpoints.models, methods=["GET"]),
             Route("/v1/models/{name:path}", endpoints.model, methods=["GET"]),
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
             Route("/v1/chat/completions", endpoints.chat_completions, methods=["POST"]),
-            Route("/health", endpoints.health, methods=["GET"]),
-            Route("/metrics", endpoints.metrics, methods=["GET"]),
-        ],
+            health_route(service),
+            *others,
+        ]
+    )
+    limited = RequestLimit(AccessLayer(routes, service.access), service.config.limits.max_requests)
+    # Where nobody shows a token, the name is all that tells a page of another site.
+    app = LocalNamesOnly(limited) if service.access.is_open else limited
+    return CallLayer(app, service.calls)
+
+
+def answering(routes: Sequence[Route]) -> ASGIApp:
+    """Routes, with an answer to whatever they raise."""
+    app = Starlette(
+        routes=routes,
         exception_handlers={
             OmniServeError: error_response,
             HTTPException: error_response,
             Exception: error_response,
         },
     )
-    return _Quiet(routes)
+    # What Starlette would send in place of 404 fails for some query strings.
+    app.router.redirect_slashes = False
+    return _Quiet(app)
 
 
 class _Quiet:
@@ -81,14 +102,15 @@ class _Endpoints:
     ) -> GenerationResponse:
         head = RequestHead(
             tier=request.headers.get(TIER_HEADER),
-            tenant=request.headers.get(TENANT_HEADER, ""),
+            caller=caller_of(request).claiming(request.headers.get(TENANT_HEADER, "")),
             request_id=request.headers.get(REQUEST_ID_HEADER) or new_request_id(),
             arrival_s=time.monotonic(),
         )
-        shown_id = head.request_id[:MAX_REQUEST_ID_CHARS]
+        shown_id = without_tokens(head.request_id)[:MAX_REQUEST_ID_CHARS]
         request.state.request_id = shown_id if shown_id.isprintable() else ""
+        current_call().request_id = shown_id
         _check_content_type(request)
-        raw = await _read_body(request)
+        raw = await _read_body(request, self._service.config.limits.max_message_bytes)
         # A long parse must not hold up the streams of other clients.
         is_large = len(raw) > LARGE_BODY_BYTES
         body = await asyncio.to_thread(body_class.parse, raw) if is_large else body_class.parse(raw)
@@ -101,14 +123,16 @@ class _Endpoints:
         )
 
     async def models(self, request: Request) -> Response:
-        models = [self._model(model.name) for model in self._service.config.models]
+        caller = caller_of(request)
+        names = [model.name for model in self._service.config.models]
+        models = [self._model(name, caller) for name in names if caller.may_use_model(name)]
         return _json({"object": "list", "data": models})
 
     async def model(self, request: Request) -> Response:
-        return _json(self._model(request.path_params["name"]))
+        return _json(self._model(request.path_params["name"], caller_of(request)))
 
-    def _model(self, name: str) -> dict[str, object]:
-        info = self._service.model_info(name)
+    def _model(self, name: str, caller: Caller) -> dict[str, object]:
+        info = self._service.model_info(name, caller)
         return {
             "id": name,
             "object": "model",
@@ -117,55 +141,47 @@ class _Endpoints:
             "max_model_len": info.max_model_len,
         }
 
-    async def health(self, request: Request) -> Response:
-        """200 only where a request would be accepted."""
-        is_serving = self._service.is_serving
-        status = HTTPStatus.OK if is_serving else HTTPStatus.SERVICE_UNAVAILABLE
-        return _json({"state": self._service.state}, status)
-
-    async def metrics(self, request: Request) -> Response:
-        headers = {"content-type": CONTENT_TYPE}
-        return Response(self._service.metrics.exposition(), headers=headers)
-
 
 def _json(body: object, status: int = 200) -> Response:
     return Response(to_json(body), status, media_type="application/json")
 
 
 def _check_content_type(request: Request) -> None:
-    """Refuses what a web page may send anywhere without asking: forms and plain text."""
-    content_type = request.headers.get("content-type", "application/json")
+    """Refuses what a web page may send anywhere without asking: forms, plain text, and what does
+    not say what it is."""
+    content_type = request.headers.get("content-type", "")
     kind = content_type.split(";", 1)[0].strip().lower()
     if kind != "application/json":
         message = f"content-type: {kind[:64]!r} is not served; allowed: application/json"
         raise HTTPException(415, message)
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body; HTTPException where it is too large or too slow."""
     announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > MAX_DISCARDED_BYTES:
-        raise _too_large()
+    max_read_bytes = max(max_bytes, MAX_DISCARDED_BYTES)
+    if announced.isdecimal() and int(announced) > max_read_bytes:
+        raise _too_large(max_bytes)
     body = bytearray()
     num_bytes = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.stream():
                 num_bytes += len(part)
-                if num_bytes <= MAX_BODY_BYTES:
+                if num_bytes <= max_bytes:
                     body += part
-                elif num_bytes > MAX_DISCARDED_BYTES:
+                elif num_bytes > max_read_bytes:
                     break
     except TimeoutError:
         message = f"the body did not arrive within {BODY_TIMEOUT_S} s"
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, message) from None
     except ClientDisconnect:
         raise HTTPException(HTTPStatus.BAD_REQUEST, "the connection was closed") from None
-    if num_bytes > MAX_BODY_BYTES:
-        raise _too_large()
+    if num_bytes > max_bytes:
+        raise _too_large(max_bytes)
     return bytes(body)
 
 
-def _too_large() -> HTTPException:
-    message = f"the body is too large; allowed: {MAX_BODY_BYTES} bytes"
+def _too_large(max_bytes: int) -> HTTPException:
+    message = f"the body is too large; allowed: {max_bytes} bytes"
     return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)

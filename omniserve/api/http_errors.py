@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from omniserve.api.openai_responses import to_json
+from omniserve.calls.call_record import current_call
 from omniserve.errors import (
     InvalidRequest,
     OmniServeError,
     Overloaded,
+    Unauthenticated,
     UnknownModel,
     retry_after_s_of,
     status_of,
@@ -24,6 +26,7 @@ _logger = get_logger(__name__)
 
 def error_body(error: Exception) -> tuple[int, bytes]:
     """HTTP status and JSON body of an exception; logs what nobody expected."""
+    current_call().fail(error)
     if isinstance(error, HTTPException):
         return error.status_code, _body(error.status_code, error.detail, None, None)
     _, status = status_of(error)
@@ -52,6 +55,8 @@ async def error_response(request: Request, error: Exception) -> Response:
         # The standard header knows whole seconds only; clients of OpenAI read the other first.
         headers["retry-after"] = str(ceil(retry_after_s))
         headers["retry-after-ms"] = str(ceil(1e3 * retry_after_s))
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
     if status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         # The rest of the body is not going to be read.
         headers["connection"] = "close"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self, TypeGuard
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from omniserve.access.caller import Caller
 from omniserve.api.openai_unsupported import check_chat_features, check_completion_features
 from omniserve.api.usage_events import UsageEvents
 from omniserve.chat import ChatMessage
@@ -16,14 +17,15 @@ from omniserve.requests import SamplingParams
 
 COMPLETION_DEFAULT_MAX_TOKENS = 16
 """OpenAI's own default for /v1/completions."""
+MAX_PARAM_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What comes with a body: headers, and when the request arrived."""
+    """What comes with a body: headers, whoever sent them, and when the request arrived."""
 
     tier: str | None
-    tenant: str
+    caller: Caller
     request_id: str
     arrival_s: float
 
@@ -186,7 +188,7 @@ class CompletionBody(GenerationBody):
             request_id=head.request_id,
             default_max_tokens=COMPLETION_DEFAULT_MAX_TOKENS,
             arrival_s=head.arrival_s,
-            tenant=head.tenant,
+            caller=head.caller,
             deadline_ms=self.deadline_ms,
         )
 
@@ -241,7 +243,7 @@ class ChatBody(GenerationBody):
             tier=self.service_tier or head.tier,
             request_id=head.request_id,
             arrival_s=head.arrival_s,
-            tenant=head.tenant,
+            caller=head.caller,
             deadline_ms=self.deadline_ms,
         )
 
@@ -272,7 +274,9 @@ def _invalid(error: ValidationError) -> InvalidRequest:
         if step == "[key]":
             continue
         param += f"[{step}]" if isinstance(step, int) else f".{step}" if param else str(step)
+    # Keys are the client's own words, of any kind and length.
+    param = "".join(filter(str.isprintable, param[:MAX_PARAM_CHARS]))
     if first["type"] == "extra_forbidden":
-        return InvalidRequest(f"{param[:128]}: unknown field", param[:128])
+        return InvalidRequest(f"{param}: unknown field", param)
     text = first["msg"].replace("Input should", "must").replace("Field required", "is required")
     return InvalidRequest(f"{param or 'body'}: {text}", param or None)

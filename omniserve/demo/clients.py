@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import httpx
 
+from omniserve.admin_address import admin_target_of
 from omniserve.demo.load import SYSTEM_MESSAGE, ChatTurn, Document
 from omniserve.demo.measure import Tier
 from omniserve.demo.options import Addresses
@@ -45,11 +46,14 @@ class DaemonClients:
     """Both ways to one daemon, open while the context is."""
 
     def __init__(self, addresses: Addresses) -> None:
+        """Raises ConfigError."""
         # A proxy of the environment has no business between a machine and itself.
         options = (("grpc.enable_http_proxy", 0),)
         self._channel = grpc.aio.insecure_channel(addresses.grpc, options)
+        admin = admin_target_of(addresses.grpc) or addresses.grpc
+        self._admin_channel = grpc.aio.insecure_channel(admin, options)
         self._inference = omniserve_pb2_grpc.InferenceStub(self._channel)
-        self._admin = omniserve_pb2_grpc.AdminStub(self._channel)
+        self._admin = omniserve_pb2_grpc.AdminStub(self._admin_channel)
         self._http = httpx.AsyncClient(
             base_url=f"http://{addresses.http}",
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
@@ -68,6 +72,7 @@ class DaemonClients:
     ) -> None:
         await self._http.aclose()
         await self._channel.close(None)
+        await self._admin_channel.close(None)
 
     async def describe(self, model: str | None) -> Served:
         """Raises RequestFailed where the daemon does not answer or lacks what is needed."""

@@ -1,6 +1,7 @@
 """The subcommand `omniserve demo`."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,11 +83,15 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-live", action="store_true", help="plain lines in place of the live display"
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as JSON; all else goes to stderr"
+    )
 
 
 def _demo(args: argparse.Namespace) -> int:
     import asyncio
 
+    from omniserve.commands.json_output import print_json, text_aside
     from omniserve.demo.session import run_demo
 
     options = DemoOptions(
@@ -101,6 +106,11 @@ def _demo(args: argparse.Namespace) -> int:
         is_live=not args.no_live,
     )
     try:
-        return 0 if run_demo(options) else _EXIT_FAILED
+        with text_aside(args.json):
+            result = run_demo(options)
     except asyncio.CancelledError:
         return _EXIT_TERMINATED
+    if args.json:
+        tiers = [asdict(summary) for summary in result.summaries]
+        print_json({"report": str(args.report), "tiers": tiers, "errors": result.errors()})
+    return 0 if result.num_failed == 0 else _EXIT_FAILED

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from omniserve.config import Config, ListenConfig
+from omniserve.config import Config
+from omniserve.config_listen import ListenConfig
 from omniserve.demo.options import Addresses
 from omniserve.errors import OmniServeError
 

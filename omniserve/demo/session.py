@@ -27,8 +27,8 @@ from omniserve.terminal import make_console
 ARCH, PRESET = "qwen3", "small"
 
 
-def run_demo(options: DemoOptions) -> bool:
-    """Whether every request succeeded. Raises OmniServeError where the demo cannot run."""
+def run_demo(options: DemoOptions) -> DemoResult:
+    """Runs, writes and prints. Raises OmniServeError where the demo cannot run."""
     console = make_console()
     _check_report_path(options.report)
     _check_attach(options.attach)
@@ -49,7 +49,7 @@ def run_demo(options: DemoOptions) -> bool:
     if result.log_path is not None:
         console.print(f"the daemon's log: {result.log_path}", soft_wrap=True)
     print_next_steps(console, steps)
-    return result.num_failed == 0
+    return result
 
 
 class _Session:

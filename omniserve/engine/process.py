@@ -25,6 +25,7 @@ from omniserve.messages import (
     Explain,
     Explained,
     Outputs,
+    SetShares,
     SetTiers,
     Shutdown,
     Stats,
@@ -117,6 +118,8 @@ class EngineProcess:
                         self._engine.abort(request_id)
                 case SetTiers(tiers=tiers):
                     self._engine.set_tiers(tiers)
+                case SetShares(shares=shares):
+                    self._engine.set_shares(shares)
                 case Explain(question=question, request_id=request_id):
                     self._send(Explained(question, self._engine.explain(request_id)))
                 case Shutdown():

@@ -92,27 +92,34 @@ def _add_run_command(subparsers: "Subparsers") -> None:
         action="store_true",
         help="do not write the run itself, which holds every token's time",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON; all else goes to stderr"
+    )
     parser.set_defaults(handler=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    from omniserve.bench.report.files import SUMMARY_FILE
+    from omniserve.commands.json_output import print_json_file, text_aside
     from omniserve.simulate.session import SimulationRequest, run_session
 
-    run_session(
-        SimulationRequest(
-            config=args.config,
-            profiles=args.profile,
-            streams=args.stream,
-            backlogs=args.backlog,
-            rate=args.rate,
-            num_engines=args.engines,
-            duration_s=args.duration_s,
-            warm_up_s=args.warm_up_s,
-            drain_s=args.drain_s,
-            seed=args.seed,
-            out=args.out,
-            title=args.title or args.out.resolve().name,
-            is_summary_only=args.summary_only,
-        )
+    request = SimulationRequest(
+        config=args.config,
+        profiles=args.profile,
+        streams=args.stream,
+        backlogs=args.backlog,
+        rate=args.rate,
+        num_engines=args.engines,
+        duration_s=args.duration_s,
+        warm_up_s=args.warm_up_s,
+        drain_s=args.drain_s,
+        seed=args.seed,
+        out=args.out,
+        title=args.title or args.out.resolve().name,
+        is_summary_only=args.summary_only,
     )
+    with text_aside(args.json):
+        run_session(request)
+    if args.json:
+        print_json_file(args.out / SUMMARY_FILE)
     return 0

@@ -96,10 +96,12 @@ def add_roofline_command(subparsers: "Subparsers") -> None:
         help="of the machine (default: %(default)g)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the profile")
+    parser.add_argument("--json", action="store_true", help="print the profile")
     parser.set_defaults(handler=_roofline)
 
 
 def _roofline(args: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json_file
     from omniserve.machine import Machine
     from omniserve.profiling.profile import HostModel, Profile, save_profile
     from omniserve.simulate.roofline import DevicePeaks, roofline_step_time
@@ -125,7 +127,10 @@ def _roofline(args: argparse.Namespace) -> int:
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_profile(profile, args.out)
-    make_console().print(f"{args.out}: {args.name} on {profile.device}", soft_wrap=True)
+    if args.json:
+        print_json_file(args.out)
+    else:
+        make_console().print(f"{args.out}: {args.name} on {profile.device}", soft_wrap=True)
     return 0
 
 

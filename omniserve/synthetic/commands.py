@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from omniserve.synthetic.presets import ARCHITECTURES, DTYPES, PRESETS
@@ -48,6 +49,7 @@ def add_model_commands(subparsers: "Subparsers") -> None:
     new.add_argument("--seed", type=int, default=0, help="same seed, same weights (default 0)")
     new.add_argument("--vocab-size", type=int, help="pad the vocabulary to this many tokens")
     new.add_argument("--force", action="store_true", help="replace a checkpoint that is there")
+    new.add_argument("--json", action="store_true", help="print JSON")
     new.set_defaults(handler=_new)
 
     info = commands.add_parser(
@@ -57,10 +59,12 @@ def add_model_commands(subparsers: "Subparsers") -> None:
         "from its config and headers alone.",
     )
     info.add_argument("directory", metavar="DIR", help="the checkpoint")
+    info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(handler=_info)
 
 
 def _new(arguments: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json
     from omniserve.synthetic.create import write_checkpoint
 
     path = write_checkpoint(
@@ -73,14 +77,22 @@ def _new(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         progress=_ProgressLines(),
     )
-    sys.stdout.write(f"wrote {path}\n")
+    if arguments.json:
+        print_json({"path": str(path)})
+    else:
+        sys.stdout.write(f"wrote {path}\n")
     return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json
     from omniserve.synthetic.info import describe, model_report
 
-    sys.stdout.write(describe(model_report(arguments.directory)) + "\n")
+    report = model_report(arguments.directory)
+    if arguments.json:
+        print_json(asdict(report))
+    else:
+        sys.stdout.write(describe(report) + "\n")
     return 0
 
 

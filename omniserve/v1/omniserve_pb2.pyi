@@ -285,20 +285,134 @@ class WatchStatusRequest(_message.Message):
     def __init__(self, interval_ms: _Optional[int] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("version", "state", "device", "uptime_s", "num_engine_restarts", "models")
+    __slots__ = ("version", "state", "device", "uptime_s", "num_engine_restarts", "models", "tiers", "host", "requests", "refusals", "tenants", "reload_error")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     NUM_ENGINE_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    RELOAD_ERROR_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: str
     device: str
     uptime_s: float
     num_engine_restarts: int
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., uptime_s: _Optional[float] = ..., num_engine_restarts: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
+    host: HostStatus
+    requests: _containers.RepeatedCompositeFieldContainer[RequestStatus]
+    refusals: _containers.RepeatedCompositeFieldContainer[Refusal]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
+    reload_error: str
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[str] = ..., device: _Optional[str] = ..., uptime_s: _Optional[float] = ..., num_engine_restarts: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., host: _Optional[_Union[HostStatus, _Mapping]] = ..., requests: _Optional[_Iterable[_Union[RequestStatus, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., reload_error: _Optional[str] = ...) -> None: ...
+
+class TierStatus(_message.Message):
+    __slots__ = ("model", "tier", "service_class", "ttft_ms", "tpot_ms", "percentile", "ttft_attainment", "tpot_attainment", "num_running", "num_waiting", "output_tokens", "num_refused", "output_tokens_per_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_MS_FIELD_NUMBER: _ClassVar[int]
+    TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    PERCENTILE_FIELD_NUMBER: _ClassVar[int]
+    TTFT_ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
+    TPOT_ATTAINMENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    tier: str
+    service_class: str
+    ttft_ms: float
+    tpot_ms: float
+    percentile: float
+    ttft_attainment: float
+    tpot_attainment: float
+    num_running: int
+    num_waiting: int
+    output_tokens: int
+    num_refused: int
+    output_tokens_per_s: float
+    def __init__(self, model: _Optional[str] = ..., tier: _Optional[str] = ..., service_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., percentile: _Optional[float] = ..., ttft_attainment: _Optional[float] = ..., tpot_attainment: _Optional[float] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., output_tokens_per_s: _Optional[float] = ...) -> None: ...
+
+class HostStatus(_message.Message):
+    __slots__ = ("num_cores", "num_host_cores", "has_host_cores", "busy_share", "memory_used_bytes", "memory_total_bytes")
+    NUM_CORES_FIELD_NUMBER: _ClassVar[int]
+    NUM_HOST_CORES_FIELD_NUMBER: _ClassVar[int]
+    HAS_HOST_CORES_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    num_cores: int
+    num_host_cores: int
+    has_host_cores: bool
+    busy_share: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    def __init__(self, num_cores: _Optional[int] = ..., num_host_cores: _Optional[int] = ..., has_host_cores: _Optional[bool] = ..., busy_share: _Optional[float] = ..., memory_used_bytes: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ...) -> None: ...
+
+class RequestStatus(_message.Message):
+    __slots__ = ("request_id", "model", "tier", "tenant", "phase", "age_s", "prompt_tokens", "output_tokens", "piggybacked_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PIGGYBACKED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    tier: str
+    tenant: str
+    phase: str
+    age_s: float
+    prompt_tokens: int
+    output_tokens: int
+    piggybacked_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., tenant: _Optional[str] = ..., phase: _Optional[str] = ..., age_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., piggybacked_tokens: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("request_id", "model", "tier", "tenant", "age_s", "reason", "retry_after_s")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    tier: str
+    tenant: str
+    age_s: float
+    reason: str
+    retry_after_s: float
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., tenant: _Optional[str] = ..., age_s: _Optional[float] = ..., reason: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+
+class TenantStatus(_message.Message):
+    __slots__ = ("tenant", "num_concurrent", "num_queued", "input_tokens_share", "output_tokens_share", "num_refused")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NUM_CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_SHARE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_SHARE_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    num_concurrent: int
+    num_queued: int
+    input_tokens_share: float
+    output_tokens_share: float
+    num_refused: int
+    def __init__(self, tenant: _Optional[str] = ..., num_concurrent: _Optional[int] = ..., num_queued: _Optional[int] = ..., input_tokens_share: _Optional[float] = ..., output_tokens_share: _Optional[float] = ..., num_refused: _Optional[int] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback")
@@ -343,7 +457,7 @@ class ModelStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ...) -> None: ...
 
 class PiggybackStatus(_message.Message):
-    __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens")
+    __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens", "rows_on_host", "rows_ready", "num_swaps_out", "num_swaps_in")
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     HOST_STATE_FIELD_NUMBER: _ClassVar[int]
     NUM_OFFLOADED_FIELD_NUMBER: _ClassVar[int]
@@ -351,6 +465,10 @@ class PiggybackStatus(_message.Message):
     KV_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_JOINED_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_ON_HOST_FIELD_NUMBER: _ClassVar[int]
+    ROWS_READY_FIELD_NUMBER: _ClassVar[int]
+    NUM_SWAPS_OUT_FIELD_NUMBER: _ClassVar[int]
+    NUM_SWAPS_IN_FIELD_NUMBER: _ClassVar[int]
     active: bool
     host_state: str
     num_offloaded: int
@@ -358,7 +476,11 @@ class PiggybackStatus(_message.Message):
     kv_total_bytes: int
     num_rows_joined: int
     num_tokens: int
-    def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+    rows_on_host: _containers.RepeatedScalarFieldContainer[int]
+    rows_ready: _containers.RepeatedScalarFieldContainer[int]
+    num_swaps_out: int
+    num_swaps_in: int
+    def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ..., rows_on_host: _Optional[_Iterable[int]] = ..., rows_ready: _Optional[_Iterable[int]] = ..., num_swaps_out: _Optional[int] = ..., num_swaps_in: _Optional[int] = ...) -> None: ...
 
 class ReloadTiersRequest(_message.Message):
     __slots__ = ("dry_run",)

@@ -70,6 +70,9 @@ def add_colocate_command(subparsers: "Subparsers") -> None:
         help="interpreter of an environment with vLLM (default: %(default)s)",
     )
     parser.add_argument("--no-vllm", action="store_true", help="measure OmniServe alone")
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as JSON; tables go to stderr"
+    )
     _add_control_arguments(parser)
     _add_scene_arguments(parser)
     _add_load_arguments(parser)
@@ -195,12 +198,17 @@ def _colocate(args: argparse.Namespace) -> int:
 
     # gRPC's handlers would say at every server's start that they are skipped; it reads this once.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    from omniserve.bench.colocate.publish import JSON_FILE
     from omniserve.bench.colocate.session import run_colocate
+    from omniserve.commands.json_output import print_json_file, text_aside
 
     try:
-        run_colocate(options_of(args))
+        with text_aside(args.json):
+            run_colocate(options_of(args))
     except asyncio.CancelledError:
         return _EXIT_TERMINATED
+    if args.json:
+        print_json_file(args.out / JSON_FILE)
     return 0
 
 

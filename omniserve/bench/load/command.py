@@ -50,6 +50,9 @@ def add_run_command(subparsers: "Subparsers") -> None:
     parser.add_argument(
         "--no-live", action="store_true", help="plain lines in place of the live display"
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON; all else goes to stderr"
+    )
     parser.set_defaults(handler=_run)
 
 
@@ -85,15 +88,24 @@ def _run(args: argparse.Namespace) -> int:
     from omniserve.bench.load.session import Session
     from omniserve.bench.load.stream_arguments import streams_of
     from omniserve.bench.load.window_arguments import window_of
+    from omniserve.bench.report.files import SUMMARY_FILE
+    from omniserve.commands.json_output import print_json_file, text_aside
 
     options = window_of(args, args.duration_s, args.title or args.out.resolve().name)
     total_s = options.warm_up_s + options.duration_s
     streams = streams_of(args.stream, args.backlog, total_s=total_s, seed=options.seed)
-    session = Session(_addresses(args), streams, options, args.out, is_live=not args.no_live)
+    addresses = _addresses(args)
     try:
-        return 0 if asyncio.run(session.run()) else _EXIT_FAILED
+        with text_aside(args.json):
+            session = Session(addresses, streams, options, args.out, is_live=not args.no_live)
+            is_good = asyncio.run(session.run())
     except asyncio.CancelledError:
         return _EXIT_TERMINATED
+    summary = args.out / SUMMARY_FILE
+    # A run that ended while it warmed up has none.
+    if args.json and summary.exists():
+        print_json_file(summary)
+    return 0 if is_good else _EXIT_FAILED
 
 
 def _addresses(args: argparse.Namespace) -> Addresses:

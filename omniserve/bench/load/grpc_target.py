@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
+from omniserve.admin_address import admin_target_of
 from omniserve.bench.load.http_client import HttpAddress, HttpClient
 from omniserve.bench.load.metrics_text import read_clock
 from omniserve.bench.load.target import (
@@ -23,6 +24,8 @@ from omniserve.v1 import omniserve_pb2_grpc
 
 ANSWER_TIMEOUT_S = 30.0
 MAX_ERROR_CHARS = 200
+# A proxy of the environment has no business between a server and who measures it.
+_OPTIONS = (("grpc.enable_http_proxy", 0),)
 _GENERATE = "/omniserve.v1.Inference/Generate"
 _REFUSALS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
@@ -31,11 +34,16 @@ class GrpcTarget:
     """Made inside a running event loop."""
 
     def __init__(self, address: str, http: str | None = None) -> None:
-        """`http` is where the same server answers HTTP, for its metrics; raises ConfigError."""
-        # A proxy of the environment has no business between a server and who measures it.
-        self._channel = grpc.aio.insecure_channel(address, (("grpc.enable_http_proxy", 0),))
+        """`http` is where the same server answers HTTP, for its metrics; raises ConfigError.
+
+        Its status is asked on this machine alone, where it listens for its operators.
+        """
+        self._channel = grpc.aio.insecure_channel(address, _OPTIONS)
         self._inference = omniserve_pb2_grpc.InferenceStub(self._channel)
-        self._admin = omniserve_pb2_grpc.AdminStub(self._channel)
+        admin = admin_target_of(address)
+        # Elsewhere nobody may ask for it: the server then says that it does not know the service.
+        self._admin_channel = grpc.aio.insecure_channel(admin or address, _OPTIONS)
+        self._admin = omniserve_pb2_grpc.AdminStub(self._admin_channel)
         self._http = HttpClient(HttpAddress.parse(http)) if http is not None else None
         # Requests were serialised when they were made.
         self._generate: grpc.aio.UnaryStreamMultiCallable[bytes, pb.GenerateChunk]
@@ -48,9 +56,9 @@ class GrpcTarget:
             listed = await self._inference.ListModels(
                 pb.ListModelsRequest(), timeout=ANSWER_TIMEOUT_S
             )
-            status = await self._admin.GetStatus(pb.GetStatusRequest(), timeout=ANSWER_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise RequestFailed(f"cannot ask the server what it serves: {_said(error)}") from None
+        status = await self._status()
         models = tuple(
             ModelInfo(
                 model.name,
@@ -63,6 +71,15 @@ class GrpcTarget:
         )
         tiers = tuple(_tier(tier) for tier in listed.tiers)
         return TargetInfo("OmniServe", status.version, status.device, models, tiers)
+
+    async def _status(self) -> pb.Status:
+        """Empty where the server does not tell us: it is elsewhere, or another user's."""
+        try:
+            request = pb.GetStatusRequest()
+            status: pb.Status = await self._admin.GetStatus(request, timeout=ANSWER_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return pb.Status()
+        return status
 
     def encode(self, request: TokenRequest) -> bytes:
         """`extra_body` is for HTTP and has no place here."""
@@ -105,6 +122,7 @@ class GrpcTarget:
         if self._http is not None:
             self._http.close()
         await self._channel.close(None)
+        await self._admin_channel.close(None)
 
 
 def _tier(tier: pb.Tier) -> TierInfo:

@@ -1,6 +1,8 @@
 """The subcommands `omniserve bench report` and `omniserve bench compare`."""
 
 import argparse
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ def add_report_commands(subparsers: "Subparsers") -> None:
         "summary.json and as the page report.html beside it.",
     )
     report.add_argument("run", type=Path, metavar="DIR", help="directory of a run (its --out)")
+    report.add_argument("--json", action="store_true", help="print JSON; the tables go to stderr")
     report.set_defaults(handler=_report)
     compare = subparsers.add_parser(
         "compare",
@@ -37,6 +40,7 @@ def add_report_commands(subparsers: "Subparsers") -> None:
     compare.add_argument(
         "--page", type=Path, metavar="FILE", help="also write the comparison as an HTML page"
     )
+    compare.add_argument("--json", action="store_true", help="print JSON: the runs' summaries")
     compare.set_defaults(handler=_compare)
 
 
@@ -44,19 +48,25 @@ def _report(args: argparse.Namespace) -> int:
     from omniserve.bench.report.files import PAGE_FILE, write_report
     from omniserve.bench.report.table import render
     from omniserve.bench.run_files import load_run
+    from omniserve.commands.json_output import text_aside
     from omniserve.terminal import make_console
 
     record = load_run(args.run)
-    console = make_console()
     with _files_are_named():
-        console.print(render(write_report(record, args.run)))
-    console.print(f"\nreport: {args.run / PAGE_FILE}", soft_wrap=True)
+        summary = write_report(record, args.run)
+    with text_aside(args.json):
+        console = make_console()
+        console.print(render(summary))
+        console.print(f"\nreport: {args.run / PAGE_FILE}", soft_wrap=True)
+    if args.json:
+        sys.stdout.write(summary.to_json())
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
     from omniserve.bench.report.compare import render_comparison, write_comparison
     from omniserve.bench.report.files import load_summary
+    from omniserve.commands.json_output import print_json, text_aside
     from omniserve.terminal import make_console
 
     if len(args.runs) < 2:
@@ -66,12 +76,15 @@ def _compare(args: argparse.Namespace) -> int:
         if name in summaries:
             raise ConfigError(f"runs: two are called {name!r}; call them NAME=RUN")
         summaries[name] = load_summary(path)
-    console = make_console()
-    console.print(render_comparison(summaries))
-    if args.page is not None:
-        with _files_are_named():
-            write_comparison(summaries, args.page)
-        console.print(f"\nreport: {args.page}", soft_wrap=True)
+    with text_aside(args.json):
+        console = make_console()
+        console.print(render_comparison(summaries))
+        if args.page is not None:
+            with _files_are_named():
+                write_comparison(summaries, args.page)
+            console.print(f"\nreport: {args.page}", soft_wrap=True)
+    if args.json:
+        print_json({name: json.loads(each.to_json()) for name, each in summaries.items()})
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from omniserve.argument_types import number, whole_number
 from omniserve.bench.trace.formats.read_write import FORMATS, NATIVE, lost_fields, write_trace
 from omniserve.bench.trace.formats.rows import TraceError
+from omniserve.commands.json_output import print_json
 
 if TYPE_CHECKING:
     from omniserve.bench.trace.trace import Trace
@@ -161,6 +162,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", choices=tuple(FORMATS), default=NATIVE, help="its format (default: %(default)s)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON: what was written")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -258,8 +260,14 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _write(trace: "Trace", args: argparse.Namespace) -> int:
     write_trace(trace, args.output, args.to)
-    sys.stdout.write(f"wrote {args.output}: {len(trace):,} requests, {trace.duration_s:,.1f} s\n")
     lost = lost_fields(trace, args.to)
+    if args.json:
+        written = {"path": str(args.output), "num_requests": len(trace)}
+        print_json(written | {"duration_s": trace.duration_s, "lost_fields": list(lost)})
+    else:
+        sys.stdout.write(
+            f"wrote {args.output}: {len(trace):,} requests, {trace.duration_s:,.1f} s\n"
+        )
     if lost:
         sys.stderr.write(f"omniserve: {args.to} has no place for {', '.join(lost)}\n")
     return 0

@@ -60,10 +60,24 @@ def add_calibrate_command(subparsers: "Subparsers") -> None:
         default=0,
         help="of the prompts' tokens (default: %(default)s)",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the profile; all else goes to stderr"
+    )
     parser.set_defaults(handler=_calibrate)
 
 
 def _calibrate(args: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json_file, text_aside
+
+    with text_aside(args.json):
+        _run(args)
+    if args.json:
+        print_json_file(args.out)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Measures, prints and writes the profile. Raises OmniServeError."""
     # Daemons are forked beside open channels; gRPC would say so each time.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from omniserve.config import load_config, without_step_times
@@ -104,7 +118,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     for line in lines:
         say(line)
     say(f"profile: {args.out}")
-    return 0
 
 
 def _lines(calibration: "Calibration") -> list[str]:

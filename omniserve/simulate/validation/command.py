@@ -60,6 +60,9 @@ def add_validate_command(subparsers: "Subparsers") -> None:
         default=Path("out/validation"),
         help="where runs, reports and the comparison go (default: %(default)s)",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the comparison as JSON; all else goes to stderr"
+    )
     parser.set_defaults(handler=_validate)
 
 
@@ -68,21 +71,24 @@ def _validate(args: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from omniserve.bench.load.stream_arguments import streams_of
     from omniserve.bench.load.window_arguments import window_of
+    from omniserve.commands.json_output import print_json_file, text_aside
     from omniserve.config import load_config
     from omniserve.profiling.profile import load_profile
-    from omniserve.simulate.validation.session import Validation, run_validation
+    from omniserve.simulate.validation.session import COMPARISON_FILE, Validation, run_validation
 
     options = window_of(args, args.duration_s, "validation")
     total_s = options.warm_up_s + options.duration_s
-    comparisons = run_validation(
-        Validation(
-            config=load_config(args.config),
-            profiles=[load_profile(path) for path in args.profile],
-            streams=streams_of(args.stream, args.backlog, total_s=total_s, seed=options.seed),
-            options=options,
-            num_rounds=args.rounds,
-            patience_s=args.patience_s,
-            out=args.out,
-        )
+    validation = Validation(
+        config=load_config(args.config),
+        profiles=[load_profile(path) for path in args.profile],
+        streams=streams_of(args.stream, args.backlog, total_s=total_s, seed=options.seed),
+        options=options,
+        num_rounds=args.rounds,
+        patience_s=args.patience_s,
+        out=args.out,
     )
+    with text_aside(args.json):
+        comparisons = run_validation(validation)
+    if args.json:
+        print_json_file(args.out / COMPARISON_FILE)
     return _EXIT_FAILED if any(each.is_met is False for each in comparisons) else 0

@@ -1,0 +1,267 @@
+"""What one connection may take up: time without a request, age, heads, and its number."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from api_servers import Servers, serving
+from http_client import COMPLETIONS, make_body, make_client
+from listen_builders import limited_service
+from service_builders import ScriptedEngine, make_output, silent, until
+from tenant_builders import bearer, make_tenant, make_tenanted_service
+
+from omniserve.api.http_connection import MAX_HEAD_BYTES
+from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.v1 import omniserve_pb2 as pb
+from omniserve.v1 import omniserve_pb2_grpc
+
+PATIENCE_S = 20.0
+GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
+BODY = b'{"state":"ready"}'
+
+
+class Gate:
+    """An engine whose second token waits until it is let through."""
+
+    def __init__(self) -> None:
+        self.is_open = asyncio.Event()
+
+    async def script(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+        yield make_output(request, 0, 2)
+        await self.is_open.wait()
+        yield make_output(request, 1, 2)
+
+
+async def connect(servers: Servers) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = servers.http.address.rpartition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def read_answer(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    await reader.readexactly(len(BODY))
+    return head
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(PATIENCE_S):
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+
+
+@pytest.mark.asyncio
+async def test_an_idle_http_connection_is_closed(tiny_checkpoint: Path) -> None:
+    # Whole seconds are what is told to HTTP clients and servers alike.
+    async with serving(limited_service(tiny_checkpoint, idle_s=1.0)) as servers:
+        reader, writer = await connect(servers)
+        for _ in range(2):
+            writer.write(GET)
+            assert (await read_answer(reader)).startswith(OK)
+        assert await read_to_end(reader) == b""
+        writer.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("words", [b"", b"GET / HT", GET + b"GET / HTTP/1.1\r\nX: ", GET + b"\r\n"])
+async def test_a_request_that_does_not_come_closes_the_connection(
+    tiny_checkpoint: Path, words: bytes
+) -> None:
+    service = limited_service(tiny_checkpoint, handshake_s=0.3, idle_s=1.0)
+    async with serving(service) as servers:
+        reader, writer = await connect(servers)
+        writer.write(words)
+        answer = await read_to_end(reader)
+        assert answer.startswith(OK) if words.startswith(GET) else not answer
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_bytes_after_an_answer_do_not_keep_a_connection(tiny_checkpoint: Path) -> None:
+    """A body that is announced and trickles in although its request is answered."""
+    async with serving(limited_service(tiny_checkpoint, handshake_s=0.5)) as servers:
+        reader, writer = await connect(servers)
+        writer.write(b"POST /gone HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n")
+
+        async def trickle() -> None:
+            while True:
+                writer.write(b"x")
+                await asyncio.sleep(0.05)
+
+        trickling = asyncio.create_task(trickle())
+        assert b" 404 " in (await read_to_end(reader))[:20]
+        trickling.cancel()
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_a_head_without_end_is_refused(tiny_checkpoint: Path) -> None:
+    async with serving(limited_service(tiny_checkpoint)) as servers:
+        for start in (b"GET /health HTTP/1.1\r\nx: ", b"GET /"):
+            reader, writer = await connect(servers)
+            writer.write(start + b"y" * (MAX_HEAD_BYTES + 1))
+            assert (await read_to_end(reader)).startswith(b"HTTP/1.1 431 ")
+            writer.close()
+        # An answer that is on its way comes first, and is the last.
+        reader, writer = await connect(servers)
+        writer.write(GET + b"GET /" + b"y" * (MAX_HEAD_BYTES + 1))
+        answer = await read_to_end(reader)
+        assert answer.startswith(OK) and answer.endswith(BODY) and b"connection: close" in answer
+        writer.close()
+        reader, writer = await connect(servers)
+        start = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: "
+        writer.write(start + b"y" * 30_000 + b"\r\n\r\n")
+        assert (await read_answer(reader)).startswith(OK)
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_what_follows_a_body_is_no_header_and_has_an_end(tiny_checkpoint: Path) -> None:
+    service = make_tenanted_service(tiny_checkpoint, make_tenant("acme"))
+    token = bearer("acme")["authorization"].encode()
+    async with serving(service) as servers:
+        start = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n"
+        trailer = b"authorization: " + token + b"\r\n"
+        for request, status in (
+            (start + trailer + b"\r\n0\r\n\r\n", b"200"),
+            (start + b"\r\n0\r\n" + trailer + b"\r\n", b"401"),
+        ):
+            reader, writer = await connect(servers)
+            writer.write(request)
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
+        for endless in (b"x: y\r\n", b"y"):
+            reader, writer = await connect(servers)
+            writer.write(start + b"\r\n0\r\n")
+            assert b" 401 " in await reader.readline()
+            writer.write(b"x: " + endless * MAX_HEAD_BYTES)
+            assert b"HTTP/1.1 431 " in await read_to_end(reader)
+            writer.close()
+
+
+@pytest.mark.asyncio
+async def test_a_body_of_many_small_pieces_is_read(tiny_checkpoint: Path) -> None:
+    async with serving(limited_service(tiny_checkpoint)) as servers:
+        reader, writer = await connect(servers)
+        writer.write(
+            f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            "transfer-encoding: chunked\r\nconnection: close\r\n\r\n".encode()
+        )
+        text = json.dumps(make_body(COMPLETIONS)) + " " * MAX_HEAD_BYTES
+        writer.write("".join(f"1\r\n{each}\r\n" for each in text).encode() + b"0\r\n\r\n")
+        assert (await read_to_end(reader)).startswith(OK)
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_an_old_http_connection_ends_after_its_answer(tiny_checkpoint: Path) -> None:
+    gate = Gate()
+    service = limited_service(tiny_checkpoint, ScriptedEngine(gate.script), age_s=0.3)
+    async with serving(service) as servers:
+        idle, idle_writer = await connect(servers)
+        idle_writer.write(GET)
+        await read_answer(idle)
+        async with make_client(servers.url) as http:
+            body = make_body(COMPLETIONS, max_tokens=2, stream=True)
+            async with http.stream("POST", COMPLETIONS, json=body) as answer:
+                assert await read_to_end(idle) == b""
+                gate.is_open.set()
+                assert (await answer.aread()).endswith(b"data: [DONE]\n\n")
+            await until(lambda: not servers.http._server.server_state.connections)
+        idle_writer.close()
+
+
+@pytest.mark.asyncio
+async def test_an_old_grpc_connection_ends_after_its_streams(tiny_checkpoint: Path) -> None:
+    gate = Gate()
+    service = limited_service(tiny_checkpoint, ScriptedEngine(gate.script), age_s=0.3)
+    request = pb.GenerateRequest(model="demo", text="x", sampling={"max_tokens": 2})
+    async with serving(service) as servers:
+        states: list[grpc.ChannelConnectivity] = []
+
+        async def follow(channel: grpc.aio.Channel) -> None:
+            while True:
+                states.append(channel.get_state())
+                await channel.wait_for_state_change(states[-1])
+
+        following = asyncio.create_task(follow(servers.channel))
+        call = servers.inference.Generate(request)
+        await call.read()
+        # The server has told the client to go elsewhere, and the stream goes on.
+        await until(lambda: states[-1] is grpc.ChannelConnectivity.IDLE)
+        gate.is_open.set()
+        assert (await call.read()).token_ids == [1]
+        assert await call.read() is grpc.aio.EOF
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_an_idle_grpc_connection_is_closed(tiny_checkpoint: Path) -> None:
+    async with serving(limited_service(tiny_checkpoint, idle_s=0.3)) as servers:
+        await servers.inference.ListModels(pb.ListModelsRequest())
+        assert servers.channel.get_state() is grpc.ChannelConnectivity.READY
+        async with asyncio.timeout(PATIENCE_S):
+            await servers.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        # Which no client needs to notice.
+        await servers.inference.ListModels(pb.ListModelsRequest())
+
+
+@pytest.mark.asyncio
+async def test_no_more_grpc_connections_than_allowed(tiny_checkpoint: Path) -> None:
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with serving(limited_service(tiny_checkpoint, max_connections=2)) as servers:
+        channels = [grpc.aio.insecure_channel(servers.grpc.address, options) for _ in range(4)]
+        codes = []
+        for channel in channels:
+            stub = omniserve_pb2_grpc.InferenceStub(channel)
+            try:
+                await stub.ListModels(pb.ListModelsRequest(), timeout=2)
+                codes.append("OK")
+            except grpc.aio.AioRpcError as error:
+                codes.append(error.code().name)
+        for channel in channels:
+            await channel.close()
+        assert codes[:2] == ["OK", "OK"] and "OK" not in codes[2:]
+
+
+@pytest.mark.asyncio
+async def test_no_more_http_requests_than_allowed_and_health_still_answers(
+    tiny_checkpoint: Path,
+) -> None:
+    engine = ScriptedEngine(silent)
+    service = limited_service(tiny_checkpoint, engine, max_requests=2)
+    async with serving(service) as servers, make_client(servers.url) as http:
+        body = make_body(COMPLETIONS)
+        asking = [asyncio.create_task(http.post(COMPLETIONS, json=body)) for _ in range(2)]
+        await until(lambda: len(engine.running) == 2)
+        refused = await http.post(COMPLETIONS, json=body)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert (await http.get("/health")).status_code == 200
+        for each in asking:
+            each.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await until(lambda: not engine.running)
+        engine.script = ScriptedEngine().script
+        assert (await http.post(COMPLETIONS, json=body)).status_code == 200
+
+
+@pytest.mark.asyncio
+async def test_connections_far_beyond_the_limit_are_not_even_answered(
+    tiny_checkpoint: Path,
+) -> None:
+    async with serving(limited_service(tiny_checkpoint, max_connections=2)) as servers:
+        connections = [await connect(servers) for _ in range(4)]
+        await until(lambda: len(servers.http._server.server_state.connections) == 4)
+        reader, writer = await connect(servers)
+        assert await read_to_end(reader) == b""
+        for _, each in (*connections, (reader, writer)):
+            each.close()
