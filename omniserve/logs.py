@@ -5,6 +5,7 @@ Prompts and outputs are handed over as `content` only, and are dropped unless co
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ Value = str | int | float | bool | None
 
 _FIELDS = "omniserve_fields"
 _CONTENT = "omniserve_content"
+_SPECIAL = re.compile(r'[ "=\\]')
 
 
 _FORMAT_VARIABLE = "OMNISERVE_LOG_FORMAT"
@@ -132,5 +134,5 @@ def _quote(value: object) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     text = str(value)
-    plain = text and text.isprintable() and not any(char in text for char in ' "=\\')
+    plain = text and text.isprintable() and not _SPECIAL.search(text)
     return text if plain else json.dumps(text)

@@ -11,6 +11,7 @@ from omniserve import __version__
 from omniserve.access.access_control import AccessControl
 from omniserve.access.bearer_token import without_tokens
 from omniserve.access.caller import ANYONE, Caller
+from omniserve.access.refusal_pace import RefusalPace
 from omniserve.access.tenant_metrics import TenantCollector
 from omniserve.calls.call_log import CallLog
 from omniserve.config import Config
@@ -23,6 +24,7 @@ from omniserve.errors import (
     EngineUnavailable,
     InvalidRequest,
     PermissionDenied,
+    QuotaExceeded,
     UnknownModel,
 )
 from omniserve.explanation import explain
@@ -47,6 +49,9 @@ from omniserve.served_model import ServedModel
 from omniserve.settings import ModelInfo, ModelStats
 from omniserve.status.request_board import RequestBoard
 from omniserve.tier_table import TierTable
+
+_HELD_SHARE = 16
+"""One in so many places for calls may hold a tenant's refusals."""
 
 
 class Engine(Protocol):
@@ -103,6 +108,7 @@ class GenerationService:
         self._start_s = clock()
         self.access = AccessControl(config.tenants, clock)
         metrics.register(TenantCollector(self.access.quotas))
+        self._refusals = RefusalPace(max(1, config.limits.max_requests // _HELD_SHARE), clock)
         self.arrivals = ArrivalRecord(clock)
         self._notes = FrontNotes()
         self.board = RequestBoard(clock)
@@ -168,6 +174,8 @@ class GenerationService:
             sequences = await self._sequences(request, record)
         except BaseException as error:
             record.end(error)
+            if isinstance(error, QuotaExceeded):
+                await self._refusals.hold(request.caller.tenant, deadline_s_of(request))
             raise
         # What the caller may not use has no part in what a tier means to it.
         asked_tier = request.tier if request.caller.tiers is None else record.tier
