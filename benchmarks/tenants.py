@@ -7,8 +7,9 @@ every window; the time to its first tokens is compared between windows in which 
     within quota   always has as many requests running as its quota allows
     flood          does that, and tries for more, many times a second
 
-Windows take turns. The engine has the first core; the front shares the last with both clients, so
-whatever refusing costs is felt by whoever is not refused.
+Windows take turns. The engine has the first core; the front shares the last with both clients, of
+which the pressing one has what the others leave: whatever refusing costs the daemon is felt by
+whoever is not refused.
 """
 
 import argparse

@@ -1,11 +1,15 @@
 """The tenant that presses, in a process of its own: whoever measures is not held up by it.
 
+It has the lowest priority, as it would be on another machine: what refusing costs the daemon is
+felt by the measured tenant, what asking costs the client is not.
+
 Reads one JSON line on stdin: address, token, num_workers, tries_per_s, work, seed. Says `pressing`
 once it has an answer; at the end of stdin it stops and prints what it counted.
 """
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -96,6 +100,7 @@ async def pressing(pressure: Pressure) -> AsyncIterator[Counts]:
 
 
 def main() -> None:
+    os.nice(19)
     given = json.loads(sys.stdin.readline())
     pressure = Pressure(**given | {"work": Work(**given["work"])})
     print(json.dumps(asdict(asyncio.run(press(pressure)))), flush=True)
