@@ -17,6 +17,7 @@ from omniserve.config_listen import (
 )
 from omniserve.config_messages import describe_problems
 from omniserve.config_piggyback import PiggybackConfig, PiggybackOff, PiggybackPlanner
+from omniserve.config_routes import check_routes
 from omniserve.config_section import Section
 from omniserve.config_tenant import MAX_TENANTS, TenantConfig, check_tenants
 from omniserve.config_tier import TierConfig, check_tiers
@@ -53,6 +54,8 @@ class ModelConfig(Section):
 
     name: Name
     """The name by which requests ask for the model."""
+    aliases: Annotated[tuple[Name, ...], Field(max_length=64, strict=False)] = ()
+    """Other names by which they may."""
     path: str
     """Checkpoint directory in Hugging Face layout; a relative path starts at the config file."""
     dtype: DtypeName = "bfloat16"
@@ -160,6 +163,7 @@ class Config(Section):
                 raise refuse(text, ("models", index, "default_tier"))
         check_tiers(self.tiers)
         check_tenants(self.tenants, kinds[0][1], tier_names)
+        check_routes(self.models, self.tiers, self.tenants)
         return self
 
     @model_validator(mode="after")
@@ -220,7 +224,7 @@ class Config(Section):
             ModelSettings(
                 **model.model_dump(
                     exclude={
-                        *("default_tier", "device_kv_bytes", "piggyback", "step_times"),
+                        *("aliases", "default_tier", "device_kv_bytes", "piggyback", "step_times"),
                         "best_effort_tokens_beside_ls",
                     }
                 ),

@@ -69,6 +69,8 @@ class TenantConfig(Section):
     """Tiers it may use; unset: all. The first is its default where it may not use the model's."""
     models: Annotated[tuple[Name, ...], Field(min_length=1, strict=False)] | None = None
     """Models it may use; unset: all."""
+    default_model: Name | None = None
+    """Model of its requests that name none, nor a tier that has one."""
     quota: QuotaConfig = QuotaConfig()
 
     @property

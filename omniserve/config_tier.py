@@ -45,6 +45,8 @@ class TierConfig(Section):
     sends on (latency_sensitive only)."""
     max_waiting: int | None = Field(default=None, ge=1, le=1 << 20)
     """Most requests of the tier that wait for one model; others are refused. Unset: any number."""
+    default_model: Name | None = None
+    """Model of requests that name this tier and no model."""
     demote_after_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
     """Output tokens after which a request goes on as best_effort (latency_sensitive only)."""
 

@@ -22,16 +22,14 @@ from omniserve.engine_streams import OutputSink
 from omniserve.errors import (
     DeadlineExceeded,
     EngineUnavailable,
-    InvalidRequest,
-    PermissionDenied,
     QuotaExceeded,
-    UnknownModel,
 )
 from omniserve.explanation import explain
 from omniserve.front_notes import FrontNotes
 from omniserve.generation import GenerationRequest, Prompt
 from omniserve.generation_stream import GenerationStream
 from omniserve.metrics import Metrics
+from omniserve.model_table import ModelTable
 from omniserve.reload.arrivals import ArrivalRecord
 from omniserve.request_checks import (
     MAX_REQUEST_ID_CHARS,
@@ -114,8 +112,8 @@ class GenerationService:
         self.board = RequestBoard(clock)
         """Requests that are here, and refusals of late."""
         self._request_numbers = itertools.count(1)
-        self._models = {model.name: ServedModel.load(model) for model in config.models}
-        metrics.expect(self._models, (tier.name for tier in config.tiers))
+        self.models = ModelTable(config.models)
+        metrics.expect(self.models.models, (tier.name for tier in config.tiers))
         metrics.watch_engine(lambda: engine.stats)
         metrics.daemon.watch_supervision(self._engine_condition)
         self.calls = CallLog(metrics, self.board)
@@ -144,12 +142,11 @@ class GenerationService:
         )
 
     def model_info(self, name: str, caller: Caller = ANYONE) -> ModelInfo:
-        """What the engine says of a served model.
+        """What the engine says of the model that this name or alias means.
 
-        Raises UnknownModel, PermissionDenied or EngineUnavailable.
+        Raises InvalidRequest, UnknownModel, PermissionDenied or EngineUnavailable.
         """
-        self._model(name, caller)
-        info = self.engine.models.get(name)
+        info = self.engine.models.get(self.models.resolve(name, caller).name)
         if info is None or not self.engine.ready:
             raise EngineUnavailable(f"the engine is {self.engine.state}; try again")
         return info
@@ -180,7 +177,7 @@ class GenerationService:
         # What the caller may not use has no part in what a tier means to it.
         asked_tier = request.tier if request.caller.tiers is None else record.tier
         record.tell_lengths(self.arrivals.note(asked_tier, request.arrival_s, sequences))
-        tokenizer = self._models[request.model].tokenizer
+        tokenizer = self.models.models[record.model].tokenizer
         max_pending = self.config.limits.unread_tokens
         return GenerationStream(self.engine, sequences, record, tokenizer, self._clock, max_pending)
 
@@ -188,7 +185,7 @@ class GenerationService:
         """From now on requests get these tiers; raises ReloadRefused, and changes nothing, where a
         model's default is not among them."""
         table = self.tiers.with_tiers(tiers)
-        self.metrics.expect(self._models, (tier.name for tier in tiers))
+        self.metrics.expect(self.models.models, (tier.name for tier in tiers))
         self.tiers = table
 
     async def explain(self, request_id: str) -> tuple[Decision, ...]:
@@ -200,7 +197,9 @@ class GenerationService:
     ) -> tuple[int, ...]:
         """The token ids that generation would start from."""
         info = self.model_info(model, caller)
-        return await self._model(model).token_ids(prompt, info, prompt_name((prompt,), 0))
+        return await self.models.models[info.name].token_ids(
+            prompt, info, prompt_name((prompt,), 0)
+        )
 
     def detokenize(
         self,
@@ -211,36 +210,22 @@ class GenerationService:
         caller: Caller = ANYONE,
     ) -> str:
         info = self.model_info(model, caller)
-        served = self._model(model)
+        served = self.models.models[info.name]
         return served.detokenize(token_ids, info, keep_special_tokens=keep_special_tokens)
-
-    def _model(self, name: str, caller: Caller = ANYONE) -> ServedModel:
-        served = self._models.get(name)
-        if served is not None and caller.may_use_model(name):
-            return served
-        names = ", ".join(filter(caller.may_use_model, self._models))
-        if not name:
-            raise InvalidRequest(f"model: must be given; served: {names}", "model")
-        if served is None:
-            shown = repr(without_tokens(name)[:128])
-            raise UnknownModel(f"model {shown} is not served; served: {names}")
-        raise PermissionDenied(
-            f"model: {name!r} is not for tenant {caller.tenant!r}; allowed: {names}"
-        )
 
     async def _sequences(
         self, request: GenerationRequest, record: RequestRecord
     ) -> tuple[EngineRequest, ...]:
         caller = request.caller
-        served = self._model(request.model, caller)
-        record.model = request.model
         tiers = self.tiers
-        tier = tiers.settings(tiers.resolve(request.model, request.tier, caller))
+        served = self.models.resolve(request.model, caller, tiers.default_model(request.tier))
+        record.model = served.name
+        tier = tiers.settings(tiers.resolve(served.name, request.tier, caller))
         record.tier = tier.name
         deadline_s = deadline_s_of(request)
         if self.draining:
             raise EngineUnavailable("the server is shutting down; try again elsewhere or later")
-        info = self.model_info(request.model)
+        info = self.model_info(served.name)
         sampling = check_sampling(request.sampling, request.n, info.vocab_size)
         num_sequences = check_num_sequences(request)
         if caller.is_known:
@@ -254,7 +239,7 @@ class GenerationService:
         sequences = tuple(
             EngineRequest(
                 request_id=f"{unique_id}#{place * request.n + choice}",
-                model=request.model,
+                model=served.name,
                 prompt_token_ids=prompt,
                 sampling=choice_sampling(
                     request, sampling, choice, len(prompt), info, self.config.limits

@@ -51,6 +51,11 @@ class TierTable:
             raise PermissionDenied(f"tier: tenant {caller.tenant!r} may use none of those served")
         return next((tier for tier in allowed if tier.name == caller.default_tier), allowed[0])
 
+    def default_model(self, name: str | None) -> str | None:
+        """The model of a request that names this tier and no model."""
+        tier = self._by_name.get(name or "")
+        return None if tier is None else tier.default_model
+
     def resolve(self, model: str, name: str | None, caller: Caller = ANYONE) -> TierConfig:
         """The tier that a request for this served model means.
 

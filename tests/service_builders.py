@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omniserve.config import Config
@@ -176,7 +176,7 @@ class ScriptedEngine:
             num_parameters=1,
             eos_token_ids=(0,),
         )
-        return {"demo": info}
+        return {model.name: replace(info, name=model.name) for model in self.settings.models}
 
     def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None:
         self.tiers = tiers

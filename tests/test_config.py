@@ -180,6 +180,7 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
         "admission",
         "fallback",
         "max_waiting",
+        "default_model",
         "demote_after_tokens",
     }
     assert "Checkpoint directory in Hugging Face layout" in text

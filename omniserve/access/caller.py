@@ -24,6 +24,9 @@ class Caller:
     default_tier: str | None = None
     """Where the model's own default is not among `tiers`."""
 
+    default_model: str | None = None
+    """Name or alias of what a request means that names no model."""
+
     def may_use_model(self, name: str) -> bool:
         return self.models is None or name in self.models
 

@@ -45,4 +45,5 @@ def _caller(tenant: TenantConfig) -> Caller:
         tiers=None if tenant.tiers is None else frozenset(tenant.tiers),
         models=None if tenant.models is None else frozenset(tenant.models),
         default_tier=None if tenant.tiers is None else tenant.tiers[0],
+        default_model=tenant.default_model,
     )

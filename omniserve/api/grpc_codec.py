@@ -139,7 +139,7 @@ def _logprobs(
         )
 
 
-def model_message(info: ModelInfo, default_tier: str) -> pb.Model:
+def model_message(info: ModelInfo, aliases: Iterable[str], default_tier: str) -> pb.Model:
     return pb.Model(
         name=info.name,
         architecture=info.architecture,
@@ -151,6 +151,7 @@ def model_message(info: ModelInfo, default_tier: str) -> pb.Model:
         num_layers=info.num_layers,
         device_kv_bytes=info.device_kv_bytes,
         default_tier=default_tier,
+        aliases=aliases,
     )
 
 

@@ -75,12 +75,13 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         service, caller = self._service, current_caller()
-        models = filter(caller.may_use_model, (model.name for model in service.config.models))
-        tiers = service.tiers
+        tiers, models = service.tiers, service.models
         return pb.ListModelsResponse(
             models=[
-                model_message(service.model_info(name), tiers.default(name, caller).name)
-                for name in models
+                model_message(
+                    service.model_info(name), models.aliases(name), tiers.default(name, caller).name
+                )
+                for name in models.allowed(caller)
             ],
             tiers=[tier_message(tier) for tier in tiers.allowed(caller)],
         )

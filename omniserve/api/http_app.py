@@ -124,9 +124,9 @@ class _Endpoints:
 
     async def models(self, request: Request) -> Response:
         caller = caller_of(request)
-        names = [model.name for model in self._service.config.models]
-        models = [self._model(name, caller) for name in names if caller.may_use_model(name)]
-        return _json({"object": "list", "data": models})
+        table = self._service.models
+        names = [each for name in table.allowed(caller) for each in (name, *table.aliases(name))]
+        return _json({"object": "list", "data": [self._model(name, caller) for name in names]})
 
     async def model(self, request: Request) -> Response:
         return _json(self._model(request.path_params["name"], caller_of(request)))
@@ -135,6 +135,8 @@ class _Endpoints:
         info = self._service.model_info(name, caller)
         return {
             "id": name,
+            # What an alias means, in a field of vLLM's.
+            "root": info.name,
             "object": "model",
             "created": self._created,
             "owned_by": "omniserve",

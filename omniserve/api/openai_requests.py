@@ -90,7 +90,8 @@ class StreamOptions(_Body):
 class GenerationBody(_Body, ABC):
     """Fields of both routes. The last group is accepted and has no effect."""
 
-    model: str
+    model: str = ""
+    """Empty: the default of the tier or of the tenant."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None

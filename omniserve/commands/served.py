@@ -84,9 +84,13 @@ def _print_table(table: "TextTable") -> None:
 
 def _models_table(listed: "pb.ListModelsResponse") -> "TextTable":
     from omniserve.bench.report.rows import TextTable
+    from omniserve.charts.text import NOTHING
     from omniserve.terminal import printable
 
-    headings = ("model", "architecture", "dtype", "parameters", "layers", "context", "default tier")
+    headings = (
+        *("model", "architecture", "dtype", "parameters", "layers", "context"),
+        *("default tier", "aliases"),
+    )
     rows = [
         [
             printable(model.name),
@@ -96,6 +100,7 @@ def _models_table(listed: "pb.ListModelsResponse") -> "TextTable":
             str(model.num_layers),
             f"{model.max_model_len:,}",
             printable(model.default_tier),
+            ", ".join(map(printable, model.aliases)) or NOTHING,
         ]
         for model in listed.models
     ]
