@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from omniserve.config_listen import LimitsConfig
+from omniserve.config_values import join_address
 from omniserve.logs import get_logger, log_event
 
 MAX_HEAD_BYTES = 64 << 10
@@ -183,7 +184,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._reader_timer = None
         num_bytes = self._count_unread()
         if num_bytes and num_bytes >= self._num_unread_bytes:
-            log_event(_logger, "reader_too_slow", unread_bytes=num_bytes, peer=_shown(self.client))
+            peer = None if self.client is None else join_address(*self.client)
+            log_event(_logger, "reader_too_slow", unread_bytes=num_bytes, peer=peer)
             self.transport.abort()
         elif num_bytes:
             self._watch_reader()
@@ -200,7 +202,3 @@ class LimitedConnection(HttpToolsProtocol):
             fcntl.ioctl(sent.fileno(), termios.TIOCOUTQ, answer)
         (num_in_kernel,) = _COUNT.unpack(answer)
         return num_here + int(num_in_kernel)
-
-
-def _shown(client: tuple[str, int] | None) -> str | None:
-    return None if client is None else f"{client[0]}:{client[1]}"

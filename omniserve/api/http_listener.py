@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from omniserve.api.http_connection import LimitedConnection
 from omniserve.config_listen import LimitsConfig
-from omniserve.config_values import split_address
+from omniserve.config_values import join_address, split_address
 from omniserve.errors import ConfigError
 from omniserve.tls import Tls
 
@@ -61,7 +61,7 @@ class HttpListener:
         listener = self._listen()
         host, _ = split_address(self.address)
         port = listener.getsockname()[1]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = join_address(host, port)
         name = f"{self._key.removeprefix('listen.')}-server"
         self._task = asyncio.create_task(self._server.serve([listener]), name=name)
         while not (self._server.started or self._task.done()):
