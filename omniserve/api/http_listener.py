@@ -81,7 +81,11 @@ class HttpListener:
             return
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
-        await self._task
+        # Why a server died is for `failure` to tell: here it would keep others from being stopped.
+        await asyncio.wait([self._task])
+        # One that died has left its socket open.
+        for each in self._server.servers:
+            each.close()
 
     def _listen(self) -> socket.socket:
         host, port = split_address(self.address)
@@ -118,6 +122,7 @@ class HttpListener:
 class _EmbeddedServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, limits: LimitsConfig, tls: Tls | None) -> None:
         super().__init__(config)
+        self.servers = []
         self._limits = limits
         self._tls = tls
 
