@@ -274,11 +274,11 @@ async def test_connections_far_beyond_the_limit_are_not_even_answered(
 
 
 @asynccontextmanager
-async def secured(checkpoint: Path, directory: Path, **limits: object) -> AsyncIterator[Servers]:
+async def secured(checkpoint: Path, directory: Path, **limits: float) -> AsyncIterator[Servers]:
     """With a certificate that `connect_secured` trusts."""
     files = CertificateFiles(directory)
     files.write(AUTHORITY)
-    async with serving(limited_service(checkpoint, **limits), tls=files.load()) as servers:
+    async with serving(limited_service(checkpoint, None, **limits), tls=files.load()) as servers:
         yield servers
 
 

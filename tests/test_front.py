@@ -1,6 +1,7 @@
 """The front's servers, together."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,7 +23,8 @@ def make_front(checkpoint: Path) -> Front:
     listen = config.listen.model_copy(update=places)
     tenants = (make_tenant("acme"),)
     config = config.model_copy(update={"listen": listen, "tenants": tenants})
-    return Front(config, Path("not-there.yaml"), ScriptedEngine())
+    engine: Any = ScriptedEngine()
+    return Front(config, Path("not-there.yaml"), engine)
 
 
 async def grpc_code(address: str) -> grpc.StatusCode:
