@@ -120,12 +120,11 @@ class GrpcFront:
         admin = AdminServicer(service, front.reloader, front.reporter)
         omniserve_pb2_grpc.add_AdminServicer_to_server(admin, table)
         self._handlers = table.handlers
-        admin_interceptors = (
-            *(PlaceInterceptor(MAX_CALLS), CallInterceptor(service.calls), ErrorInterceptor()),
-        )
+        outer = (CallInterceptor(service.calls), ErrorInterceptor())
+        places = PlaceInterceptor(MAX_CALLS)
         self._interceptors = {
-            "Admin": admin_interceptors,
-            "Inference": (*admin_interceptors, AccessInterceptor(service.access)),
+            "Admin": (*outer, places),
+            "Inference": (*outer, AccessInterceptor(service.access), places),
         }
 
     async def call(self, method: str, context: CallContext) -> None:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from omniserve.config import Config, load_config
-from omniserve.config_values import format_size, is_loopback, parse_size, split_address
+from omniserve.config_values import (
+    format_size,
+    is_loopback,
+    join_address,
+    parse_size,
+    split_address,
+)
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine
 from omniserve.settings import ModelSettings, PiggybackSettings
@@ -435,6 +441,7 @@ def test_a_formatted_size_reads_as_the_same_size(num_bytes: int) -> None:
 )
 def test_addresses(address: str, parts: tuple[str, int], loopback: bool) -> None:
     assert split_address(address) == parts
+    assert join_address(*parts) == address
     assert is_loopback(address) is loopback
 
 

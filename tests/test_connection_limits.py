@@ -2,24 +2,30 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import logging
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
+import trustme
 from api_servers import Servers, serving
 from http_client import COMPLETIONS, make_body, make_client
-from listen_builders import limited_service
+from listen_builders import CertificateFiles, TlsClient, limited_service
 from service_builders import ScriptedEngine, make_output, silent, until
 from tenant_builders import bearer, make_tenant, make_tenanted_service
 
+from omniserve.api import http_connection
 from omniserve.api.http_connection import MAX_HEAD_BYTES
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
 
 PATIENCE_S = 20.0
+AUTHORITY = trustme.CA()
 GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b'{"state":"ready"}'
@@ -265,3 +271,52 @@ async def test_connections_far_beyond_the_limit_are_not_even_answered(
         assert await read_to_end(reader) == b""
         for _, each in (*connections, (reader, writer)):
             each.close()
+
+
+@asynccontextmanager
+async def secured(checkpoint: Path, directory: Path, **limits: float) -> AsyncIterator[Servers]:
+    """With a certificate that `connect_secured` trusts."""
+    files = CertificateFiles(directory)
+    files.write(AUTHORITY)
+    async with serving(limited_service(checkpoint, None, **limits), tls=files.load()) as servers:
+        yield servers
+
+
+async def connect_secured(servers: Servers) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = servers.http.address.rpartition(":")
+    return await asyncio.open_connection(host, int(port), ssl=TlsClient(AUTHORITY).context)
+
+
+@pytest.mark.asyncio
+async def test_who_hangs_up_on_its_refusal_leaves_no_traceback(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(http_connection, "LINGER_S", 0.3)
+    async with secured(tiny_checkpoint, tmp_path) as servers:
+        reader, writer = await connect_secured(servers)
+        writer.write(b"GET /" + b"y" * (MAX_HEAD_BYTES + 1))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+        await until(lambda: not servers.http._server.server_state.connections)
+        await asyncio.sleep(0.5)
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+@pytest.mark.asyncio
+async def test_an_old_connection_that_is_closing_already_leaves_no_traceback(
+    tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes its time, as the client never says that it has heard of the end."""
+    limits = {"handshake_s": 0.6, "unread_s": 0.1, "age_s": 0.9}
+    async with secured(tiny_checkpoint, tmp_path, **limits) as servers:
+        host, _, port = servers.http.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as plain:
+            context = TlsClient(AUTHORITY).context
+            with await asyncio.to_thread(context.wrap_socket, plain, server_hostname=host):
+                connections = servers.http._server.server_state.connections
+                await until(lambda: bool(connections))
+                await until(lambda: not connections)
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]

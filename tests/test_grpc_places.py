@@ -1,6 +1,9 @@
 """Who needs no token, or says nothing, keeps no tenant out."""
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +12,26 @@ import grpc.aio
 import pytest
 from api_servers import Servers, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from service_builders import ScriptedEngine, silent, until
+from service_builders import ScriptedEngine, sample, silent, until
 from tenant_builders import bearer, make_tenant, make_tenanted_service
 
 from omniserve.api import grpc_places
+from omniserve.api.grpc_access import AccessInterceptor
+from omniserve.api.grpc_calls import CallInterceptor
+from omniserve.api.grpc_errors import ErrorInterceptor
+from omniserve.api.grpc_inference import InferenceServicer
+from omniserve.api.grpc_listener import GrpcListener
+from omniserve.calls.call_log import STRANGERS_BURST
+from omniserve.commands.call_errors import error_of_call
+from omniserve.commands.exit_status import EXIT_UNAVAILABLE, exit_status_of
 from omniserve.config_listen import LimitsConfig
+from omniserve.errors import OmniServeError, Overloaded
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2 as pb
+from omniserve.v1 import omniserve_pb2_grpc
 
 MAX_REQUESTS = 2
+MESSAGE_S = 0.3
 CODES = grpc.StatusCode
 TOKEN = tuple(bearer("acme").items())
 GENERATE = "/omniserve.v1.Inference/Generate"
@@ -36,6 +50,24 @@ async def models(servers: Servers) -> grpc.StatusCode:
     except grpc.aio.AioRpcError as error:
         return error.code()
     return CODES.OK
+
+
+def num_refused(service: GenerationService, reason: str) -> float:
+    return sample(service.metrics, "omniserve_refusals_total", (f'reason="{reason}"',))
+
+
+def num_calls(service: GenerationService, method: str, status: str) -> float:
+    labels = ('protocol="grpc"', f'method="{method}"', f'status="{status}"')
+    return sample(service.metrics, "omniserve_calls_total", labels)
+
+
+def error_of_command(address: str) -> OmniServeError:
+    """What a command makes of its refusal."""
+    with grpc.insecure_channel(address) as channel:
+        inference = omniserve_pb2_grpc.InferenceStub(channel)
+        with pytest.raises(grpc.RpcError) as failed:
+            inference.ListModels(pb.ListModelsRequest(), metadata=TOKEN)
+    return error_of_call(failed.value, address)
 
 
 def silent_call(channel: grpc.aio.Channel, **options: Any) -> Any:
@@ -81,26 +113,52 @@ async def test_a_stranger_is_refused_before_it_has_said_anything(tiny_checkpoint
         assert await models(servers) is CODES.OK
 
 
+@asynccontextmanager
+async def impatient(service: GenerationService) -> AsyncIterator[grpc.aio.Channel]:
+    """To a server that waits for messages no longer than MESSAGE_S."""
+    listener = GrpcListener(
+        (),
+        service.config.limits,
+        interceptors=[
+            CallInterceptor(service.calls),
+            ErrorInterceptor(),
+            AccessInterceptor(service.access),
+        ],
+        max_calls=MAX_REQUESTS,
+        message_s=MESSAGE_S,
+    )
+    servicer = InferenceServicer(service)
+    omniserve_pb2_grpc.add_InferenceServicer_to_server(servicer, listener.server)
+    port = await listener.start(lambda server: server.add_insecure_port("127.0.0.1:0"))
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+    finally:
+        await listener.stop(0)
+
+
 @pytest.mark.asyncio
-async def test_a_call_whose_message_does_not_come_is_ended(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grpc_places.PlaceInterceptor.__init__, "__defaults__", (0.3,))
+async def test_a_call_whose_message_does_not_come_is_ended(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine(silent)
-    async with serving(make_service(tiny_checkpoint, engine)) as servers:
-        calls = [silent_call(servers.channel, metadata=TOKEN) for _ in range(MAX_REQUESTS)]
+    service = make_service(tiny_checkpoint, engine)
+    async with impatient(service) as channel:
+        inference = omniserve_pb2_grpc.InferenceStub(channel)
+        calls = [silent_call(channel, metadata=TOKEN) for _ in range(MAX_REQUESTS)]
         async with asyncio.timeout(20):
             assert {await each.code() for each in calls} == {CODES.DEADLINE_EXCEEDED}
-            empty = silent_call(servers.channel, metadata=TOKEN)
+            empty = silent_call(channel, metadata=TOKEN)
             await empty.done_writing()
             assert await empty.code() is CODES.INVALID_ARGUMENT
-        assert await models(servers) is CODES.OK
+        assert (await inference.ListModels(pb.ListModelsRequest(), metadata=TOKEN)).models
         # Once it is there the call may take as long as it takes.
-        running = servers.inference.Generate(WANTED, metadata=TOKEN)
+        running = inference.Generate(WANTED, metadata=TOKEN)
         await until(lambda: bool(engine.running))
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2 * MESSAGE_S)
         assert engine.running and not running.done()
         running.cancel()
+    assert num_refused(service, "deadline") == MAX_REQUESTS
+    assert num_refused(service, "invalid") == 1
+    assert num_calls(service, "Inference.Generate", "DEADLINE_EXCEEDED") == MAX_REQUESTS
 
 
 @pytest.mark.asyncio
@@ -111,8 +169,41 @@ async def test_no_more_calls_than_allowed(tiny_checkpoint: Path) -> None:
         calls = [generate(WANTED, metadata=TOKEN) for _ in range(MAX_REQUESTS)]
         await until(lambda: len(engine.running) == MAX_REQUESTS)
         assert await models(servers) is CODES.RESOURCE_EXHAUSTED
+        # It is not waited for what a stranger would say, and nobody else is refused in its place.
+        async with asyncio.timeout(20):
+            assert await silent_call(servers.channel).code() is CODES.UNAUTHENTICATED
         for each in calls:
             each.cancel()
         async with asyncio.timeout(20):
             while await models(servers) is not CODES.OK:
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_refusals_for_want_of_a_place_are_told_counted_and_not_all_logged(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "omniserve")
+    engine, num_refusals = ScriptedEngine(silent), 2 * STRANGERS_BURST
+    service = make_service(tiny_checkpoint, engine)
+    async with serving(service) as servers:
+        generate = servers.inference.Generate
+        calls = [generate(WANTED, metadata=TOKEN) for _ in range(MAX_REQUESTS)]
+        await until(lambda: len(engine.running) == MAX_REQUESTS)
+        for _ in range(num_refusals):
+            # Whether or not they say anything.
+            refused = silent_call(servers.channel, metadata=TOKEN)
+            assert await refused.code() is CODES.RESOURCE_EXHAUSTED
+        error = await asyncio.to_thread(error_of_command, servers.grpc.address)
+        lines = [vars(each)["omniserve_fields"] for each in caplog.records]
+        for each in calls:
+            each.cancel()
+    assert {(each["tenant"], each["reason"], each["outcome"]) for each in lines} == {
+        ("acme", "overloaded", "refused")
+    }
+    assert STRANGERS_BURST <= len(lines) < num_refusals
+    assert num_calls(service, "Inference.Generate", "RESOURCE_EXHAUSTED") == num_refusals
+    assert num_refused(service, "overloaded") == num_refusals + 1
+    assert isinstance(error, Overloaded) and error.retry_after_s == 1
+    assert str(error) == "2 requests are being answered; no more are taken"
+    assert exit_status_of(error) == EXIT_UNAVAILABLE

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 from http_client import make_client
 from service_builders import ScriptedEngine, make_config, make_service, until
+from starlette.routing import Route
 from status_builders import make_reporter, showing
 
+from omniserve.api.http_app import answering
+from omniserve.api.http_listener import HttpListener
 from omniserve.api.http_local_names import is_local_name
+from omniserve.api.status_page.events import StatusEvents
 from omniserve.config import Config
 from omniserve.metrics import Metrics
 from omniserve.service import GenerationService
-from omniserve.status.feed import MAX_WATCHERS
+from omniserve.status.feed import MAX_WATCHERS, StatusFeed
 
 FILES = {
     "/": "text/html",
@@ -93,6 +97,25 @@ async def test_events_come_whenever_there_is_news(tiny_checkpoint: Path) -> None
         reporter.feed.close()
         assert await read_event(lines) is None
         assert (await http.get("/status/events")).status_code == 503
+
+
+@pytest.mark.asyncio
+async def test_events_that_cannot_be_made_end_and_are_in_the_log(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write() -> bytes:
+        raise ZeroDivisionError("no status")
+
+    config, feed = make_config(tiny_checkpoint), StatusFeed(write)
+    app = answering([Route("/events", StatusEvents(feed, {}))])
+    listener = HttpListener(app, "127.0.0.1:0", "listen.http", config.limits, None)
+    await listener.start()
+    async with make_client(f"http://{listener.address}") as http:
+        assert (await http.get("/events")).text == ""
+    await listener.stop(1)
+    (record,) = caplog.records
+    assert (record.message, record.levelname) == ("status_events_failed", "ERROR")
+    assert record.exc_info is not None and "no status" in str(record.exc_info[1])
 
 
 @pytest.mark.asyncio

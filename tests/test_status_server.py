@@ -1,6 +1,7 @@
 """Who is shown metrics and status page: everyone on this machine, and never a tenant's network."""
 
 import hashlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from service_builders import ScriptedEngine, make_config, make_service
 
 from omniserve.api.status_page.routes import status_routes
 from omniserve.api.status_server import StatusServer
+from omniserve.calls.call_log import STRANGERS_BURST
 from omniserve.config_tenant import TenantConfig
 from omniserve.errors import ConfigError
 from omniserve.metrics import Metrics
@@ -69,7 +71,7 @@ async def test_the_status_server_has_all_but_the_api(tiny_checkpoint: Path) -> N
             assert (await http.get(path)).status_code == 200
         assert (await http.get("/metrics")).text.startswith("# HELP ")
         foreign = {"host": "evil.example"}
-        for path in PATHS:
+        for path in (*PATHS, "/health"):
             assert (await http.get(path, headers=foreign)).status_code == 421
         for path in ("/v1/models", "/v1/completions"):
             answer = await http.get(path)
@@ -77,6 +79,18 @@ async def test_the_status_server_has_all_but_the_api(tiny_checkpoint: Path) -> N
                 404,
                 "invalid_request_error",
             )
+
+
+@pytest.mark.asyncio
+async def test_pages_of_other_sites_do_not_fill_the_log(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "omniserve")
+    async with status_server(make_service(tiny_checkpoint)) as url, make_client(url) as http:
+        for _ in range(3 * STRANGERS_BURST):
+            await http.get("/status.json", headers={"host": "evil.example"})
+    num_lines = sum(each.message == "request" for each in caplog.records)
+    assert STRANGERS_BURST <= num_lines < 2 * STRANGERS_BURST
 
 
 @pytest.mark.asyncio

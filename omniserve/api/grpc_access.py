@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import grpc
@@ -9,7 +10,8 @@ import grpc.aio
 
 from omniserve.access.access_control import AccessControl
 from omniserve.access.caller import Caller
-from omniserve.api.grpc_errors import OUR_METHODS, Context, Handler
+from omniserve.api.grpc_errors import OUR_METHODS
+from omniserve.api.grpc_handlers import Context, Handler, refusal, rewrapped
 from omniserve.calls.call_record import current_call
 from omniserve.errors import Unauthenticated
 
@@ -42,15 +44,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             caller = self._access.caller(_authorization(handler_call_details))
         except Unauthenticated as error:
             # Nothing that a stranger sends is parsed, or waited for, which would take up a place.
-            return grpc.stream_stream_rpc_method_handler(_refusing(error))
-        wrap, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        if handler.response_streaming:
-            wrap, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        return wrap(
-            _calling_as(caller, behaviour),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+            return refusal(_refusing(error))
+        return rewrapped(handler, partial(_calling_as, caller))
 
 
 def _calling_as(caller: Caller, behaviour: Handler) -> Handler:

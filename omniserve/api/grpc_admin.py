@@ -3,7 +3,7 @@
 import asyncio
 
 from omniserve.api.grpc_codec import explanation_message
-from omniserve.api.grpc_errors import Context
+from omniserve.api.grpc_handlers import Context
 from omniserve.api.grpc_reload import dry_run_message, reload_message
 from omniserve.calls.call_record import current_call
 from omniserve.errors import InvalidRequest

@@ -11,7 +11,7 @@ from omniserve.api.grpc_calls import CallInterceptor
 from omniserve.api.grpc_errors import ErrorInterceptor
 from omniserve.api.grpc_listener import GrpcListener
 from omniserve.config_listen import UNIX
-from omniserve.config_values import split_address
+from omniserve.config_values import join_address, split_address
 from omniserve.errors import ConfigError
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2, omniserve_pb2_grpc
@@ -51,7 +51,7 @@ class GrpcAdminServer:
             raise ConfigError(f"listen.admin: cannot listen on {self.address}: {error}") from None
         if not self.address.startswith(UNIX):
             host, _ = split_address(self.address)
-            self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            self.address = join_address(host, port)
 
     def set_serving(self, is_serving: bool) -> None:
         """What health checks and watchers hear."""

@@ -1,13 +1,15 @@
 """Follows gRPC calls of ours, for the log, the counts and the traces."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
-from omniserve.api.grpc_errors import OUR_METHODS, Context, Handler
+from omniserve.api.grpc_errors import OUR_METHODS
+from omniserve.api.grpc_handlers import Context, Handler, rewrapped
 from omniserve.calls.call_log import CallLog
 from omniserve.calls.call_record import CallRecord
 from omniserve.errors import DeadlineExceeded, RequestCancelled, status_of
@@ -30,19 +32,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         path = handler_call_details.method
         if handler is None or not path.startswith(OUR_METHODS):
             return handler
-        wrap, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        if handler.response_streaming:
-            wrap, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        if handler.request_streaming:
-            # A refusal, which waits for no message.
-            wrap, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        return wrap(
-            self._followed(behaviour, _method(path)),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return rewrapped(handler, partial(self._followed, _method(path)))
 
-    def _followed(self, behaviour: Handler, method: str) -> Handler:
+    def _followed(self, method: str, behaviour: Handler) -> Handler:
         async def call(request: Any, context: Context) -> Any:
             record = _record(context, method)
             with self._calls.following(record):

@@ -8,10 +8,11 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from omniserve.api.grpc_handlers import Context, Handler, rewrapped
 from omniserve.calls.call_record import current_call
 from omniserve.errors import InvalidRequest, OmniServeError, retry_after_s_of, status_of
 from omniserve.logs import get_logger, log_event
@@ -23,9 +24,6 @@ MAX_MESSAGE_CHARS = 1000
 """It goes out twice, beside other things, and clients take 8 KiB of all that."""
 LAST_WORD_S = 1.0
 """So long a call stays until the client has taken its error."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = Callable[[Any, Context], Awaitable[Any]]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -39,37 +37,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(OUR_METHODS):
             return handler
-        wrap = grpc.unary_unary_rpc_method_handler
-        behaviour = handler.unary_unary
-        if handler.response_streaming:
-            wrap, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        if handler.request_streaming:
-            # A refusal, which waits for no message and parses none.
-            return grpc.stream_stream_rpc_method_handler(_reporting_errors(handler.stream_stream))
-        return wrap(
-            _reporting_errors(behaviour),
-            request_deserializer=_tolerant(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
-
-
-def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Hands a parse error on as if it were the request: grpc itself would call it internal."""
-
-    def parse_or_error(message: bytes) -> Any:
-        try:
-            return parse(message)
-        except DecodeError as error:
-            return error
-
-    return parse_or_error
+        return rewrapped(handler, _reporting_errors)
 
 
 def _reporting_errors(behaviour: Handler) -> Handler:
     async def call(request: Any, context: Context) -> Any:
         try:
-            if isinstance(request, DecodeError):
-                raise InvalidRequest("the message is not valid protobuf of this method")
             return await behaviour(request, context)
         except grpc.aio.AbortError:
             raise

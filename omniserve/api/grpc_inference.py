@@ -13,7 +13,7 @@ from omniserve.api.grpc_codec import (
     tier_message,
     usage_message,
 )
-from omniserve.api.grpc_errors import Context
+from omniserve.api.grpc_handlers import Context
 from omniserve.api.grpc_unread import WatchedWriter
 from omniserve.errors import InvalidRequest
 from omniserve.service import GenerationService

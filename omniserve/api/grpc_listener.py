@@ -7,7 +7,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from omniserve.api.grpc_places import MAX_OPEN_CALLS, PlaceInterceptor
+from omniserve.api.grpc_places import MAX_OPEN_CALLS, MESSAGE_S, PlaceInterceptor
 from omniserve.config_listen import LimitsConfig
 
 
@@ -21,13 +21,15 @@ class GrpcListener:
         *,
         interceptors: Sequence[grpc.aio.ServerInterceptor],
         max_calls: int,
+        message_s: float = MESSAGE_S,
     ) -> None:
-        """`services` are their full names, for health and reflection."""
+        """`services` are their full names, for health and reflection; `message_s` is how long the
+        message of a call of theirs may take."""
         self._services = services
         self._health = health.aio.HealthServicer()
         self._health_updates: set[asyncio.Task[None]] = set()
         self.server = grpc.aio.server(
-            interceptors=[PlaceInterceptor(max_calls), *interceptors],
+            interceptors=[*interceptors, PlaceInterceptor(max_calls, message_s)],
             options=_options(limits, max_calls + MAX_OPEN_CALLS),
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)

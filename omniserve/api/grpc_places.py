@@ -6,8 +6,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from omniserve.api.grpc_errors import OUR_METHODS, Context, Handler
+from omniserve.api.full import all_taken
+from omniserve.api.grpc_errors import OUR_METHODS
+from omniserve.api.grpc_handlers import Context, Handler, reading_for_itself, refusal
+from omniserve.calls.call_record import current_call
+from omniserve.errors import DeadlineExceeded, InvalidRequest
 
 MAX_OPEN_CALLS = 64
 """Health checks and reflection at the same time: whoever connects may hold them for ever."""
@@ -16,59 +21,72 @@ MESSAGE_S = 60.0
 
 
 class PlaceInterceptor(grpc.aio.ServerInterceptor):
-    """Goes outside of all others. Calls of ours have `max_calls` places, those that need no token
-    have others: they cannot keep a tenant out."""
+    """Goes inside of all others, which follow and answer what it refuses. Calls of ours have
+    `max_calls` places, those that need no token have others: they cannot keep a tenant out."""
 
     def __init__(self, max_calls: int, message_s: float = MESSAGE_S) -> None:
         self._message_s = message_s
-        self._num_free = {True: max_calls, False: MAX_OPEN_CALLS}
-        """By whether the method is one of ours."""
+        self._ours = _Places(max_calls)
+        self._others = _Places(MAX_OPEN_CALLS)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        is_ours = handler_call_details.method.startswith(OUR_METHODS)
-        if not self._num_free[is_ours]:
-            return grpc.stream_stream_rpc_method_handler(_refuse)
-        # The task of the whole call, which outlives its handler.
-        task = asyncio.current_task()
-        assert task is not None
-        self._num_free[is_ours] -= 1
-        task.add_done_callback(lambda _: self._give_back(is_ours))
         handler = await continuation(handler_call_details)
-        if handler is None or not is_ours or handler.request_streaming:
-            return handler
-        # As streams of requests: grpc itself would wait for the message without end.
-        wrap, behaviour = grpc.stream_unary_rpc_method_handler, handler.unary_unary
-        if handler.response_streaming:
-            wrap, behaviour = grpc.stream_stream_rpc_method_handler, handler.unary_stream
-        return wrap(
-            self._reading(behaviour),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        if handler is None:
+            return None
+        if handler_call_details.method.startswith(OUR_METHODS):
+            # grpc itself would wait for the message without end.
+            return reading_for_itself(handler, self._placed)
+        return handler if self._others.take() else refusal(_refuse)
 
-    def _reading(self, behaviour: Handler) -> Handler:
+    def _placed(self, behaviour: Handler) -> Handler:
         async def call(requests: Any, context: Context) -> Any:
-            try:
-                async with asyncio.timeout(self._message_s):
-                    request = await context.read()
-            except TimeoutError:
-                problem = f"the message did not arrive within {self._message_s:g} s"
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, problem)
-            if request is grpc.aio.EOF:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is missing")
-            return await behaviour(request, context)
+            if not self._ours.take():
+                # Who sends very many of them does not fill the log.
+                current_call().is_routine = True
+                raise all_taken(self._ours.num_places)
+            return await behaviour(await self._message(context), context)
 
         return call
 
-    def _give_back(self, is_ours: bool) -> None:
-        self._num_free[is_ours] += 1
+    async def _message(self, context: Context) -> Any:
+        try:
+            async with asyncio.timeout(self._message_s):
+                message = await context.read()
+        except TimeoutError:
+            problem = f"the message did not arrive within {self._message_s:g} s"
+            raise DeadlineExceeded(problem) from None
+        except DecodeError:
+            problem = "the message is not valid protobuf of this method"
+            raise InvalidRequest(problem) from None
+        if message is grpc.aio.EOF:
+            raise InvalidRequest("the message is missing")
+        return message
+
+
+class _Places:
+    def __init__(self, num_places: int) -> None:
+        self.num_places = num_places
+        self._num_free = num_places
+
+    def take(self) -> bool:
+        """Whether there was one. Taken until the call's task ends, after its handler."""
+        if not self._num_free:
+            return False
+        task = asyncio.current_task()
+        assert task is not None
+        self._num_free -= 1
+        task.add_done_callback(self._give_back)
+        return True
+
+    def _give_back(self, task: asyncio.Task[Any]) -> None:
+        self._num_free += 1
 
 
 async def _refuse(requests: object, context: Context) -> None:
-    """Waits for no message."""
-    problem = "Concurrent RPC limit exceeded!"
+    """Of methods that are not ours, and not followed."""
+    problem = f"{MAX_OPEN_CALLS} such calls are being answered; no more are taken"
     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)

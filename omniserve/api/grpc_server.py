@@ -8,7 +8,7 @@ from omniserve.api.grpc_errors import ErrorInterceptor
 from omniserve.api.grpc_inference import InferenceServicer
 from omniserve.api.grpc_listener import GrpcListener
 from omniserve.api.grpc_tls import grpc_credentials
-from omniserve.config_values import split_address
+from omniserve.config_values import join_address, split_address
 from omniserve.errors import ConfigError
 from omniserve.service import GenerationService
 from omniserve.tls import Tls
@@ -46,7 +46,7 @@ class GrpcServer:
             port = await self._listener.start(self._bind)
         except RuntimeError as error:
             raise ConfigError(f"listen.grpc: cannot listen on {self.address}: {error}") from None
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = join_address(host, port)
 
     def set_serving(self, is_serving: bool) -> None:
         """What health checks and watchers hear."""

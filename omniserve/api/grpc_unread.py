@@ -4,7 +4,7 @@ import asyncio
 from types import TracebackType
 from typing import Any, Self
 
-from omniserve.api.grpc_errors import Context
+from omniserve.api.grpc_handlers import Context
 from omniserve.errors import ClientTooSlow
 
 

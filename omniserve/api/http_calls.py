@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omniserve.calls.call_log import CallLog
 from omniserve.calls.call_record import CLIENT_CLOSED_REQUEST, CallRecord
+from omniserve.config_values import join_address
 
 _API_PREFIX = "/v1/"
 _API_PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions"})
@@ -41,16 +42,13 @@ class CallLayer:
             finally:
                 path = _path(scope)
                 record.method = f"{_known_method(scope['method'])} {path}".rstrip()
-                record.is_routine = bool(path) and not path.startswith(_API_PREFIX)
+                record.is_routine = not path.startswith(_API_PREFIX)
                 record.status = str(status)
 
 
 def _peer(client: tuple[str, int] | None) -> str:
     """Empty over a unix socket."""
-    if client is None:
-        return ""
-    host, port = client
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return "" if client is None else join_address(*client)
 
 
 def _note_headers(record: CallRecord, headers: Iterable[tuple[bytes, bytes]]) -> None:

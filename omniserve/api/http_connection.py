@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from omniserve.config_listen import LimitsConfig
+from omniserve.config_values import join_address
 from omniserve.logs import get_logger, log_event
 
 MAX_HEAD_BYTES = 64 << 10
@@ -48,6 +49,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._age_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
         self._num_unread_bytes = 0
         """When the timer was set."""
@@ -65,7 +67,8 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._is_in_head = False
-        for timer in (self._head_timer, self._age_timer, self._reader_timer):
+        timers = (self._head_timer, self._age_timer, self._linger_timer, self._reader_timer)
+        for timer in timers:
             if timer is not None:
                 timer.cancel()
 
@@ -130,6 +133,11 @@ class LimitedConnection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
+    def shutdown(self) -> None:
+        # A TLS transport that is closed twice forgets its connection, and fails whoever asks it.
+        if not self.transport.is_closing():
+            super().shutdown()
+
     @property
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -145,13 +153,14 @@ class LimitedConnection(HttpToolsProtocol):
         self._is_refused = True
         if self._is_idle:
             self.transport.write(_HEAD_TOO_LARGE)
-            self._later(LINGER_S, self._close)
+            self._linger_timer = self._later(LINGER_S, self._close)
         else:
             # The answer before it is the last.
             self.shutdown()
 
     def _close(self) -> None:
-        self.transport.close()
+        if not self.transport.is_closing():
+            self.transport.close()
         self._watch_reader()
 
     def _on_age(self) -> None:
@@ -175,7 +184,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._reader_timer = None
         num_bytes = self._count_unread()
         if num_bytes and num_bytes >= self._num_unread_bytes:
-            log_event(_logger, "reader_too_slow", unread_bytes=num_bytes, peer=_shown(self.client))
+            peer = None if self.client is None else join_address(*self.client)
+            log_event(_logger, "reader_too_slow", unread_bytes=num_bytes, peer=peer)
             self.transport.abort()
         elif num_bytes:
             self._watch_reader()
@@ -192,7 +202,3 @@ class LimitedConnection(HttpToolsProtocol):
             fcntl.ioctl(sent.fileno(), termios.TIOCOUTQ, answer)
         (num_in_kernel,) = _COUNT.unpack(answer)
         return num_here + int(num_in_kernel)
-
-
-def _shown(client: tuple[str, int] | None) -> str | None:
-    return None if client is None else f"{client[0]}:{client[1]}"

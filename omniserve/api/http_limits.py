@@ -5,10 +5,8 @@ from http import HTTPMethod
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from omniserve.api.full import all_taken
 from omniserve.api.http_errors import error_response
-from omniserve.errors import Overloaded
-
-RETRY_AFTER_S = 1.0
 
 
 class RequestLimit:
@@ -24,9 +22,7 @@ class RequestLimit:
             await self._app(scope, receive, send)
             return
         if self._num_requests >= self._max_requests:
-            problem = f"{self._max_requests} requests are being answered; no more are taken"
-            error = Overloaded(problem, RETRY_AFTER_S)
-            response = await error_response(Request(scope), error)
+            response = await error_response(Request(scope), all_taken(self._max_requests))
             await response(scope, receive, send)
             return
         self._num_requests += 1

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from omniserve.api.http_connection import LimitedConnection
 from omniserve.config_listen import LimitsConfig
-from omniserve.config_values import split_address
+from omniserve.config_values import join_address, split_address
 from omniserve.errors import ConfigError
 from omniserve.tls import Tls
 
@@ -61,7 +61,7 @@ class HttpListener:
         listener = self._listen()
         host, _ = split_address(self.address)
         port = listener.getsockname()[1]
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = join_address(host, port)
         name = f"{self._key.removeprefix('listen.')}-server"
         self._task = asyncio.create_task(self._server.serve([listener]), name=name)
         while not (self._server.started or self._task.done()):
@@ -81,7 +81,11 @@ class HttpListener:
             return
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
-        await self._task
+        # Why a server died is for `failure` to tell: here it would keep others from being stopped.
+        await asyncio.wait([self._task])
+        # One that died has left its socket open.
+        for each in self._server.servers:
+            each.close()
 
     def _listen(self) -> socket.socket:
         host, port = split_address(self.address)
@@ -118,6 +122,7 @@ class HttpListener:
 class _EmbeddedServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, limits: LimitsConfig, tls: Tls | None) -> None:
         super().__init__(config)
+        self.servers = []
         self._limits = limits
         self._tls = tls
 

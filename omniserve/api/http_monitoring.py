@@ -2,12 +2,10 @@
 
 from http import HTTPStatus
 
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from omniserve.api.http_local_names import LocalNamesOnly
 from omniserve.api.openai_responses import to_json
 from omniserve.metrics import CONTENT_TYPE
 from omniserve.service import GenerationService
@@ -28,5 +26,4 @@ def metrics_route(service: GenerationService) -> Route:
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
-    guard = [Middleware(LocalNamesOnly)]
-    return Route("/metrics", metrics, methods=["GET"], middleware=guard)
+    return Route("/metrics", metrics, methods=["GET"])

@@ -7,6 +7,7 @@ from starlette.routing import Route
 from omniserve.api.http_app import answering
 from omniserve.api.http_calls import CallLayer
 from omniserve.api.http_listener import HttpListener
+from omniserve.api.http_local_names import LocalNamesOnly
 from omniserve.api.http_monitoring import health_route, metrics_route
 from omniserve.service import GenerationService
 from omniserve.tls import Tls
@@ -24,5 +25,5 @@ class StatusServer(HttpListener):
     ) -> None:
         """`address` is host:port."""
         routes = [health_route(service), metrics_route(service), *status_routes]
-        app = CallLayer(answering(routes), service.calls)
+        app = CallLayer(LocalNamesOnly(answering(routes)), service.calls)
         super().__init__(app, address, "listen.status", service.config.limits, tls)

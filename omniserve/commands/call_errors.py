@@ -39,7 +39,8 @@ def error_of_call(error: grpc.RpcError, address: str) -> OmniServeError:
                 detail.Unpack(message)
     if info.domain != _OUR_DOMAIN:
         return _of_the_connection(code, text, address)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry.HasField("retry_delay"):
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # 0 where nothing is said: there is nothing that it would have to wait for.
         delay_s = retry.retry_delay.ToTimedelta().total_seconds()
         return Overloaded(text, delay_s)
     return _KINDS.get(code, OmniServeError)(text)

@@ -1,12 +1,14 @@
 """The status as server-sent events, one a second."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from omniserve.logs import get_logger, log_event
 from omniserve.status.feed import StatusFeed, TooManyWatchers
 
 MAX_WATCH_S = 600.0
@@ -14,6 +16,8 @@ MAX_WATCH_S = 600.0
 UNREAD_S = 15.0
 """A client that takes nothing for so long is given up."""
 _RETRY = b"retry: 2000\n\n"
+
+_logger = get_logger(__name__)
 
 
 class StatusEvents:
@@ -47,7 +51,8 @@ class StatusEvents:
             finally:
                 for duty in duties:
                     duty.cancel()
-                await asyncio.gather(*duties, return_exceptions=True)
+                for ended in await asyncio.gather(*duties, return_exceptions=True):
+                    _log_failure(ended)
         # Whoever reads nothing will not read this either.
         with suppress(TimeoutError):
             async with asyncio.timeout(UNREAD_S):
@@ -62,6 +67,12 @@ class StatusEvents:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             part = b""
             await self._feed.change()
+
+
+def _log_failure(ended: BaseException | None) -> None:
+    """All but how these duties end whenever a client leaves or takes nothing."""
+    if ended is not None and not isinstance(ended, asyncio.CancelledError | TimeoutError):
+        log_event(_logger, "status_events_failed", level=logging.ERROR, error=ended)
 
 
 async def _gone(receive: Receive) -> None:

@@ -3,12 +3,10 @@
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from omniserve.api.http_local_names import LocalNamesOnly
 from omniserve.api.status_page.events import StatusEvents
 from omniserve.status.reporter import StatusReporter
 
@@ -43,19 +41,14 @@ def status_routes(reporter: StatusReporter) -> list[Route]:
         body = reporter.document()
         return Response(body, media_type="application/json", headers=SECURITY_HEADERS)
 
-    page, guard = files(__package__), [Middleware(LocalNamesOnly)]
+    page, events = files(__package__), StatusEvents(reporter.feed, SECURITY_HEADERS)
     return [
         *(
-            Route(path, _file((page / name).read_bytes(), kind), middleware=guard)
+            Route(path, _file((page / name).read_bytes(), kind))
             for path, (name, kind) in _FILES.items()
         ),
-        Route("/status.json", document, middleware=guard),
-        Route(
-            "/status/events",
-            StatusEvents(reporter.feed, SECURITY_HEADERS),
-            methods=["GET"],
-            middleware=guard,
-        ),
+        Route("/status.json", document),
+        Route("/status/events", events, methods=["GET"]),
     ]
 
 
