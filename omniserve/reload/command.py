@@ -22,8 +22,8 @@ def add_reload_command(subparsers: "Subparsers") -> None:
         help="have a daemon take over tiers, tenants and certificates of its changed file",
         description="Has a running daemon read its own configuration file again and take over its "
         "tiers and tenants, and the files of its certificates: all of it or, where anything is "
-        "wrong, nothing. Tells what changed and what takes effect at the next start only. The exit status is 2 where the file is refused, "
-        "3 where the daemon does not answer.",
+        "wrong, nothing. Tells what changed and what takes effect at the next start only. The exit "
+        "status is 2 where the file is refused, 3 where the daemon does not answer.",
     )
     add_admin_argument(parser)
     parser.add_argument(
@@ -39,8 +39,8 @@ def add_reload_command(subparsers: "Subparsers") -> None:
 def _reload(args: argparse.Namespace) -> int:
     """Raises ConfigError where the daemon refuses the file."""
     from omniserve.commands.json_output import print_json
-    from omniserve.commands.message_fields import message_fields
     from omniserve.errors import ConfigError
+    from omniserve.message_fields import message_fields
 
     answer = _ask(args)
     if args.json:
