@@ -31,10 +31,6 @@ class Memory:
         part = max(1, len(settled) // 4)
         return round((sum(settled[-part:]) - sum(settled[:part])) / part)
 
-    @property
-    def last_bytes(self) -> int:
-        return self.samples[-1][1]
-
 
 def watch_memory(server: Server, num_requests: int, num_connections: int) -> Memory:
     """Half of the requests over each wire, both in turn."""

@@ -95,7 +95,8 @@ def admin_target_of(grpc_address: str) -> str | None:
         return None
     places = [directory / _socket_name(port) for directory in _runtime_directories()]
     there = [path for path in places if is_private(path.parent) and path.exists()]
-    if not there and SERVICE_SOCKET.exists():
+    # Not Path.exists: that raises where the service's directory is closed to this user.
+    if not there and os.path.exists(SERVICE_SOCKET):
         there = [SERVICE_SOCKET]
     return unix_target((there or places)[0])
 

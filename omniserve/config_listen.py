@@ -90,7 +90,8 @@ class LimitsConfig(Section):
     max_output_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
     """Most tokens one choice may ask for; unset: what the model's context holds."""
     max_requests: int = Field(default=4096, ge=1, le=1 << 20)
-    """Calls that are answered at the same time, of each server."""
+    """Calls of Inference over gRPC, and POST requests over HTTP, that are answered at the same
+    time; half of them at most for one tenant."""
     max_connections: int = Field(default=2048, ge=1, le=1 << 20)
     """Connections to each server; beyond it HTTP requests get 503, and gRPC connections are not
     taken."""

@@ -14,6 +14,16 @@ MAX_TOKENS_OF_TENANT = 16
 _HASH = r"[0-9a-f]{64}"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _refuse_number(value: object) -> object:
+    if _is_number(value):
+        raise refuse("must be in quotes: what has no letters is a number in YAML")
+    return value
+
+
 def _check_hash(value: str) -> str:
     if not re.fullmatch(_HASH, value):
         raise refuse("must be 64 hexadecimal digits, as omniserve token new prints them")
@@ -21,7 +31,7 @@ def _check_hash(value: str) -> str:
 
 
 def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) or _is_number(value) else value
 
 
 _HASH_SCHEMA = {"type": "string", "pattern": f"^{_HASH}$"}
@@ -32,7 +42,7 @@ _HASHES_SCHEMA = {
     "maxItems": MAX_TOKENS_OF_TENANT,
 }
 TokenHashes = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_hash)], ...],
+    tuple[Annotated[str, BeforeValidator(_refuse_number), AfterValidator(_check_hash)], ...],
     Field(min_length=1, max_length=MAX_TOKENS_OF_TENANT, strict=False),
     BeforeValidator(_as_list),
     WithJsonSchema({"anyOf": [_HASH_SCHEMA, _HASHES_SCHEMA]}),

@@ -48,7 +48,8 @@ async def serve(
 ) -> None:
     """Runs the daemon until a stop signal; `announce` gets the one line that says it is ready.
 
-    SIGHUP reads `config_path`, which is where `config` comes from, again and takes over its tiers.
+    SIGHUP reads `config_path`, which is where `config` comes from, again and takes over its tiers
+    and tenants; the files of certificates are read again too.
     Raises ConfigError or CheckpointError where the daemon cannot start, and whatever else ends it.
     A second signal ends the process at once, with the status 128 + signal number.
     """

@@ -9,7 +9,8 @@ _EXPLICIT_VERSION = 0xA0
 def element(data: bytes, at: int) -> tuple[int, int, int]:
     """Tag of the element at a place, and where its content starts and ends.
 
-    Raises IndexError where the data ends early.
+    Raises IndexError where the data ends before that place or within its first two bytes. That the
+    content is there is for the caller to see: it may end after the data.
     """
     tag, length, start = data[at], data[at + 1], at + 2
     if length & 0x80:

@@ -16,6 +16,7 @@ from omniserve.engine_process_handle import EngineProcessHandle
 from omniserve.engine_questions import EngineQuestions
 from omniserve.engine_streams import OutputSink, RequestStreams
 from omniserve.engine_supervision import EngineSupervision
+from omniserve.engine_watch import EngineWatch
 from omniserve.errors import CheckpointError, EngineError, EngineUnavailable
 from omniserve.logs import get_logger, log_event
 from omniserve.messages import (
@@ -37,9 +38,6 @@ from omniserve.tasks import TaskGuard
 from scheduler.step_time import LinearStepTime
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopping"]
-
-_TICKS_PER_HEARTBEAT = 4
-_LAST_WORDS_S = 0.2
 
 _logger = get_logger(__name__)
 
@@ -77,7 +75,7 @@ class EngineClient:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._process: EngineProcessHandle | None = None
         self._ready_since_s = 0.0
-        self._num_silent_ticks = 0
+        self._watch = EngineWatch(self._supervision, lambda: self.ready)
 
     @property
     def ready(self) -> bool:
@@ -218,8 +216,8 @@ class EngineClient:
         process.send(SetShares(self._shares))
         duties = {
             asyncio.create_task(self._receive(process), name="engine-receiver"),
-            asyncio.create_task(self._watch(), name="engine-watchdog"),
-            asyncio.create_task(self._await_exit(process), name="engine-exit"),
+            asyncio.create_task(self._watch.run(), name="engine-watchdog"),
+            asyncio.create_task(self._watch.await_exit(process), name="engine-exit"),
         }
         try:
             done, _ = await asyncio.wait(duties, return_when="FIRST_COMPLETED")
@@ -243,7 +241,7 @@ class EngineClient:
                 messages = await process.receive()
             except msgspec.MsgspecError as error:
                 return EngineError(f"the engine process sent an unknown message: {error}")
-            self._num_silent_ticks = 0
+            self._watch.heard()
             for message in messages:
                 if isinstance(message, EngineFailed):
                     return CheckpointError(message.message)
@@ -270,26 +268,6 @@ class EngineClient:
             self._set_state("ready")
             if not self._first_ready.done():
                 self._first_ready.set_result(None)
-
-    async def _watch(self) -> EngineError:
-        heartbeat_s, load_s = self._supervision.heartbeat_s, self._supervision.load_s
-        spawned_s = self._now_s()
-        self._num_silent_ticks = 0
-        # Ticks, not a clock: a front that was held up itself must not blame the engine.
-        while self._num_silent_ticks <= _TICKS_PER_HEARTBEAT:
-            await asyncio.sleep(heartbeat_s / _TICKS_PER_HEARTBEAT)
-            if self.ready:
-                self._num_silent_ticks += 1
-            elif self._now_s() - spawned_s > load_s:
-                return EngineError(f"the engine process was not ready after {load_s:g} s")
-        return EngineError(f"the engine process said nothing for {heartbeat_s:g} s")
-
-    async def _await_exit(self, process: EngineProcessHandle) -> EngineError:
-        how = await process.wait()
-        if not self.ready:
-            # What it said before it ended may still be on its way.
-            await asyncio.sleep(_LAST_WORDS_S)
-        return EngineError(how)
 
     def _lose_engine(self) -> EngineProcessHandle | None:
         """From here on nobody speaks to the process, which is returned to be closed."""

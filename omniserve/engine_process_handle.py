@@ -129,8 +129,11 @@ class EngineProcessHandle:
     async def close(self) -> None:
         """Ends the process if it still runs, reaps it and closes the socket."""
         self.kill()
-        await self._process.wait()
-        self._socket.close()
+        try:
+            await self._process.wait()
+        finally:
+            # Also where it is cancelled: the loop must not go on looking at the descriptor.
+            self._socket.close()
 
 
 def remove_stale_directories() -> None:

@@ -38,7 +38,7 @@ def add_explain_command(subparsers: "Subparsers") -> None:
 def _explain(args: argparse.Namespace) -> int:
     """Raises OmniServeError where there is no answer."""
     from omniserve.commands.json_output import print_json
-    from omniserve.commands.message_fields import message_fields
+    from omniserve.message_fields import message_fields
     from omniserve.terminal import make_console
 
     _check_id(args.request_id)

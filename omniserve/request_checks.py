@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from omniserve.access.bearer_token import without_tokens
 from omniserve.access.caller import Caller
 from omniserve.config_listen import LimitsConfig
 from omniserve.errors import InvalidRequest
@@ -15,6 +16,13 @@ MAX_SEQUENCES = 128
 MAX_REQUEST_ID_CHARS = 128
 MAX_TENANT_CHARS = 64
 MAX_DEADLINE_MS = 86_400_000
+
+
+def shown_request_id(request_id: str) -> str:
+    """What others may see of it, as they may of a token that was put there by mistake: cut to the
+    allowed length; empty where it does not print."""
+    shown = without_tokens(request_id)[:MAX_REQUEST_ID_CHARS]
+    return shown if shown.isprintable() else ""
 
 
 def check_words(request_id: str, caller: Caller) -> None:

@@ -1,26 +1,19 @@
 """What one client request did and how long it took: its metrics, and a summary for the log."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from math import inf
 
 from omniserve.access.quotas import Charge
 from omniserve.calls.call_record import current_call
+from omniserve.calls.outcome import outcome_of
 from omniserve.calls.request_summary import RequestSummary
 from omniserve.errors import (
-    ClientTooSlow,
-    DeadlineExceeded,
     EngineError,
     EngineUnavailable,
-    InvalidRequest,
     OmniServeError,
     Overloaded,
-    PermissionDenied,
     QuotaExceeded,
-    RequestCancelled,
-    Unauthenticated,
-    UnknownModel,
 )
 from omniserve.front_notes import RequestNotes
 from omniserve.generation import Prompt, Usage
@@ -35,16 +28,6 @@ _COUNT_EVERY_S = 0.25
 
 _JUDGED = frozenset({"ok", "late", "error"})
 """Outcomes of requests that count as having met their objectives, or not."""
-
-_OUTCOMES: tuple[tuple[tuple[type[BaseException], ...], Outcome], ...] = (
-    ((asyncio.CancelledError, GeneratorExit, RequestCancelled, ClientTooSlow), "cancelled"),
-    ((DeadlineExceeded,), "late"),
-    ((QuotaExceeded,), "over_quota"),
-    ((Overloaded,), "refused"),
-    ((Unauthenticated, PermissionDenied), "denied"),
-    ((InvalidRequest, UnknownModel), "invalid"),
-    ((EngineUnavailable,), "unavailable"),
-)
 
 _REFUSALS = (Overloaded, EngineUnavailable, EngineError)
 """By the server, of what it had taken: a tenant is not charged for prompts that came to nothing."""
@@ -63,9 +46,10 @@ class RequestRecord:
         notes: RequestNotes | None = None,
         board: RequestBoard | None = None,
     ) -> None:
-        """`notes` are told what the front does with the request, for whoever asks later.
+        """`request_id` is as it may be shown.
 
-        `board` shows it as long as it is here, so `end` must be called.
+        `notes` are told what the front does with the request, for whoever asks later. `board`
+        shows it as long as it is here, so `end` must be called.
         """
         self._notes = notes or RequestNotes()
         self._notes.add(arrival_s, "received")
@@ -195,7 +179,7 @@ class RequestRecord:
     def standing(self) -> RequestStanding:
         usage = self.usage
         return RequestStanding(
-            request_id=self.request_id if self.request_id.isprintable() else "",
+            request_id=self.request_id,
             engine_id=self._engine_id,
             model=self.model,
             tier=self.fallback or self.tier,
@@ -246,7 +230,7 @@ class RequestRecord:
         # Anything else may hold text of the request.
         if isinstance(error, OmniServeError):
             detail = str(error)
-            error.request_id = self.request_id if self.request_id.isprintable() else ""
+            error.request_id = self.request_id
         if isinstance(error, QuotaExceeded):
             self._notes.add(self._clock(), "quota", error.quota, detail)
         self._notes.add(self._clock(), "ended", outcome, detail)
@@ -283,10 +267,3 @@ class RequestRecord:
             prompts=self._prompts,
             outputs=self._texts,
         )
-
-
-def outcome_of(error: BaseException | None) -> Outcome:
-    """The metrics label of how a request ended."""
-    if error is None:
-        return "ok"
-    return next((outcome for kinds, outcome in _OUTCOMES if isinstance(error, kinds)), "error")

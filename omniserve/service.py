@@ -9,7 +9,6 @@ from typing import Protocol
 
 from omniserve import __version__
 from omniserve.access.access_control import AccessControl
-from omniserve.access.bearer_token import without_tokens
 from omniserve.access.caller import ANYONE, Caller
 from omniserve.access.refusal_pace import RefusalPace
 from omniserve.access.tenant_metrics import TenantCollector
@@ -32,13 +31,13 @@ from omniserve.metrics import Metrics
 from omniserve.model_table import ModelTable
 from omniserve.reload.arrivals import ArrivalRecord
 from omniserve.request_checks import (
-    MAX_REQUEST_ID_CHARS,
     check_num_sequences,
     check_prompt_length,
     check_words,
     choice_sampling,
     deadline_s_of,
     prompt_name,
+    shown_request_id,
 )
 from omniserve.request_record import RequestRecord
 from omniserve.requests import EngineRequest
@@ -154,8 +153,7 @@ class GenerationService:
     async def start(self, request: GenerationRequest) -> GenerationStream:
         """Checks and tokenises a request. It runs once the returned stream is entered."""
         request_id = request.request_id or new_request_id()
-        # Logs and timelines have it: a token put there by mistake must not get that far.
-        shown_id = without_tokens(request_id)[:MAX_REQUEST_ID_CHARS]
+        shown_id = shown_request_id(request_id)
         record = RequestRecord(
             self.metrics,
             shown_id,

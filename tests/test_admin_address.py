@@ -164,3 +164,13 @@ def test_the_target_of_a_grpc_address(places: tuple[Path, Path, Path]) -> None:
         assert admin_target_of("192.0.2.1:9") is None
     with pytest.raises(ConfigError, match="give host:port"):
         admin_target_of("nowhere")
+
+
+def test_a_service_whose_socket_may_not_be_looked_at_is_passed_over(
+    places: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name too long to be looked up is refused to everyone, as a closed directory is to all but
+    the superuser."""
+    user, _, service = places
+    monkeypatch.setattr(admin_address, "SERVICE_SOCKET", service / ("s" * 300))
+    assert admin_target_of("127.0.0.1:1") == f"unix:{user}/{NAME}/admin-1.sock"

@@ -107,6 +107,7 @@ def test_commands_that_cannot_be_carried_out(daemon: RunningDaemon, tmp_path: Pa
             (f"/load {tmp_path}/none", "cannot be read: No such file"),
             (f"/load {tmp_path}/other.json", "holds no chat that was saved"),
             (f"/save {tmp_path}/none/chat", "cannot be written: No such file"),
+            ("/save ~no-such-user/chat", "cannot be written: No such file"),
             ("/quit now", "/quit: takes nothing"),
         ):
             chat.type(f"{typed}\n")

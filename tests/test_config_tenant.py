@@ -52,6 +52,14 @@ def problem(directory: Path, **sections: Any) -> str:
         ([ACME | {"models": ["x"]}], "tenants[0].models[0] = 'x': must name a model of the file"),
         ([ACME | {"tiers": []}], "tenants[0].tiers = a list: must hold at least one entry"),
         ([{"name": "acme"}], "tenants[0]: the required key 'token_sha256' is missing"),
+        (
+            [ACME | {"token_sha256": int("1" * 64)}],
+            "tenants[0].token_sha256: must be in quotes: what has no letters is a number in YAML",
+        ),
+        (
+            [ACME | {"token_sha256": [ACME["token_sha256"], int("1" * 64)]}],
+            "tenants[0].token_sha256[1]: must be in quotes",
+        ),
         ([ACME | {"quotas": {}}], "unknown key 'quotas' in tenants[0]; did you mean 'quota'?"),
         ([ACME | {"quota": {"concurrent": 0}}], "tenants[0].quota.concurrent = 0: must be greater"),
         ([ACME | {"quota": {"queued": 0}}], "tenants[0].quota.queued = 0: must be greater"),

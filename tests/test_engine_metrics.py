@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from everything_measured import STATS
 from prometheus_client.parser import text_string_to_metric_families
 from service_builders import make_piggyback_stats, sample
 
@@ -10,18 +11,7 @@ from omniserve.metrics import Metrics
 from omniserve.settings import ControlStats, ModelStats
 
 IDLE = ModelStats("demo", {}, {}, 0, 1 << 20, 1, 0, 0, 1.0)
-BUSY = ModelStats(
-    name="demo",
-    running={"batch": 3},
-    waiting={"batch": 7},
-    kv_used_bytes=1 << 20,
-    kv_total_bytes=1 << 21,
-    num_steps=1,
-    num_preemptions=0,
-    num_cached_prompt_tokens=0,
-    step_ms=1.0,
-    piggyback=make_piggyback_stats(),
-)
+BUSY = replace(STATS, control=None)
 
 
 @pytest.fixture

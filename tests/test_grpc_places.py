@@ -31,22 +31,26 @@ from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
 
 MAX_REQUESTS = 2
+"""Of one tenant; the server has twice as many places."""
 MESSAGE_S = 0.3
 CODES = grpc.StatusCode
-TOKEN = tuple(bearer("acme").items())
+Token = tuple[tuple[str, str], ...]
+TOKEN, OTHER = (tuple(bearer(tenant).items()) for tenant in ("acme", "other"))
 GENERATE = "/omniserve.v1.Inference/Generate"
 WANTED = pb.GenerateRequest(model="demo", text="once")
 
 
 def make_service(checkpoint: Path, engine: ScriptedEngine | None = None) -> GenerationService:
-    limits = LimitsConfig(max_requests=MAX_REQUESTS)
-    return make_tenanted_service(checkpoint, make_tenant("acme"), engine=engine, limits=limits)
+    limits = LimitsConfig(max_requests=2 * MAX_REQUESTS)
+    return make_tenanted_service(
+        checkpoint, make_tenant("acme"), make_tenant("other"), engine=engine, limits=limits
+    )
 
 
-async def models(servers: Servers) -> grpc.StatusCode:
+async def models(servers: Servers, token: Token = TOKEN) -> grpc.StatusCode:
     """How a tenant's call ends."""
     try:
-        await servers.inference.ListModels(pb.ListModelsRequest(), metadata=TOKEN)
+        await servers.inference.ListModels(pb.ListModelsRequest(), metadata=token)
     except grpc.aio.AioRpcError as error:
         return error.code()
     return CODES.OK
@@ -76,7 +80,7 @@ def silent_call(channel: grpc.aio.Channel, **options: Any) -> Any:
 
 
 @pytest.mark.asyncio
-async def test_watchers_of_health_keep_no_tenant_out(
+async def test_watchers_of_health_keep_out_no_tenant_and_no_check(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grpc_places, "MAX_OPEN_CALLS", 3)
@@ -85,22 +89,25 @@ async def test_watchers_of_health_keep_no_tenant_out(
         watchers = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
         for each in watchers:
             await each.read()
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await health.Check(health_pb2.HealthCheckRequest())
-        assert refused.value.code() is CODES.RESOURCE_EXHAUSTED
+        refused = health.Watch(health_pb2.HealthCheckRequest())
+        assert await refused.code() is CODES.RESOURCE_EXHAUSTED
+        # It answers, whatever it says: nobody told this server that it serves.
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
         assert await models(servers) is CODES.OK
         watchers[0].cancel()
         async with asyncio.timeout(20):
-            while await status_of_health(health) is not CODES.OK:
+            while not await can_watch(health):
                 await asyncio.sleep(0.01)
 
 
-async def status_of_health(health: health_pb2_grpc.HealthStub) -> grpc.StatusCode:
+async def can_watch(health: health_pb2_grpc.HealthStub) -> bool:
+    watcher = health.Watch(health_pb2.HealthCheckRequest())
     try:
-        await health.Check(health_pb2.HealthCheckRequest())
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return CODES.OK
+        return await watcher.read() is not grpc.aio.EOF
+    except grpc.aio.AioRpcError:
+        return False
+    finally:
+        watcher.cancel()
 
 
 @pytest.mark.asyncio
@@ -124,7 +131,7 @@ async def impatient(service: GenerationService) -> AsyncIterator[grpc.aio.Channe
             ErrorInterceptor(),
             AccessInterceptor(service.access),
         ],
-        max_calls=MAX_REQUESTS,
+        max_calls=2 * MAX_REQUESTS,
         message_s=MESSAGE_S,
     )
     servicer = InferenceServicer(service)
@@ -169,6 +176,7 @@ async def test_no_more_calls_than_allowed(tiny_checkpoint: Path) -> None:
         calls = [generate(WANTED, metadata=TOKEN) for _ in range(MAX_REQUESTS)]
         await until(lambda: len(engine.running) == MAX_REQUESTS)
         assert await models(servers) is CODES.RESOURCE_EXHAUSTED
+        assert await models(servers, OTHER) is CODES.OK
         # It is not waited for what a stranger would say, and nobody else is refused in its place.
         async with asyncio.timeout(20):
             assert await silent_call(servers.channel).code() is CODES.UNAUTHENTICATED
@@ -205,5 +213,5 @@ async def test_refusals_for_want_of_a_place_are_told_counted_and_not_all_logged(
     assert num_calls(service, "Inference.Generate", "RESOURCE_EXHAUSTED") == num_refusals
     assert num_refused(service, "overloaded") == num_refusals + 1
     assert isinstance(error, Overloaded) and error.retry_after_s == 1
-    assert str(error) == "2 requests are being answered; no more are taken"
+    assert str(error) == ("2 requests of tenant 'acme' are being answered; no more are taken")
     assert exit_status_of(error) == EXIT_UNAVAILABLE

@@ -2,7 +2,7 @@
 
 import json
 
-from omniserve.commands.message_fields import message_fields
+from omniserve.message_fields import message_fields
 from omniserve.v1 import omniserve_pb2 as pb
 
 

@@ -180,7 +180,7 @@ async def test_the_command_tells_changes_and_a_dry_run_with_its_forecast(
             await servers.inference.Complete(request)
         assert await asyncio.to_thread(main, [*ask, "--dry-run"]) == EXIT_OK
         said = capsys.readouterr().out
-        assert "the tiers would change:\n  interactive: ttft_ms 500 -> 5\n" in said
+        assert "would be taken over:\n  interactive: ttft_ms 500 -> 5\n" in said
         assert "interactive: max_waiting - -> 3" in said
         rows = [line.split() for line in said.splitlines()]
         # A step of 20 rows takes 11 ms, so that the file's tier takes nobody.
@@ -191,10 +191,13 @@ async def test_the_command_tells_changes_and_a_dry_run_with_its_forecast(
         assert service.tiers.tiers[0].ttft_ms == 500
 
         assert await asyncio.to_thread(main, [*ask]) == EXIT_OK
-        assert "the tiers have changed:" in capsys.readouterr().out
+        told = "  interactive: ttft_ms 500 -> 5\n  interactive: max_waiting - -> 3\n"
+        assert capsys.readouterr().out == "taken over:\n" + told
         assert service.tiers.tiers[0].ttft_ms == 5
         assert await asyncio.to_thread(main, [*ask]) == EXIT_OK
-        assert "the tiers are as they were" in capsys.readouterr().out
+        assert capsys.readouterr().out.startswith("tiers and tenants are as they were; ")
+        assert await asyncio.to_thread(main, [*ask, "--dry-run"]) == EXIT_OK
+        assert capsys.readouterr().out.startswith("tiers and tenants would stay as they are\n")
 
 
 @pytest.mark.asyncio

@@ -16,8 +16,8 @@ from service_builders import (
 )
 from status_builders import make_reporter
 
-from omniserve.commands.message_fields import message_fields
 from omniserve.errors import InvalidRequest
+from omniserve.message_fields import message_fields
 from omniserve.requests import SamplingParams
 from omniserve.settings import ModelStats
 from omniserve.status.host_usage import CoreTimes, HostMeter

@@ -21,7 +21,8 @@ class TenantStatus:
     """Part of a minute's worth that is used up, 0 to 1; None where there is no such quota."""
     output_tokens_share: float | None
     num_refused: int
-    """Counter: since the tenant was first configured."""
+    """Counter: since the tenant was configured; begins anew where it was taken away meanwhile, and
+    nothing of it ran then."""
 
 
 class Charge:

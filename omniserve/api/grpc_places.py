@@ -8,14 +8,16 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from omniserve.api.full import all_taken
+from omniserve.access.call_places import CallPlaces
 from omniserve.api.grpc_errors import OUR_METHODS
 from omniserve.api.grpc_handlers import Context, Handler, reading_for_itself, refusal
 from omniserve.calls.call_record import current_call
-from omniserve.errors import DeadlineExceeded, InvalidRequest
+from omniserve.errors import DeadlineExceeded, InvalidRequest, Overloaded
 
 MAX_OPEN_CALLS = 64
-"""Health checks and reflection at the same time: whoever connects may hold them for ever."""
+"""Watched health and reflection at the same time: whoever connects may hold them for ever. As many
+checks of health, which end at once, have places of their own."""
+_CHECK = "/grpc.health.v1.Health/Check"
 MESSAGE_S = 60.0
 """How long the one message of a call may take to arrive."""
 
@@ -26,8 +28,9 @@ class PlaceInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, max_calls: int, message_s: float = MESSAGE_S) -> None:
         self._message_s = message_s
-        self._ours = _Places(max_calls)
-        self._others = _Places(MAX_OPEN_CALLS)
+        self._ours = CallPlaces(max_calls)
+        self._checks = CallPlaces(MAX_OPEN_CALLS)
+        self._others = CallPlaces(MAX_OPEN_CALLS)
 
     async def intercept_service(
         self,
@@ -37,17 +40,24 @@ class PlaceInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        if handler_call_details.method.startswith(OUR_METHODS):
+        method = handler_call_details.method
+        if method.startswith(OUR_METHODS):
             # grpc itself would wait for the message without end.
             return reading_for_itself(handler, self._placed)
-        return handler if self._others.take() else refusal(_refuse)
+        try:
+            _take(self._checks if method == _CHECK else self._others)
+        except Overloaded:
+            return refusal(_refuse)
+        return handler
 
     def _placed(self, behaviour: Handler) -> Handler:
         async def call(requests: Any, context: Context) -> Any:
-            if not self._ours.take():
+            try:
+                _take(self._ours, current_call().tenant)
+            except Overloaded:
                 # Who sends very many of them does not fill the log.
                 current_call().is_routine = True
-                raise all_taken(self._ours.num_places)
+                raise
             return await behaviour(await self._message(context), context)
 
         return call
@@ -67,23 +77,12 @@ class PlaceInterceptor(grpc.aio.ServerInterceptor):
         return message
 
 
-class _Places:
-    def __init__(self, num_places: int) -> None:
-        self.num_places = num_places
-        self._num_free = num_places
-
-    def take(self) -> bool:
-        """Whether there was one. Taken until the call's task ends, after its handler."""
-        if not self._num_free:
-            return False
-        task = asyncio.current_task()
-        assert task is not None
-        self._num_free -= 1
-        task.add_done_callback(self._give_back)
-        return True
-
-    def _give_back(self, task: asyncio.Task[Any]) -> None:
-        self._num_free += 1
+def _take(places: CallPlaces, tenant: str = "") -> None:
+    """Until the call's task ends, after its handler; raises Overloaded."""
+    task = asyncio.current_task()
+    assert task is not None
+    places.take(tenant)
+    task.add_done_callback(lambda _: places.free(tenant))
 
 
 async def _refuse(requests: object, context: Context) -> None:

@@ -13,7 +13,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from omniserve.access.bearer_token import without_tokens
 from omniserve.access.caller import Caller
 from omniserve.api.http_access import AccessLayer, caller_of
 from omniserve.api.http_calls import CallLayer
@@ -26,7 +25,7 @@ from omniserve.api.openai_requests import ChatBody, CompletionBody, GenerationBo
 from omniserve.api.openai_responses import ChatFormat, CompletionFormat, to_json
 from omniserve.calls.call_record import current_call
 from omniserve.errors import OmniServeError
-from omniserve.request_checks import MAX_REQUEST_ID_CHARS
+from omniserve.request_checks import shown_request_id
 from omniserve.service import GenerationService, new_request_id
 
 LARGE_BODY_BYTES = 64 << 10
@@ -51,9 +50,10 @@ def create_app(service: GenerationService, others: Sequence[Route] = ()) -> ASGI
             *others,
         ]
     )
-    limited = RequestLimit(AccessLayer(routes, service.access), service.config.limits.max_requests)
+    limited = RequestLimit(routes, service.config.limits.max_requests)
+    known = AccessLayer(limited, service.access)
     # Where nobody shows a token, the name is all that tells a page of another site.
-    app = LocalNamesOnly(limited) if service.access.is_open else limited
+    app = LocalNamesOnly(known) if service.access.is_open else known
     return CallLayer(app, service.calls)
 
 
@@ -106,9 +106,8 @@ class _Endpoints:
             request_id=request.headers.get(REQUEST_ID_HEADER) or new_request_id(),
             arrival_s=time.monotonic(),
         )
-        shown_id = without_tokens(head.request_id)[:MAX_REQUEST_ID_CHARS]
-        request.state.request_id = shown_id if shown_id.isprintable() else ""
-        current_call().request_id = shown_id
+        current_call().request_id = shown_request_id(head.request_id)
+        request.state.request_id = current_call().request_id
         _check_content_type(request)
         raw = await _read_body(request, self._service.config.limits.max_message_bytes)
         # A long parse must not hold up the streams of other clients.

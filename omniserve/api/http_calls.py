@@ -42,7 +42,7 @@ class CallLayer:
             finally:
                 path = _path(scope)
                 record.method = f"{_known_method(scope['method'])} {path}".rstrip()
-                record.is_routine = not path.startswith(_API_PREFIX)
+                record.is_routine |= not path.startswith(_API_PREFIX)
                 record.status = str(status)
 
 

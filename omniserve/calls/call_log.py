@@ -9,13 +9,12 @@ from typing import Protocol
 
 from omniserve.calls.call_record import CLIENT_CLOSED_REQUEST, CallRecord, in_call
 from omniserve.calls.line_limit import LineLimit
+from omniserve.calls.outcome import outcome_of
 from omniserve.calls.refusal_reason import RefusalReason, refusal_reason
 from omniserve.calls.request_summary import RequestSummary
 from omniserve.errors import OmniServeError, Unauthenticated
 from omniserve.logs import Value, get_logger, log_event
 from omniserve.metrics import Metrics, Outcome
-from omniserve.request_record import outcome_of
-from omniserve.status.request_board import RequestBoard
 
 _logger = get_logger(__name__)
 
@@ -31,18 +30,30 @@ class Tracer(Protocol):
         """The id of the trace that the call is part of; empty where it is not traced."""
 
 
+class RefusalBoard(Protocol):
+    """Shows operators what was refused of late."""
+
+    def note_refusal(
+        self, error: BaseException, *, request_id: str = "", tenant: str = ""
+    ) -> None: ...
+
+
 class CallLog:
     """Of one daemon, for all its servers."""
 
     def __init__(
         self,
         metrics: Metrics,
-        board: RequestBoard | None = None,
+        board: RefusalBoard | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`board` shows calls that were refused before they were a request, of known callers."""
+        """`board` shows calls that were refused before they were a request, of known callers.
+
+        `clock` is the one of the calls' arrivals.
+        """
         self._metrics = metrics
-        self._board = RequestBoard() if board is None else board
+        self._board = board
+        self._clock = clock
         self._tracer: Tracer | None = None
         self._strangers = LineLimit(STRANGERS_BURST, STRANGERS_PER_S, clock)
 
@@ -69,22 +80,27 @@ class CallLog:
             self._metrics.refusals.labels(reason).inc()
         is_stranger = isinstance(call.error, Unauthenticated)
         if call.request is None and isinstance(call.error, OmniServeError) and not is_stranger:
-            self._board.note_refusal(call.error, request_id=call.request_id, tenant=call.tenant)
+            self._show_refusal(call, call.error)
         is_quiet = call.is_routine and call.error is None
-        trace_id = "" if is_quiet else self._trace(call)
         needs_no_token = is_stranger or (call.is_routine and call.error is not None)
         num_left_out = self._strangers.take() if needs_no_token else 0
         if num_left_out is None:
+            # Nor are they traced: whoever connects could fill the queue of spans.
             return
+        trace_id = "" if is_quiet else self._trace(call)
         log_event(
             _logger,
             "request",
             level=logging.DEBUG if is_quiet else logging.INFO,
             content=_content(call.request),
             error=None,
-            **_fields(call, reason, trace_id),
+            **_fields(call, reason, trace_id, self._clock() - call.arrival_s),
             **({"left_out": num_left_out} if num_left_out else {}),
         )
+
+    def _show_refusal(self, call: CallRecord, error: OmniServeError) -> None:
+        if self._board is not None:
+            self._board.note_refusal(error, request_id=call.request_id, tenant=call.tenant)
 
     def _trace(self, call: CallRecord) -> str:
         try:
@@ -95,7 +111,9 @@ class CallLog:
             return ""
 
 
-def _fields(call: CallRecord, reason: RefusalReason | None, trace_id: str) -> dict[str, Value]:
+def _fields(
+    call: CallRecord, reason: RefusalReason | None, trace_id: str, duration_s: float
+) -> dict[str, Value]:
     summary = call.request
     found: dict[str, Value] = {
         "request_id": call.request_id,
@@ -107,7 +125,7 @@ def _fields(call: CallRecord, reason: RefusalReason | None, trace_id: str) -> di
         "outcome": _outcome(call, reason),
         "reason": reason,
         **({} if summary is None else _summary_fields(summary)),
-        "duration_ms": _milliseconds(time.monotonic() - call.arrival_s),
+        "duration_ms": _milliseconds(duration_s),
         "trace_id": trace_id,
     }
     # What does not apply would only make lines longer.

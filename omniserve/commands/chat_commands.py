@@ -1,6 +1,7 @@
 """What may be typed into a chat besides questions: lines that begin with a slash."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,4 +166,5 @@ def _one_of(names: Sequence[str], wanted: str) -> str:
 def _path(argument: str) -> Path:
     if not argument:
         raise ConfigError("FILE: is missing")
-    return Path(argument).expanduser()
+    # Not Path.expanduser: that raises for users that are not known.
+    return Path(os.path.expanduser(argument))

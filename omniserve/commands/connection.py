@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,13 +31,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help=f"its gRPC address (default: ${ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS})",
     )
-    group.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="holds the token to show, where the server has tenants (default: $OMNISERVE_TOKEN); "
-        "a token on the command line would be seen by everyone on the machine",
-    )
+    add_token_argument(group)
     group.add_argument(
         "--tls",
         action="store_true",
@@ -51,6 +44,17 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--cert", type=Path, metavar="FILE", help="PEM file of the certificate to show"
     )
     group.add_argument("--key", type=Path, metavar="FILE", help="PEM file of its private key")
+
+
+def add_token_argument(parser: argparse._ActionsContainer) -> None:
+    """`read_token` takes what it says."""
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="holds the token to show, where the server has tenants (default: $OMNISERVE_TOKEN); "
+        "a token on the command line would be seen by everyone on the machine",
+    )
 
 
 def add_admin_argument(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +93,11 @@ class Connection:
 @contextmanager
 def open_server(args: argparse.Namespace) -> Iterator[Connection]:
     """Connects when it is first used; raises ConfigError for what cannot be meant."""
-    from omniserve.commands.credentials import read_certificates, read_token
-    from omniserve.config_values import is_loopback
+    from omniserve.commands.credentials import (
+        read_certificates,
+        read_token,
+        warn_of_open_token,
+    )
 
     grpc = _import_grpc()
     address = _address_of(args)
@@ -98,9 +105,8 @@ def open_server(args: argparse.Namespace) -> Iterator[Connection]:
     certificates = read_certificates(args)
     metadata = () if token is None else (("authorization", f"Bearer {token}"),)
     if certificates is None:
-        if token is not None and not is_loopback(address):
-            text = f"the token goes to {address} unencrypted; give --tls or --ca"
-            sys.stderr.write(f"omniserve: warning: {text}\n")
+        if token is not None:
+            warn_of_open_token(address, "; give --tls or --ca")
         channel = grpc.insecure_channel(address, _OPTIONS)
     else:
         credentials = grpc.ssl_channel_credentials(

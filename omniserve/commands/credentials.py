@@ -4,10 +4,12 @@ import argparse
 import os
 import re
 import ssl
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from omniserve.config_values import is_loopback
 from omniserve.errors import ConfigError
 from omniserve.regular_file import read_regular_file
 
@@ -32,6 +34,14 @@ def read_token(file: Path | None, environment: Mapping[str, str] = os.environ) -
     except (OSError, ValueError) as error:
         raise ConfigError(f"--token-file {_shown(file)}: {_why(error)}") from None
     return _token(content.decode("latin-1"), f"--token-file {_shown(file)}")
+
+
+def warn_of_open_token(address: str, advice: str = "") -> None:
+    """Where others may read it on its way to a `host:port`; `advice` begins as a part of a
+    sentence does."""
+    if not is_loopback(address):
+        text = f"the token goes to {address} unencrypted{advice}"
+        sys.stderr.write(f"omniserve: warning: {text}\n")
 
 
 def _token(text: str, source: str) -> str:

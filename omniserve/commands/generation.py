@@ -141,7 +141,7 @@ class Generation:
 
     def result(self) -> dict[str, Any]:
         """Of one that has ended, for programs."""
-        from omniserve.commands.message_fields import message_fields
+        from omniserve.message_fields import message_fields
         from omniserve.v1 import omniserve_pb2 as pb
 
         last = self._last or pb.GenerateChunk()

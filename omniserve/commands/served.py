@@ -1,6 +1,7 @@
 """The subcommands `omniserve models` and `omniserve tiers`: what a daemon serves."""
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from omniserve.commands.connection import Connection, add_server_arguments, open_server
@@ -50,28 +51,26 @@ def list_served(connection: Connection) -> "pb.ListModelsResponse":
 
 
 def _models(args: argparse.Namespace) -> int:
-    from omniserve.commands.json_output import print_json
-    from omniserve.commands.message_fields import message_fields
-
-    with open_server(args) as connection:
-        listed = list_served(connection)
-    if args.json:
-        print_json({"models": [message_fields(model) for model in listed.models]})
-    else:
-        _print_table(_models_table(listed))
-    return EXIT_OK
+    return _show(args, "models", _models_table)
 
 
 def _tiers(args: argparse.Namespace) -> int:
+    return _show(args, "tiers", _tiers_table)
+
+
+def _show(
+    args: argparse.Namespace, key: str, table_of: Callable[["pb.ListModelsResponse"], "TextTable"]
+) -> int:
+    """One part of what is served; `key` is its field in the answer and its name in JSON."""
     from omniserve.commands.json_output import print_json
-    from omniserve.commands.message_fields import message_fields
+    from omniserve.message_fields import message_fields
 
     with open_server(args) as connection:
         listed = list_served(connection)
     if args.json:
-        print_json({"tiers": [message_fields(tier) for tier in listed.tiers]})
+        print_json({key: [message_fields(each) for each in getattr(listed, key)]})
     else:
-        _print_table(_tiers_table(listed))
+        _print_table(table_of(listed))
     return EXIT_OK
 
 

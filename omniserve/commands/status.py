@@ -26,15 +26,22 @@ def add_status_command(subparsers: "Subparsers") -> None:
     parser.set_defaults(handler=_status)
 
 
-def _status(args: argparse.Namespace) -> int:
-    from omniserve.commands.json_output import print_json
-    from omniserve.commands.message_fields import message_fields
+def ask_status(args: argparse.Namespace) -> "pb.Status":
+    """Of the daemon that `--admin` names; raises OmniServeError."""
     from omniserve.v1 import omniserve_pb2 as pb
     from omniserve.v1 import omniserve_pb2_grpc
 
     with open_admin(args) as connection:
         stub = omniserve_pb2_grpc.AdminStub(connection.channel)
         status: pb.Status = connection.ask(stub.GetStatus, pb.GetStatusRequest())
+    return status
+
+
+def _status(args: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json
+    from omniserve.message_fields import message_fields
+
+    status = ask_status(args)
     if args.json:
         print_json(message_fields(status))
     else:

@@ -212,7 +212,7 @@ class Engine:
         runtimes = self._runtimes.values()
         now_s = time.monotonic()
         pressure = pressure_on(each.scheduler.pressure.at(now_s) for each in runtimes)
-        host.share_cores(sum(each.num_offloaded for each in runtimes), pressure)
+        host.share_cores(sum(each.scheduler.num_offloaded for each in runtimes), pressure)
 
     def _run_through(self, runtime: ModelRuntime, step: RunningStep) -> list[RequestOutput]:
         runtime.advance(step, runtime.num_layers)

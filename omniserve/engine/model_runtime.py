@@ -74,11 +74,6 @@ class ModelRuntime:
             return True
         return self.scheduler.has_unfinished or bool(self._in_flight)
 
-    @property
-    def num_offloaded(self) -> int:
-        """Requests whose KV is on the host, or on its way there or back."""
-        return self.scheduler.num_offloaded
-
     def has_urgent_work(self, within_s: float) -> bool:
         """Whether a latency-sensitive request waits for its first token, or has to have its next
         one computed within so many seconds."""

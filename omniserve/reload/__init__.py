@@ -1,1 +1,1 @@
-"""Taking over the tiers of a changed configuration while requests run."""
+"""Taking over tiers, tenants and certificates of a changed configuration while requests run."""

@@ -11,16 +11,19 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_UNCHANGED = "tiers and tenants are as they were; certificates, if there are any, were read again"
+_NOTHING_TO_CHANGE = "tiers and tenants would stay as they are"
+
 
 def add_reload_command(subparsers: "Subparsers") -> None:
     """Register `reload`; its handler returns an exit status."""
     parser = subparsers.add_parser(
         "reload",
-        help="have a daemon take over the tiers of its changed file",
-        description="Has a running daemon read its own configuration file again and take over the "
-        "tiers, all of them or, where anything in the file is wrong, none. Tells what changed and "
-        "what takes effect at the next start only. The exit status is 2 where the file is refused, "
-        "3 where the daemon does not answer.",
+        help="have a daemon take over tiers, tenants and certificates of its changed file",
+        description="Has a running daemon read its own configuration file again and take over its "
+        "tiers and tenants, and the files of its certificates: all of it or, where anything is "
+        "wrong, nothing. Tells what changed and what takes effect at the next start only. The exit "
+        "status is 2 where the file is refused, 3 where the daemon does not answer.",
     )
     add_admin_argument(parser)
     parser.add_argument(
@@ -36,8 +39,8 @@ def add_reload_command(subparsers: "Subparsers") -> None:
 def _reload(args: argparse.Namespace) -> int:
     """Raises ConfigError where the daemon refuses the file."""
     from omniserve.commands.json_output import print_json
-    from omniserve.commands.message_fields import message_fields
     from omniserve.errors import ConfigError
+    from omniserve.message_fields import message_fields
 
     answer = _ask(args)
     if args.json:
@@ -77,9 +80,9 @@ def _change_lines(answer: "pb.ReloadTiersResponse", *, is_dry_run: bool) -> list
     from omniserve.reload.change_text import change_text
 
     if not answer.changes:
-        lines = ["the tiers are as they were"]
+        lines = [_NOTHING_TO_CHANGE if is_dry_run else _UNCHANGED]
     else:
-        lines = ["the tiers would change:" if is_dry_run else "the tiers have changed:"]
+        lines = ["would be taken over:" if is_dry_run else "taken over:"]
         lines += [
             f"  {change_text(each.tier, each.key, each.before, each.after)}"
             for each in answer.changes

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import msgspec
 
-from omniserve.commands.message_fields import message_fields
+from omniserve.message_fields import message_fields
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.status.feed import StatusFeed

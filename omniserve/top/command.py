@@ -6,8 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from omniserve.argument_types import number
-from omniserve.commands.connection import add_admin_argument, open_admin
+from omniserve.commands.connection import add_admin_argument
 from omniserve.commands.exit_status import EXIT_OK
+from omniserve.commands.status import ask_status
 
 if TYPE_CHECKING:
     from omniserve.v1 import omniserve_pb2 as pb
@@ -51,7 +52,7 @@ def _top(args: argparse.Namespace) -> int:
     elif args.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         from omniserve.top.view import View
 
-        make_console().print(View().picture(_once(args)))
+        make_console().print(View().picture(ask_status(args)))
     else:
         from omniserve.top.screen import watch_screen
         from omniserve.top.watch import watching
@@ -61,7 +62,7 @@ def _top(args: argparse.Namespace) -> int:
 
 
 def _print_json(args: argparse.Namespace) -> None:
-    from omniserve.commands.message_fields import message_fields
+    from omniserve.message_fields import message_fields
     from omniserve.top.watch import watching
 
     def show(status: "pb.Status") -> None:
@@ -69,18 +70,8 @@ def _print_json(args: argparse.Namespace) -> None:
         sys.stdout.flush()
 
     if args.once:
-        show(_once(args))
+        show(ask_status(args))
         return
     with watching(args) as stream:
         for status in stream:
             show(status)
-
-
-def _once(args: argparse.Namespace) -> "pb.Status":
-    from omniserve.v1 import omniserve_pb2 as pb
-    from omniserve.v1 import omniserve_pb2_grpc
-
-    with open_admin(args) as connection:
-        stub = omniserve_pb2_grpc.AdminStub(connection.channel)
-        status: pb.Status = connection.ask(stub.GetStatus, pb.GetStatusRequest())
-    return status

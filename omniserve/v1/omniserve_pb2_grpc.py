@@ -327,8 +327,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReloadTiers(self, request, context):
-        """Reads the server's configuration file again and takes over its tiers: all of them or, where
-        anything is wrong, none.
+        """Reads the server's configuration file again and takes over its tiers and tenants, and the files
+        of its certificates: all of it or, where anything is wrong, nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,6 +1,6 @@
 """Where a server is, and how to talk to it, as the command line says it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from omniserve.config_values import split_address
@@ -22,6 +22,8 @@ class Addresses:
     """What requests are sent over; None prefers gRPC."""
     vocab_size: int | None = None
     """Of prompts over HTTP, where nothing tells it."""
+    token: str | None = field(default=None, repr=False)
+    """Of the tenant that sends the load."""
 
     def checked(self) -> "Addresses":
         """Itself; raises ConfigError."""
@@ -35,6 +37,13 @@ class Addresses:
                 raise ConfigError(f"--grpc {self.grpc}: {error}; give host:port") from None
         return self
 
+    def receivers(self) -> tuple[str, ...]:
+        """host:port of each; raises ConfigError for an HTTP address that is none."""
+        from omniserve.bench.load.http_client import HttpAddress
+
+        http = None if self.http is None else HttpAddress.parse(self.http).authority
+        return tuple(each for each in (self.grpc, http) if each is not None)
+
     def open(self) -> "Target":
         """Made inside a running event loop; raises ConfigError for an HTTP address that is none."""
         from omniserve.bench.load.grpc_target import GrpcTarget
@@ -42,5 +51,5 @@ class Addresses:
 
         if self.http is None or (self.grpc is not None and self.over != "http"):
             assert self.grpc is not None
-            return GrpcTarget(self.grpc, self.http)
-        return HttpTarget(self.http, self.vocab_size, self.grpc)
+            return GrpcTarget(self.grpc, self.http, self.token)
+        return HttpTarget(self.http, self.vocab_size, self.grpc, self.token)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from omniserve.argument_types import whole_number
 from omniserve.bench.load.addresses import Addresses
+from omniserve.commands.connection import add_token_argument
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -80,6 +81,7 @@ def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="prompts are token ids below this (default: the model's own over gRPC, else 1000)",
     )
+    add_token_argument(parser)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -110,8 +112,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def _addresses(args: argparse.Namespace) -> Addresses:
     """Raises ConfigError."""
+    from omniserve.commands.credentials import read_token, warn_of_open_token
+
     if args.grpc is None and args.http is None:
         given = _DEFAULT_ADDRESSES
     else:
         given = Addresses(args.grpc, args.http)
-    return replace(given, over=args.over, vocab_size=args.vocab_size).checked()
+    token = read_token(args.token_file)
+    addresses = replace(given, over=args.over, vocab_size=args.vocab_size, token=token).checked()
+    for receiver in addresses.receivers() if token is not None else ():
+        warn_of_open_token(receiver)
+    return addresses

@@ -33,12 +33,13 @@ _REFUSALS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 class GrpcTarget:
     """Made inside a running event loop."""
 
-    def __init__(self, address: str, http: str | None = None) -> None:
+    def __init__(self, address: str, http: str | None = None, token: str | None = None) -> None:
         """`http` is where the same server answers HTTP, for its metrics; raises ConfigError.
 
         Its status is asked on this machine alone, where it listens for its operators.
         """
         self._channel = grpc.aio.insecure_channel(address, _OPTIONS)
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         self._inference = omniserve_pb2_grpc.InferenceStub(self._channel)
         admin = admin_target_of(address)
         # Elsewhere nobody may ask for it: the server then says that it does not know the service.
@@ -54,7 +55,7 @@ class GrpcTarget:
     async def describe(self) -> TargetInfo:
         try:
             listed = await self._inference.ListModels(
-                pb.ListModelsRequest(), timeout=ANSWER_TIMEOUT_S
+                pb.ListModelsRequest(), timeout=ANSWER_TIMEOUT_S, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
             raise RequestFailed(f"cannot ask the server what it serves: {_said(error)}") from None
@@ -94,7 +95,7 @@ class GrpcTarget:
     async def send(self, payload: bytes, on_tokens: OnTokens) -> int:
         num_tokens = 0
         try:
-            async for chunk in self._generate(payload):
+            async for chunk in self._generate(payload, metadata=self._metadata):
                 if chunk.token_ids:
                     num_tokens += len(chunk.token_ids)
                     on_tokens(len(chunk.token_ids))

@@ -2,7 +2,9 @@
 
 import asyncio
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from omniserve.bench.load.http_connection import HttpAnswer, HttpConnection, OnBody
 from omniserve.bench.load.target import RequestFailed
@@ -12,6 +14,7 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
 MAX_IDLE_S = 2.0
 """Servers close idle connections after 5 s at the earliest; a request must not meet that."""
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,19 @@ class HttpAddress:
             raise ConfigError(f"HTTP address {url!r}: is not allowed; allowed: {allowed}")
         return HttpAddress(host, port or 80, split.path.rstrip("/").removesuffix("/v1"))
 
-    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """A whole request."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+    @property
+    def authority(self) -> str:
+        """host:port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def request(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS
+    ) -> bytes:
+        """A whole request; `headers` are those that it has besides."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = (
-            f"{method} {self.path}{path} HTTP/1.1\r\nhost: {host}:{self.port}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"{method} {self.path}{path} HTTP/1.1\r\nhost: {self.authority}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n{more}\r\n"
         )
         return head.encode("ascii") + body
 
@@ -49,20 +59,26 @@ class HttpAddress:
 class HttpClient:
     """Made and used inside one event loop. Proxies of the environment are not used."""
 
-    def __init__(self, address: HttpAddress) -> None:
-        self.address = address
+    def __init__(self, address: HttpAddress, token: str | None = None) -> None:
+        """`token` is shown with every request."""
+        self._address = address
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._idle: list[HttpConnection] = []
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """A whole request to this server, for `exchange`."""
+        return self._address.request(method, path, body, self._headers)
 
     async def get(self, path: str) -> HttpAnswer:
         """Raises RequestFailed where no answer comes."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await self.exchange(self.address.request("GET", path))
+                return await self.exchange(self.request("GET", path))
         except TimeoutError:
             raise RequestFailed(f"HTTP GET {path}: no answer in {ANSWER_TIMEOUT_S:g} s") from None
 
     async def exchange(self, payload: bytes, on_body: OnBody | None = None) -> HttpAnswer:
-        """Sends a request made by `HttpAddress.request`; see HttpConnection.exchange."""
+        """Sends a request made by `request`; see HttpConnection.exchange."""
         connection = self._idle_connection() or await self._connect()
         try:
             return await connection.exchange(payload, on_body)
@@ -87,7 +103,7 @@ class HttpClient:
 
     async def _connect(self) -> HttpConnection:
         loop = asyncio.get_running_loop()
-        address = self.address
+        address = self._address
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(

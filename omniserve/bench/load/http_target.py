@@ -49,15 +49,21 @@ _DIALECTS = {
 class HttpTarget:
     """Made inside a running event loop."""
 
-    def __init__(self, url: str, vocab_size: int | None = None, grpc: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        vocab_size: int | None = None,
+        grpc: str | None = None,
+        token: str | None = None,
+    ) -> None:
         """`grpc` is where an OmniServe server tells its status and what it serves, its vocabulary
         too; without that prompts have ids below `vocab_size`, or below DEFAULT_VOCAB_SIZE.
 
         Raises ConfigError for an address that is none.
         """
-        self._client = HttpClient(HttpAddress.parse(url))
+        self._client = HttpClient(HttpAddress.parse(url), token)
         self._vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
-        self._status = GrpcTarget(grpc) if grpc is not None else None
+        self._status = GrpcTarget(grpc, token=token) if grpc is not None else None
         self._dialect = _Dialect("server")
 
     async def describe(self) -> TargetInfo:
@@ -94,7 +100,7 @@ class HttpTarget:
         }
         if request.tier and self._dialect.has_tiers:
             body["service_tier"] = request.tier
-        return self._client.address.request(
+        return self._client.request(
             "POST", "/v1/completions", _to_json(body | dict(request.extra_body))
         )
 
