@@ -8,7 +8,7 @@ def number(unit: str, low: float, high: float) -> Callable[[str], float]:
     """For `type=`: a number of `unit` from `low` to `high`."""
 
     def parse(text: str) -> float:
-        allowed = f"{text!r} is not allowed; allowed: {low:g} to {high:g} {unit}"
+        allowed = f"{text!r} is not allowed; allowed: {low:g} to {high:g} {unit}".rstrip()
         try:
             value = float(text)
         except ValueError:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from omniserve import __version__
+from omniserve.command_parser import CommandParser
 from omniserve.commands.exit_status import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, exit_status_of
 from omniserve.errors import OmniServeError
 
@@ -42,7 +43,7 @@ def _escape_what_cannot_be_shown() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="omniserve",
         description="Serves language models to latency-sensitive and best-effort tiers.",
         epilog="`omniserve COMMAND --help` tells more about a command.",

@@ -117,7 +117,7 @@ class EngineProcessHandle:
                 _logger,
                 "engine_killed",
                 level=logging.WARNING,
-                reason="no end within the grace period",
+                reason=f"no end within {grace_s:g} s of being told to end",
             )
 
     def kill(self) -> None:

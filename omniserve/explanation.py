@@ -40,7 +40,8 @@ async def explain(notes: FrontNotes, ask_engine: AskEngine, given_id: str) -> tu
     if not ours and not theirs:
         raise UnknownRequest(
             f"nothing is known of request {given_id[:_SHOWN_CHARS]!r}: "
-            "it never came, or too many came after it"
+            "it never came, or too many came after it, "
+            "or it was refused before it was read, which the log tells"
         )
     return tuple(sorted((*ours, *theirs), key=lambda each: each.at_s))
 

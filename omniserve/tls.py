@@ -56,6 +56,13 @@ class TlsFiles:
         self._config = config
         self._directory = directory
 
+    @property
+    def are_handed_over(self) -> bool:
+        """Whether some are credentials, which only the service that systemd started gets."""
+        named = (self._config.certificate, self._config.key, self._config.client_ca or "")
+        has_credentials = any(given.startswith(CREDENTIAL) for given in named)
+        return has_credentials and not os.environ.get(CREDENTIALS_VARIABLE)
+
     def read(self) -> TlsMaterial:
         """Raises ConfigError, which names the key, where a file cannot be used."""
         certificate = self._certificate()

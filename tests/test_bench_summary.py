@@ -115,8 +115,10 @@ def test_requests_count_by_their_time_and_tokens_by_theirs() -> None:
 
 
 def test_errors_are_counted_the_most_frequent_first() -> None:
-    failed = [make_request(outcome="failed", num_tokens=0, error=text) for text in "baa"]
-    assert list(chat_of(*failed).errors.items()) == [("a", 2), ("b", 1)]
+    failed = [
+        make_request(outcome="failed", num_tokens=0, error=text) for text in ("b", "a 1", "a 2")
+    ]
+    assert list(chat_of(*failed).errors.items()) == [("a 1", 2), ("b", 1)]
 
 
 def test_the_server_speaks_of_the_window_only() -> None:

@@ -15,7 +15,7 @@ from tenant_builders import bearer, make_tenant, make_tenanted_service
 
 from omniserve.calls.call_log import STRANGERS_BURST, CallLog
 from omniserve.calls.call_record import CallRecord, current_call
-from omniserve.errors import Overloaded, QuotaExceeded, Unauthenticated
+from omniserve.errors import Overloaded, QuotaExceeded, Unauthenticated, UnknownRequest
 from omniserve.metrics import Metrics
 from omniserve.service import GenerationService
 from omniserve.status.request_board import RequestBoard
@@ -279,6 +279,14 @@ def test_strangers_fill_neither_the_log_nor_the_list_of_refusals(
     assert found == [None] * (2 + STRANGERS_BURST) + [100 - STRANGERS_BURST, None]
     assert refusals(metrics) == {"overloaded": 2, "unauthenticated": 60}
     assert [each.reason for each in board.refusals] == ["full", "full"]
+
+
+def test_mistakes_of_operators_are_not_shown_as_refusals() -> None:
+    metrics, board = Metrics(), RequestBoard()
+    calls = CallLog(metrics, board)
+    close_refused(calls, UnknownRequest("nothing is known of it"), method="Admin.Explain")
+    close_refused(calls, Overloaded("full", 1), method="Inference.Generate")
+    assert [each.reason for each in board.refusals] == ["full"]
 
 
 def test_the_first_error_of_a_call_counts(caplog: pytest.LogCaptureFixture) -> None:

@@ -71,7 +71,7 @@ def test_check_says_in_one_line_what_is_right(
     (line,) = capsys.readouterr().out.splitlines()
     assert line == (
         f"{DEMO}: OK: models demo; tiers interactive (latency_sensitive), batch (best_effort); "
-        "grpc 127.0.0.1:50051, http 127.0.0.1:8000; "
+        "grpc 127.0.0.1:50051, http 127.0.0.1:8000, status with http, no TLS; "
         "piggybacking demo on (2 host threads, 1.5 GiB of host KV)"
     )
 
@@ -103,6 +103,7 @@ def test_check_warns_of_open_addresses_and_of_mixed_packages(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "open.yaml"
+    (tmp_path / "models" / "demo").mkdir(parents=True)
     tenants = f"tenants: [{{name: acme, token_sha256: {'a' * 64}}}]\n"
     path.write_text(DEMO.read_text().replace("127.0.0.1:8000", "0.0.0.0:8000") + tenants)
     owners = {"scheduler": ["omniserve", "scheduler"], "omniserve": ["omniserve"]}
@@ -115,16 +116,25 @@ def test_check_warns_of_open_addresses_and_of_mixed_packages(
         "omniserve: warning: the package 'scheduler' is also installed by scheduler; "
         "install omniserve into an environment of its own",
     ]
-    assert "; tenants acme; " in captured.out
+    assert "; tenants acme; " in captured.out and "status 127.0.0.1:8001, no TLS" in captured.out
 
 
 def test_check_prints_json_for_right_files_and_wrong_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(config, "this_machine", lambda: Machine(8, 8 << 30, 6 << 30))
-    assert main(["config", "check", str(DEMO), "--json"]) == 0
+    right = tmp_path / "right.yaml"
+    right.write_text(DEMO.read_text())
+    missing = tmp_path / "models" / "demo"
+    warning = (
+        f"models[0].path = '{missing}': no such directory; `omniserve serve` would refuse this"
+    )
+    assert main(["config", "check", str(right), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == [f"{warning} here"]
+    missing.mkdir(parents=True)
+    assert main(["config", "check", str(right), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["file"], found["ok"], found["warnings"]) == (str(DEMO), True, [])
+    assert (found["file"], found["ok"], found["warnings"]) == (str(right), True, [])
     assert [tier["class"] for tier in found["tiers"]] == ["latency_sensitive", "best_effort"]
     assert found["listen"]["http"] == "127.0.0.1:8000" and found["models"] == ["demo"]
     path = tmp_path / "wrong.yaml"
@@ -206,6 +216,40 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         main(arguments)
     assert caught.value.code == 2
     assert "usage: omniserve" in capsys.readouterr().err
+
+
+def test_whoever_names_no_command_is_told_which_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, known in (([], "  reload "), (["config"], "  schema ")):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and known in captured.err
+
+
+def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, prog in (
+        (["chat", "hi", "--maxtokens", "3"], "omniserve chat"),
+        (["config", "check", "f", "--jsn"], "omniserve config check"),
+        (["--nothing", "config", "schema"], "omniserve"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"usage: {prog} [-h]") and f"{prog}: error: unrec" in said
+
+
+def test_a_number_out_of_range_is_refused_with_what_is_allowed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["complete", "x", "--temperature", "9"])
+    assert capsys.readouterr().err.endswith("'9' is not allowed; allowed: 0 to 2\n")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from omniserve.checkpoint import inspect_checkpoint
 from omniserve.cli import main
 from omniserve.errors import CheckpointError
+from omniserve.synthetic import commands
 from omniserve.synthetic.create import write_checkpoint
 from omniserve.synthetic.info import model_report
 from omniserve.synthetic.layout import TensorSpec, tensor_specs
@@ -237,6 +238,18 @@ def test_force_deletes_nothing_but_checkpoints(tmp_path: Path) -> None:
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(CheckpointError, match="is a file"):
         make(tmp_path / "home" / "thesis.txt", force=True)
+
+
+def test_progress_that_is_told_ends_with_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = ("new", str(tmp_path / "model"), "--preset", "tiny", "--force")
+    assert command(*new) == 0
+    assert "weights" not in capsys.readouterr().err, "soon done"
+    monkeypatch.setattr(commands, "_QUIET_S", 0.0)
+    assert command(*new) == 0
+    lines = [each for each in capsys.readouterr().err.splitlines() if each.startswith("weights:")]
+    assert len(lines) > 1 and lines[-1].endswith("(100%)") and "(100%)" not in lines[0]
 
 
 def test_empty_directory_is_used(tmp_path: Path) -> None:

@@ -254,8 +254,6 @@ def test_config_check_warns_of_a_key_where_it_can_read_it(
     path.write_text(
         f"models: {models}\ntiers: {tiers}\ntls: {{certificate: server.pem, key: not-there.key}}\n"
     )
-    assert main(["config", "check", str(path)]) == 0
-    assert "warning" not in capsys.readouterr().err
     for key, is_warned in ((ec.SECP521R1(), True), (ec.SECP256R1(), False)):
         certificate, _ = self_signed(
             datetime.now(UTC) + timedelta(days=60), ec.generate_private_key(key)
@@ -264,6 +262,43 @@ def test_config_check_warns_of_a_key_where_it_can_read_it(
         assert main(["config", "check", str(path)]) == 0
         said = capsys.readouterr().err
         assert ("warning: tls.certificate: its key is P-521" in said) == is_warned
+
+
+def test_config_check_warns_of_files_that_cannot_be_served(
+    files: CertificateFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    path = tmp_path / "omniserve.yaml"
+    text = (
+        f"models: [{{name: demo, path: {checkpoint}}}]\ntiers: [{{name: b, class: best_effort}}]\n"
+    )
+    path.write_text(f"{text}tls: {{certificate: server.pem, key: server.key}}\n")
+    assert main(["config", "check", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and "status with http, TLS; " in captured.out
+    _key_of_another(files)
+    assert main(["config", "check", str(path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: tls.key: the key is not that of tls.certificate; `omniserve serve`" in line
+    (tmp_path / "server.pem").unlink()
+    assert main(["config", "check", str(path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"warning: tls.certificate: cannot read {tmp_path}/server.pem: No such file" in line
+
+
+def test_config_check_does_not_ask_for_credentials_that_only_the_service_gets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "omniserve.yaml"
+    text = f"models: [{{name: demo, path: {tmp_path}}}]\ntiers: [{{name: b, class: best_effort}}]\n"
+    path.write_text(f'{text}tls: {{certificate: "credential:a", key: "credential:b"}}\n')
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert main(["config", "check", str(path)]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert main(["config", "check", str(path)]) == 0
+    assert f"tls.certificate: cannot read {tmp_path}/a" in capsys.readouterr().err
 
 
 def _handshake(context: ssl.SSLContext, client: TlsClient) -> str | None:

@@ -23,8 +23,9 @@ from daemon_process import ROOT, DaemonProcess
 from rich.console import Console
 from status_builders import make_status
 
+from omniserve.charts.text import format_age
 from omniserve.cli import main
-from omniserve.top.tables import format_age, sparks
+from omniserve.top.tables import sparks
 from omniserve.top.view import View
 from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc

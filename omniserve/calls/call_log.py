@@ -22,6 +22,9 @@ STRANGERS_BURST, STRANGERS_PER_S = 20, 1.0
 """Lines about refused calls that anybody can make, as many as he likes: without a known token, or
 of what needs none."""
 
+_ADMIN = "Admin."
+"""Methods of that service begin so."""
+
 
 class Tracer(Protocol):
     """Makes spans of calls that have ended."""
@@ -79,7 +82,9 @@ class CallLog:
         if reason is not None:
             self._metrics.refusals.labels(reason).inc()
         is_stranger = isinstance(call.error, Unauthenticated)
-        if call.request is None and isinstance(call.error, OmniServeError) and not is_stranger:
+        # An operator who mistypes has not been refused service.
+        is_service = not call.method.startswith(_ADMIN) and not is_stranger
+        if call.request is None and isinstance(call.error, OmniServeError) and is_service:
             self._show_refusal(call, call.error)
         is_quiet = call.is_routine and call.error is None
         needs_no_token = is_stranger or (call.is_routine and call.error is not None)

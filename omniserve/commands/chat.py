@@ -50,11 +50,16 @@ def _chat(args: argparse.Namespace) -> int:
     from omniserve.commands.conversation import Conversation
     from omniserve.commands.generation import Generation, build_request, choose_model
     from omniserve.commands.piped_text import read_stdin
+    from omniserve.errors import ConfigError
 
     conversation = Conversation(args.system)
     if args.message is None and sys.stdin.isatty() and sys.stdout.isatty():
         return _talk(args, conversation)
     question = read_stdin() if args.message is None else args.message
+    if not question.strip():
+        # A template makes a prompt of it, which would be answered and count against the quota.
+        source = "standard input" if args.message is None else "MESSAGE"
+        raise ConfigError(f"{source}: {question[:32]!r} asks nothing; allowed: text")
     with open_server(args) as connection:
         request = build_request(args, choose_model(connection, args.model))
         for said in conversation.messages(question):

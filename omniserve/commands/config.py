@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from omniserve.commands.exit_status import EXIT_OK
 
 if TYPE_CHECKING:
     from omniserve.config import Config
+    from omniserve.tls import TlsFiles
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -23,8 +25,9 @@ def add_config_commands(subparsers: "Subparsers") -> None:
     check = commands.add_parser(
         "check",
         help="validate a file",
-        description="Validates a file. The checkpoints it names need not exist. "
-        "The exit status is 0 where the file is right and 2 where it is not.",
+        description="Validates a file. The exit status is 0 where the file is right and 2 where it "
+        "is not. Checkpoints and TLS files that cannot be served from here are warned of alone: "
+        "the file may be meant for another machine or user.",
     )
     add_config_file_arguments(check)
     check.add_argument("--json", action="store_true", help="print JSON, problems included")
@@ -98,10 +101,34 @@ def _warnings(config: "Config", path: Path) -> Iterator[str]:
 
     yield from listening_warnings(config)
     if config.tls is not None:
-        # Its files may be credentials, or not here yet, as checkpoints may.
+        files = TlsFiles(config.tls, path.resolve().parent)
         with contextlib.suppress(ConfigError):
-            yield from TlsFiles(config.tls, path.resolve().parent).warnings()
+            yield from files.warnings()
+        yield from _unserved(files)
+    yield from _missing_checkpoints(config)
     yield from package_collisions()
+
+
+def _unserved(files: "TlsFiles") -> Iterator[str]:
+    """What is wrong with TLS files; not an error, as they may be right where they are served."""
+    from omniserve.errors import ConfigError
+
+    if files.are_handed_over:
+        return
+    try:
+        files.read()
+    except ConfigError as error:
+        yield f"{error}; `omniserve serve` would refuse this here"
+
+
+def _missing_checkpoints(config: "Config") -> Iterator[str]:
+    for index, model in enumerate(config.models):
+        # Not as a Path, which raises where a directory on the way may not be read.
+        if not os.path.isdir(model.path):
+            yield (
+                f"models[{index}].path = {model.path!r}: no such directory; `omniserve serve` "
+                "would refuse this here"
+            )
 
 
 def _summary(config: "Config") -> dict[str, object]:
@@ -123,12 +150,20 @@ def _summary_line(config: "Config") -> str:
     parts = [
         "models " + ", ".join(model.name for model in config.models),
         "tiers " + ", ".join(f"{tier.name} ({tier.service_class})" for tier in config.tiers),
-        f"grpc {config.listen.grpc}, http {config.listen.http}",
+        _addresses(config),
         f"piggybacking {describe_piggybacking(config.piggybacking())}",
     ]
     if config.tenants:
         parts.insert(2, "tenants " + ", ".join(tenant.name for tenant in config.tenants))
     return "; ".join(parts)
+
+
+def _addresses(config: "Config") -> str:
+    from omniserve.listening import status_address
+
+    status = status_address(config) or "with http"
+    tls = "no TLS" if config.tls is None else "TLS"
+    return f"grpc {config.listen.grpc}, http {config.listen.http}, status {status}, {tls}"
 
 
 def _show(args: argparse.Namespace) -> int:

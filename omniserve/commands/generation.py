@@ -25,7 +25,11 @@ class SamplingOption:
 
 
 SAMPLING_OPTIONS = (
-    SamplingOption("max_tokens", whole_number(1, 1 << 30), "most tokens to generate"),
+    SamplingOption(
+        "max_tokens",
+        whole_number(1, 1 << 30),
+        "most tokens to generate (default: all that the context leaves)",
+    ),
     SamplingOption("temperature", number("", 0, 2), "0 is greedy (default: 1)"),
     SamplingOption("top_p", number("", 0, 1), "of the probability to choose from (default: 1)"),
     SamplingOption("top_k", whole_number(0, 1 << 30), "tokens to choose from (default: all)"),

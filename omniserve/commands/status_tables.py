@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from omniserve.bench.report.rows import TextTable
-from omniserve.charts.text import NOTHING, format_ms, format_rate, format_share
+from omniserve.charts.text import NOTHING, format_age, format_ms, format_rate, format_share
 from omniserve.terminal import printable
 from omniserve.v1 import omniserve_pb2 as pb
 
@@ -15,7 +15,9 @@ _MIB = 1 << 20
 def head_lines(status: pb.Status) -> Iterator[str]:
     """What holds for the daemon as a whole."""
     up = timedelta(seconds=int(status.uptime_s))
-    line = f"{status.state}: OmniServe {status.version} on {status.device}, up {up}"
+    # An engine that starts has not said yet what it computes on.
+    on_device = f" on {status.device}" if status.device else ""
+    line = f"{status.state}: OmniServe {status.version}{on_device}, up {up}"
     if status.num_engine_restarts:
         line += f", engine restarts: {status.num_engine_restarts}"
     yield printable(line)
@@ -120,7 +122,7 @@ def refusal_lines(status: pb.Status) -> Iterator[str]:
     for refusal in status.refusals[:MAX_REFUSALS]:
         whose = f"{refusal.tenant}, " if refusal.tenant else ""
         what = f"{whose}tier {refusal.tier or NOTHING}, request {refusal.request_id or NOTHING}"
-        yield printable(f"{refusal.age_s:,.0f} s ago: {what}: {refusal.reason}")
+        yield printable(f"{format_age(refusal.age_s)} ago: {what}: {refusal.reason}")
 
 
 def _used(used_bytes: int, total_bytes: int) -> str:

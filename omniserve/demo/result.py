@@ -9,6 +9,7 @@ from omniserve.demo.clients import Served
 from omniserve.demo.measure import TierSummary, summarise
 from omniserve.demo.options import Addresses, DemoOptions
 from omniserve.demo.traffic import Record
+from omniserve.error_groups import count_alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,12 @@ class DemoResult:
         return sum(summary.num_cut_off for summary in self.summaries)
 
     def errors(self) -> dict[str, int]:
-        """How often each error came, in order of first appearance."""
-        counts: dict[str, int] = {}
-        for trace in self.record.traces:
-            if trace.outcome == "failed":
-                text = f"{trace.tier}: {trace.error}"
-                counts[text] = counts.get(text, 0) + 1
-        return counts
+        """How often each kind came, in order of first appearance."""
+        return count_alike(
+            f"{trace.tier}: {trace.error}"
+            for trace in self.record.traces
+            if trace.outcome == "failed"
+        )
 
 
 def make_result(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from typing import NoReturn
 
 import zmq
 
@@ -189,5 +190,14 @@ def main(address: str) -> int:
     return 0
 
 
+def _exit(status: int) -> NoReturn:
+    """All is closed and delivered. What interpreter and torch would still take down may need
+    seconds where cores are busy, and the front waits for the end."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    _exit(main(sys.argv[1]))

@@ -101,10 +101,13 @@ class _ProgressLines:
 
     def __init__(self) -> None:
         self._next = time.monotonic() + _QUIET_S
+        self._has_begun = False
 
     def __call__(self, written: int, total: int) -> None:
-        if time.monotonic() < self._next:
+        is_end = self._has_begun and written >= total
+        if time.monotonic() < self._next and not is_end:
             return
+        self._has_begun = True
         self._next = time.monotonic() + _REPORT_EVERY_S
         share = 100 * written // total
         sys.stderr.write(f"weights: {written >> 20} of {total >> 20} MiB ({share}%)\n")

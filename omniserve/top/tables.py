@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from omniserve.charts.text import NOTHING, format_ms, format_share
+from omniserve.charts.text import NOTHING, format_age, format_ms, format_share
 from omniserve.terminal import printable
 from omniserve.top.text_table import Cell, text_table
 from omniserve.v1 import omniserve_pb2 as pb
@@ -120,16 +120,6 @@ def pool(used_bytes: int, total_bytes: int) -> Text:
 def bar(share: float, style: str) -> Text:
     num_full = min(_BAR_CELLS, round(share * _BAR_CELLS))
     return Text.assemble(("█" * num_full, style), ("░" * (_BAR_CELLS - num_full), "dim"))
-
-
-def format_age(seconds: float) -> str:
-    """The two largest units."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, hours = int(seconds) // 60, int(seconds) // 3600
-    if hours >= 24:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min {int(seconds) % 60} s"
 
 
 def _name(text: str) -> Text:

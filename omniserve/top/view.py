@@ -7,11 +7,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from omniserve.charts.text import NOTHING, format_rate, format_share
+from omniserve.charts.text import NOTHING, format_age, format_rate, format_share
 from omniserve.terminal import printable
 from omniserve.top.tables import (
     bar,
-    format_age,
     models_table,
     pool,
     refusals_table,

@@ -82,7 +82,7 @@ class StreamSummary:
     lateness: Latency
     """Of the generator: sent after the time the trace says. Requests that went out only."""
     errors: dict[str, int]
-    """How often each error was seen."""
+    """How often each kind was seen; the words are an example, as their numbers may differ."""
     series: StreamSeries
 
 

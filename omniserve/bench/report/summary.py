@@ -23,6 +23,7 @@ from omniserve.bench.report.run_summary import (
 )
 from omniserve.bench.report.server_summary import summarise_server
 from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
+from omniserve.error_groups import count_alike
 from omniserve.errors import OmniServeError
 
 
@@ -79,7 +80,7 @@ def _summarise_stream(
         output_tokens_per_s=_num_inside(token_times, duration_s) / duration_s,
         prompt_tokens_per_s=_prompt_tokens(requests, duration_s) / duration_s,
         lateness=latency_of(_lateness_ms(due)),
-        errors=dict(Counter(each.error for each in due if each.error).most_common()),
+        errors=dict(Counter(count_alike(each.error for each in due if each.error)).most_common()),
         series=_series(due, token_times, gaps, duration_s, bin_s),
     )
 
