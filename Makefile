@@ -25,7 +25,7 @@ $(DEMO_MODEL)/config.json: | setup
 	@$(BIN)/omniserve model new $(DEMO_MODEL) --arch qwen3 --preset small
 
 test: setup  ## Run the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: setup  ## Thousands of random schedules on the engine, its host process stopped and killed
 	@$(BIN)/python tests/piggyback_soak.py $(SOAK_ARGS)

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import logging
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -10,11 +11,38 @@ import pytest
 from daemon_fixture import RunningDaemon, running_daemon
 
 from omniserve.cache_directory import VARIABLE
+from omniserve.engine_process_handle import ENGINE_DEFAULTS
 from omniserve.synthetic.create import write_checkpoint
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs so; what the tests start would be deaf to it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# As in an engine's process, and before torch is loaded: the compute threads of engines in these
+# processes would else spend most of the cores that they share on waiting for each other.
+os.environ.setdefault("GOMP_SPINCOUNT", ENGINE_DEFAULTS["GOMP_SPINCOUNT"])
+
+LONGEST_FIRST = (
+    "test_warm_up.py",
+    "test_piggyback_exactness.py",
+    "test_paged_attention.py",
+    "test_cpu_attn_isa.py",
+    "test_isa.py",
+    "test_piggyback_paths.py",
+    "test_step_graphs.py",
+    "test_devices_attention.py",
+    "test_daemon.py",
+    "test_profile_command.py",
+    "test_client_commands.py",
+    "test_fuzz.py",
+)
+"""Files of half a minute and more: a worker that began one of them last would end alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, for workers that each take the next file when they are free."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(autouse=True)

@@ -70,14 +70,16 @@ def attend(
     out, lse = np.zeros(q.shape), np.zeros(q.shape[:3])
     for s in range(num_sequences):
         length = int(context_lens[s])
-        slots = [(block_tables[s, p // block_size], p % block_size) for p in range(length)]
+        positions = np.arange(length)
+        slots = block_tables[s, positions // block_size], positions % block_size
         for t in range(q_len):
             mine = length - q_len + t
-            seen = [slot for p, slot in enumerate(slots) if sees(mine, p, window, sink_tokens)]
+            seen = [p for p in range(length) if sees(mine, p, window, sink_tokens)]
+            blocks, offsets = (each[seen] for each in slots)
             for h in range(num_heads):
                 kv_head = h // (num_heads // num_kv_heads)
-                keys = np.stack([cache[block, 0, kv_head, i] for block, i in seen])
-                values = np.stack([cache[block, 1, kv_head, i] for block, i in seen])
+                keys = cache[blocks, 0, kv_head, offsets]
+                values = cache[blocks, 1, kv_head, offsets]
                 logits = keys @ q[s, t, h] * scale
                 everything = logits if sinks is None else np.append(logits, float(sinks[h]))
                 highest = everything.max()

@@ -5,6 +5,7 @@ import platform
 import llvmlite.binding as llvm
 import pytest
 from kernel_processes import TESTS, output, start_python
+from numba import config
 
 from cpu_attn import Element, isa
 
@@ -34,6 +35,22 @@ print(isa.active().name)
 ON_X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="about x86 features")
 
 
+@pytest.fixture
+def numba_settings(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As in an environment that says nothing of the CPU; a test may change them.
+
+    Set in this process, for one of its own costs a start of numba each. That numba takes them from
+    the environment is seen in the processes of the tests at the end.
+    """
+    for name, value in (("CPU_NAME", None), ("CPU_FEATURES", None), ("ENABLE_AVX", 1)):
+        monkeypatch.setattr(config, name, value)
+    return monkeypatch
+
+
+def names_of_paths() -> str:
+    return " ".join(path.name for path in isa.available())
+
+
 def printed(code: str, *arguments: str, **variables: str) -> str:
     process = start_python(ROOT, "-c", code, *arguments, variables=variables)
     return output(process)[0].strip()
@@ -44,6 +61,7 @@ def printed(code: str, *arguments: str, **variables: str) -> str:
     ("features", "paths"),
     [
         ("", "portable"),
+        ("+cx16", "portable"),
         ("+sse4.2", "portable"),
         ("+avx2,+fma", "portable"),
         (FEATURES_OF["avx2"], "avx2 portable"),
@@ -58,8 +76,11 @@ def printed(code: str, *arguments: str, **variables: str) -> str:
         ("-sse4.2," + FEATURES_OF["avx2"], "portable"),
     ],
 )
-def test_paths_of_listed_features(features: str, paths: str) -> None:
-    assert printed(SHOW, NUMBA_CPU_FEATURES=features or "+cx16") == paths
+def test_paths_of_listed_features(
+    features: str, paths: str, numba_settings: pytest.MonkeyPatch
+) -> None:
+    numba_settings.setattr(config, "CPU_FEATURES", features)
+    assert names_of_paths() == paths
 
 
 @ON_X86
@@ -74,17 +95,20 @@ def test_paths_of_this_cpu() -> None:
     assert printed(SHOW, NUMBA_CPU_NAME="host").split() == [*expected, "portable"]
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"NUMBA_CPU_NAME": "generic"},
-        {"NUMBA_CPU_NAME": "x86-64-v3"},
-        {"NUMBA_CPU_NAME": "sapphirerapids"},
-        {"NUMBA_ENABLE_AVX": "0"},
-    ],
-)
-def test_paths_where_features_are_not_known_or_not_wanted(variables: dict[str, str]) -> None:
-    assert printed(SHOW, **variables) == "portable"
+@pytest.mark.parametrize("features", [None, ""])
+@pytest.mark.parametrize("name", ["generic", "x86-64-v3", "sapphirerapids"])
+def test_paths_of_a_cpu_that_is_named(
+    name: str, features: str | None, numba_settings: pytest.MonkeyPatch
+) -> None:
+    """Without features, or with none of them, as numba has it of `generic`."""
+    numba_settings.setattr(config, "CPU_NAME", name)
+    numba_settings.setattr(config, "CPU_FEATURES", features)
+    assert names_of_paths() == "portable"
+
+
+def test_paths_where_avx_is_not_wanted(numba_settings: pytest.MonkeyPatch) -> None:
+    numba_settings.setattr(config, "ENABLE_AVX", 0)
+    assert names_of_paths() == "portable"
 
 
 def test_the_best_path_leaves_the_choice_of_the_cpu_to_numba() -> None:
@@ -133,7 +157,8 @@ def assert_refused(name: str, *, allowed: list[str], **variables: str) -> None:
 @pytest.mark.parametrize(
     ("variables", "path", "elements"),
     [
-        ({"NUMBA_CPU_NAME": "nehalem"}, "portable", list(Element)),
+        # All of them are read on this path by test_cpu_attn_isa.py, for a CPU that has even less.
+        ({"NUMBA_CPU_NAME": "nehalem"}, "portable", [Element.FLOAT16, Element.INT8]),
         # The same path again: the one conversion that AVX brings.
         ({"NUMBA_ENABLE_AVX": "0"}, "portable", [Element.FLOAT16]),
         (
