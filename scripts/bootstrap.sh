@@ -34,6 +34,8 @@ is_reusable() {
 }
 
 main() {
+    # Making it anew would empty whatever the link leads to.
+    [ ! -L "$venv" ] || fail "$venv is a link to an environment of another checkout; remove it first"
     local python torch=${TORCH:-auto}
     python=$(find_python)
     if is_reusable; then
