@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from omniserve.access.bearer_token import without_tokens
 from omniserve.config_file import KeyPath
 
 _SIZE_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -88,6 +89,8 @@ def _check_name(value: str) -> str:
         raise refuse(
             "must be 1 to 128 letters, digits and . _ / : - and start with a letter or digit"
         )
+    if without_tokens(value) != value:
+        raise refuse("must not look like a token: names are in answers, logs and metrics")
     return value
 
 

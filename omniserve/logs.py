@@ -71,11 +71,21 @@ def log_event(
         logger.log(level, "%s", event, extra=extra, exc_info=error, stacklevel=2)
 
 
+def event_record(level: int, event: str, **fields: Value) -> logging.LogRecord:
+    """An event of the logging itself, which no logger has seen."""
+    known = {"levelno": level, "levelname": logging.getLevelName(level), "msg": event}
+    return logging.makeLogRecord(known | {_FIELDS: fields})
+
+
+def make_formatter(settings: LogSettings) -> logging.Formatter:
+    kind = _JsonFormatter if settings.format == "json" else _TextFormatter
+    return kind(settings.content)
+
+
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Sends the logs of this process, those of libraries too, to `stream` (stderr by default)."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    formatter = _JsonFormatter if settings.format == "json" else _TextFormatter
-    handler.setFormatter(formatter(settings.content))
+    handler.setFormatter(make_formatter(settings))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

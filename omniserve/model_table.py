@@ -8,6 +8,7 @@ from omniserve.access.caller import ANYONE, Caller
 from omniserve.config import ModelConfig
 from omniserve.errors import InvalidRequest, PermissionDenied, UnknownModel
 from omniserve.served_model import ServedModel
+from omniserve.tenant_threads import TenantThreads
 
 _SHOWN_CHARS = 128
 
@@ -17,7 +18,8 @@ class ModelTable:
 
     def __init__(self, models: Sequence[ModelConfig]) -> None:
         """Loads the tokenizers; raises CheckpointError."""
-        self._models = {model.name: ServedModel.load(model) for model in models}
+        threads = TenantThreads()
+        self._models = {model.name: ServedModel.load(model, threads) for model in models}
         self._aliases = {model.name: model.aliases for model in models}
         self._name_of = {alias: model.name for model in models for alias in model.aliases}
 

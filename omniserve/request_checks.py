@@ -9,6 +9,7 @@ from omniserve.errors import InvalidRequest
 from omniserve.generation import ChatPrompt, GenerationRequest, Prompt
 from omniserve.requests import SamplingParams
 from omniserve.settings import ModelInfo
+from omniserve.shown_number import shown_number
 
 MAX_PROMPTS = 128
 MAX_SEQUENCES = 128
@@ -58,7 +59,8 @@ def deadline_s_of(request: GenerationRequest) -> float | None:
         return deadline_s
     if not 1 <= deadline_ms <= MAX_DEADLINE_MS:
         raise InvalidRequest(
-            f"deadline_ms: {deadline_ms} is not allowed; allowed: 1 to {MAX_DEADLINE_MS}",
+            f"deadline_ms: {shown_number(deadline_ms)} is not allowed; "
+            f"allowed: 1 to {MAX_DEADLINE_MS}",
             "deadline_ms",
         )
     own_s = request.arrival_s + deadline_ms / 1e3
@@ -101,14 +103,15 @@ def choice_sampling(
         max_tokens = min(request.default_max_tokens or room, room, most or room)
     if most is not None and max_tokens > most:
         raise InvalidRequest(
-            f"max_tokens: {max_tokens} tokens of output are more than this server gives; "
-            f"allowed: up to {most}",
+            f"max_tokens: {shown_number(max_tokens)} tokens of output are more than this server "
+            f"gives; allowed: up to {most}",
             "max_tokens",
         )
     if max_tokens > room:
         raise InvalidRequest(
-            f"max_tokens: {max_tokens} tokens of output after {num_prompt_tokens} tokens of prompt "
-            f"are more than the model's context of {info.max_model_len}; allowed: up to {room}",
+            f"max_tokens: {shown_number(max_tokens)} tokens of output after {num_prompt_tokens} "
+            f"tokens of prompt are more than the model's context of {info.max_model_len}; "
+            f"allowed: up to {room}",
             "max_tokens",
         )
     seed = None if sampling.seed is None else sampling.seed + choice

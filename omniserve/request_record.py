@@ -102,6 +102,11 @@ class RequestRecord:
         """Its tenant's quota has let it enter, and is to be told what becomes of it."""
         self._charge = charge
 
+    def on_tokenised(self, num_tokens: int) -> None:
+        """A text of its prompts has so many tokens, whatever becomes of it."""
+        if self._charge is not None:
+            self._charge.on_tokenised(num_tokens)
+
     def take_input(self) -> None:
         """Its prompts count against the quota from now on; raises QuotaExceeded."""
         if self._charge is not None:

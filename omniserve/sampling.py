@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from omniserve.errors import InvalidRequest
 from omniserve.requests import SamplingParams
+from omniserve.shown_number import shown_number
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
@@ -84,9 +85,9 @@ def _check_token_id(token_id: int, param: str, vocab_size: int) -> None:
 def _require(holds: bool, param: str, value: float, allowed: str) -> None:
     """NaN fails every comparison and so every check; infinities fail the bounded ones."""
     if not holds:
-        raise _not_allowed(param, value, allowed)
+        raise _not_allowed(param, shown_number(value), allowed)
 
 
-def _not_allowed(param: str, value: object, allowed: str) -> InvalidRequest:
+def _not_allowed(param: str, value: str, allowed: str) -> InvalidRequest:
     message = f"{param}: {value} is not allowed; allowed: {allowed}"
     return InvalidRequest(message, param.partition("[")[0])

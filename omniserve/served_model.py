@@ -1,5 +1,6 @@
 """What the front holds of a model: enough to turn prompts into token ids and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,6 +10,8 @@ from omniserve.config import ModelConfig
 from omniserve.errors import InvalidRequest
 from omniserve.generation import ChatPrompt, Prompt
 from omniserve.settings import ModelInfo
+from omniserve.shown_number import shown_number
+from omniserve.tenant_threads import TenantThreads
 from omniserve.tokenization import ModelTokenizer
 
 
@@ -21,13 +24,24 @@ class ServedModel:
     chat_template: ChatTemplate | None
 
     @classmethod
-    def load(cls, config: ModelConfig) -> Self:
-        """Raises CheckpointError."""
+    def load(cls, config: ModelConfig, threads: TenantThreads | None = None) -> Self:
+        """Long texts are tokenised on `threads`; raises CheckpointError."""
         checkpoint = Path(config.path)
-        return cls(config.name, ModelTokenizer.load(checkpoint), ChatTemplate.load(checkpoint))
+        tokenizer = ModelTokenizer.load(checkpoint, threads)
+        return cls(config.name, tokenizer, ChatTemplate.load(checkpoint))
 
-    async def token_ids(self, prompt: Prompt, info: ModelInfo, name: str) -> tuple[int, ...]:
-        """The prompt's tokens, which leave room for output. `name` is what messages call it."""
+    async def token_ids(
+        self,
+        prompt: Prompt,
+        info: ModelInfo,
+        name: str,
+        tenant: str = "",
+        on_tokenised: Callable[[int], None] = lambda num_tokens: None,
+    ) -> tuple[int, ...]:
+        """The prompt's tokens, which leave room for output. `name` is what messages call it.
+
+        `on_tokenised` hears how many tokens a text has, be it refused for them.
+        """
         # At least one token of output has to fit as well.
         max_tokens = info.max_model_len - 1
         if isinstance(prompt, tuple):
@@ -37,8 +51,9 @@ class ServedModel:
             text = prompt if isinstance(prompt, str) else self._render(prompt)
             # A chat template writes its special tokens itself.
             token_ids = await self.tokenizer.encode(
-                text, add_special_tokens=is_text, max_tokens=max_tokens, name=name
+                text, add_special_tokens=is_text, max_tokens=max_tokens, name=name, tenant=tenant
             )
+            on_tokenised(len(token_ids))
         if not token_ids or prompt == "":
             raise InvalidRequest(f"{name}: is empty; at least one token is needed", name)
         # Also of a text: a tokenizer may know more tokens than the model has.
@@ -72,5 +87,5 @@ def check_token_ids(token_ids: tuple[int, ...], vocab_size: int, name: str) -> N
     """Raises InvalidRequest for ids outside of the vocabulary."""
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        message = f"token id {wrong} is not allowed; allowed: 0 to {vocab_size - 1}"
+        message = f"token id {shown_number(wrong)} is not allowed; allowed: 0 to {vocab_size - 1}"
         raise InvalidRequest(f"{name}: {message}", name)

@@ -1,10 +1,12 @@
 """Generation as both wire formats see it: names resolved, input checked, sequences started."""
 
+import asyncio
 import itertools
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from omniserve import __version__
@@ -195,9 +197,17 @@ class GenerationService:
     ) -> tuple[int, ...]:
         """The token ids that generation would start from."""
         info = self.model_info(model, caller)
-        return await self.models.models[info.name].token_ids(
-            prompt, info, prompt_name((prompt,), 0)
-        )
+        served, name = self.models.models[info.name], prompt_name((prompt,), 0)
+        if not caller.is_known:
+            return await served.token_ids(prompt, info, name, caller.tenant)
+        quotas = self.access.quotas
+        try:
+            quotas.check_input(caller.tenant)
+        except QuotaExceeded:
+            await self._refusals.hold(caller.tenant)
+            raise
+        charge = partial(quotas.take_tokenised, caller.tenant)
+        return await served.token_ids(prompt, info, name, caller.tenant, charge)
 
     def detokenize(
         self,
@@ -228,7 +238,7 @@ class GenerationService:
         num_sequences = check_num_sequences(request)
         if caller.is_known:
             record.charge_to(self.access.quotas.enter(caller.tenant, num_sequences))
-        prompts = await self._tokenised(request, served, info)
+        prompts = await self._tokenised(request, served, info, record)
         record.start(tuple(len(prompt) for prompt in prompts), request.n)
         if deadline_s is not None and self._clock() >= deadline_s:
             raise DeadlineExceeded("the deadline passed before the request could be sent on")
@@ -257,12 +267,21 @@ class GenerationService:
         return sequences
 
     async def _tokenised(
-        self, request: GenerationRequest, served: ServedModel, info: ModelInfo
+        self,
+        request: GenerationRequest,
+        served: ServedModel,
+        info: ModelInfo,
+        record: RequestRecord,
     ) -> list[tuple[int, ...]]:
         prompts = []
         for place, prompt in enumerate(request.prompts):
+            if place:
+                # Many short texts are as much as one long one.
+                await asyncio.sleep(0)
             name = prompt_name(request.prompts, place)
-            token_ids = await served.token_ids(prompt, info, name)
+            token_ids = await served.token_ids(
+                prompt, info, name, request.caller.tenant, record.on_tokenised
+            )
             check_prompt_length(len(token_ids), self.config.limits, name)
             prompts.append(token_ids)
         return prompts

@@ -1,6 +1,5 @@
 """Tokenizers of the front: text to token ids and back, without torch or transformers."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from omniserve.errors import CheckpointError, InvalidRequest
+from omniserve.tenant_threads import TenantThreads
 
 LONG_TEXT_CHARS = 4096
 """Longer texts are tokenised on a thread, so that the event loop goes on streaming."""
@@ -19,14 +19,18 @@ MAX_CHARS_PER_TOKEN = 32
 class ModelTokenizer:
     """The tokenizer of one checkpoint."""
 
-    def __init__(self, tokenizer: Tokenizer, is_byte_level: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, is_byte_level: bool, threads: TenantThreads | None = None
+    ) -> None:
+        """Long texts go to `threads`, which tokenizers of several models may share."""
         self._tokenizer = tokenizer
+        self._threads = threads or TenantThreads()
         self._is_byte_level = is_byte_level
         self._added_ids = frozenset(tokenizer.get_added_tokens_decoder())
         self._token_bytes: dict[int, bytes] = {}
 
     @classmethod
-    def load(cls, checkpoint: Path) -> "ModelTokenizer":
+    def load(cls, checkpoint: Path, threads: TenantThreads | None = None) -> "ModelTokenizer":
         """Reads a checkpoint's `tokenizer.json`; raises CheckpointError."""
         path = checkpoint / "tokenizer.json"
         try:
@@ -41,14 +45,15 @@ class ModelTokenizer:
             raise CheckpointError(f"{path}: not a usable tokenizer: {error}") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer, is_byte_level=b'"ByteLevel"' in bytes(decoder))
+        return cls(tokenizer, b'"ByteLevel"' in bytes(decoder), threads)
 
     async def encode(
-        self, text: str, *, add_special_tokens: bool, max_tokens: int, name: str
+        self, text: str, *, add_special_tokens: bool, max_tokens: int, name: str, tenant: str = ""
     ) -> tuple[int, ...]:
         """Token ids of a text that messages call `name`.
 
-        Refuses at once what cannot be `max_tokens` tokens or fewer.
+        Refuses at once what cannot be `max_tokens` tokens or fewer. Long texts wait until it is
+        the turn of their tenant.
         """
         max_chars = MAX_CHARS_PER_TOKEN * max_tokens
         if len(text) > max_chars:
@@ -59,11 +64,15 @@ class ModelTokenizer:
             )
         if len(text) <= LONG_TEXT_CHARS:
             return self._encode(text, add_special_tokens, name)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens, name)
+        return await self._threads.run(tenant, lambda: self._encode(text, add_special_tokens, name))
 
     def _encode(self, text: str, add_special_tokens: bool, name: str) -> tuple[int, ...]:
         try:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+            # As a batch of one: encode() would keep all other threads waiting meanwhile.
+            (encoding,) = self._tokenizer.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+            return tuple(encoding.ids)
         except TypeError:
             # Only a lone surrogate, which JSON can carry and UTF-8 cannot, gets here.
             raise InvalidRequest(f"{name}: the text is not valid Unicode", name) from None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tenant_builders import hash_of_token
+from tenant_builders import hash_of_token, token_of
 
 from omniserve.config import Config, load_config
 from omniserve.config_tenant import MAX_TENANTS
@@ -65,12 +65,22 @@ def problem(directory: Path, **sections: Any) -> str:
         ([ACME | {"quota": {"queued": 0}}], "tenants[0].quota.queued = 0: must be greater"),
         ([ACME | {"quota": {"best_effort_share": 0}}], "best_effort_share = 0: must be greater"),
         ([ACME | {"name": "a b"}], "tenants[0].name = 'a b': must be 1 to 128 letters"),
+        ([ACME | {"name": token_of("acme")}], "tenants[0].name = 'omni_…': must not look like"),
+        ([ACME | {"tiers": [token_of("a")]}], "tenants[0].tiers[0] = 'omni_…': must not look like"),
     ],
 )
 def test_contradictions_are_told_by_their_place(
     tmp_path: Path, tenants: list[dict[str, Any]], words: str
 ) -> None:
     assert words in problem(tmp_path, tenants=tenants)
+
+
+@pytest.mark.parametrize("key", ["models", "tiers"])
+def test_nothing_is_called_by_a_token(tmp_path: Path, key: str) -> None:
+    named = [BASE[key][0] | {"name": f"a-{token_of('acme')}"}]
+    said = problem(tmp_path, **{key: named})
+    assert "must not look like a token" in said
+    assert token_of("acme")[5:] not in said
 
 
 def test_no_more_tenants_than_metrics_can_bear(tmp_path: Path) -> None:

@@ -141,6 +141,30 @@ def test_a_log_that_nobody_reads_any_more_stops_nothing(config: Path) -> None:
         daemon.check_well()
 
 
+def fill_pipe(writing: int) -> None:
+    os.set_blocking(writing, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(writing, b"-" * 1000)
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(config: Path) -> None:
+    reading, writing = os.pipe()
+    with troubled_daemon(config, f"STDERR=/proc/{os.getpid()}/fd/{writing}") as daemon:
+        fill_pipe(writing)
+        for _ in range(20):
+            assert completion(daemon.url).status_code == 200
+        daemon.check_well()
+        log = b""
+        while log.count(b" request ") < 20:
+            log += os.read(reading, 1 << 16)
+        # Nor does it hold up the end.
+        fill_pipe(writing)
+        assert completion(daemon.url).status_code == 200
+    os.close(writing)
+    os.close(reading)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""

@@ -110,6 +110,43 @@ def test_a_prompt_longer_than_a_minutes_worth_is_no_question_of_time() -> None:
     charge.close(had_nothing=True)
 
 
+def test_text_that_no_request_goes_on_with_is_charged() -> None:
+    clock = Clock()
+    ledger = make_ledger(clock, input_tokens_per_minute=60)
+    for num_tokens, had_nothing, share in ((20, True, 0.0), (20, False, 1 / 3), (10**6, False, 1)):
+        charge = ledger.enter("acme", 1)
+        charge.on_tokenised(num_tokens)
+        charge.close(had_nothing=had_nothing)
+        assert status_of(ledger).input_tokens_share == pytest.approx(share)
+    # A minute's worth at most: 20 tokens below nothing, and one has to be there.
+    assert refusal(ledger).retry_after_s == pytest.approx(21.0)
+    assert next(ledger.accounts).num_input_tokens == 80
+
+
+def test_text_of_a_prompt_is_charged_once() -> None:
+    ledger = make_ledger(input_tokens_per_minute=60)
+    charge = ledger.enter("acme", 1)
+    charge.on_tokenised(30)
+    charge.take_input(30)
+    charge.close(had_nothing=False)
+    assert status_of(ledger).input_tokens_share == 0.5
+
+
+def test_text_for_its_own_sake_is_charged_and_refused() -> None:
+    clock = Clock()
+    ledger = make_ledger(clock, input_tokens_per_minute=60)
+    ledger.check_input("acme")
+    ledger.take_tokenised("acme", 60)
+    with pytest.raises(QuotaExceeded, match="used up all of its 60 input tokens") as refused:
+        ledger.check_input("acme")
+    clock.now_s += refused.value.retry_after_s
+    ledger.check_input("acme")
+    with pytest.raises(Unauthenticated):
+        ledger.check_input("stranger")
+    # The tenant may be gone by the time the text is tokenised.
+    ledger.take_tokenised("stranger", 60)
+
+
 def test_output_is_charged_as_it_comes_and_may_leave_a_debt() -> None:
     clock = Clock()
     ledger = make_ledger(clock, output_tokens_per_minute=60)

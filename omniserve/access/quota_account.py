@@ -30,7 +30,7 @@ class QuotaAccount:
         """Counter, as those below: client requests that came."""
         self.num_refused: Counter[QuotaName] = Counter()
         self.num_input_tokens = 0
-        """Of requests that came to something: a counter takes nothing back."""
+        """Of requests that came to something, and tokenised text: a counter takes nothing back."""
         self.num_output_tokens = 0
 
     def set_quota(self, quota: QuotaConfig, now_s: float) -> None:
@@ -78,6 +78,21 @@ class QuotaAccount:
                 )
             self._check_tokens("input_tokens", bucket, num_tokens, now_s)
             bucket.take(num_tokens, now_s)
+
+    def check_input(self, now_s: float) -> None:
+        """Text came to be tokenised for its own sake; raises QuotaExceeded where nothing is left
+        for it."""
+        self._check_tokens("input_tokens", self.input, 1, now_s)
+
+    def take_tokenised(self, num_tokens: int, now_s: float) -> None:
+        """Text was tokenised that no request goes on with: there is nothing to refuse any more.
+
+        It costs a minute's worth at most, so that one text too long leaves no debt of hours.
+        """
+        if self.input is not None:
+            num_tokens = min(num_tokens, self.input.per_minute)
+            self.input.take(num_tokens, now_s)
+        self.num_input_tokens += num_tokens
 
     def give_input_back(self, num_tokens: int, now_s: float) -> None:
         if self.input is not None:

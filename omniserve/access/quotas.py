@@ -36,6 +36,8 @@ class Charge:
         self._num_sequences = self._num_queued = num_sequences
         self._num_input_tokens = 0
         """That may still be given back."""
+        self._num_tokenised = 0
+        """Tokens of its texts, of which no input was taken yet."""
         self._clock = clock
 
     def describe(self) -> str:
@@ -50,10 +52,15 @@ class Charge:
                 parts.append(f"{used:.0%} of {bucket.per_minute} {kind} tokens a minute")
         return f"tenant {account.tenant!r} now has {', '.join(parts)}"
 
+    def on_tokenised(self, num_tokens: int) -> None:
+        """A text of its prompts turned out to have so many tokens."""
+        self._num_tokenised += num_tokens
+
     def take_input(self, num_tokens: int) -> None:
         """Its prompts have so many tokens; raises QuotaExceeded or InvalidRequest."""
         self._account.take_input(num_tokens, self._clock())
         self._num_input_tokens = num_tokens
+        self._num_tokenised = 0
 
     def on_first_token(self) -> None:
         """Of one of its sequences."""
@@ -76,13 +83,17 @@ class Charge:
 
     def close(self, *, had_nothing: bool) -> None:
         """The request is over; called once. `had_nothing`: the server refused it after all, before
-        it computed anything for it, and so its prompts are not counted."""
+        it computed anything for it, and so its prompts are not counted.
+
+        Texts that were tokenised for a request that could not be are charged.
+        """
         account = self._account
         self.stop_waiting(self._num_sequences)
         account.concurrent.free(self._num_sequences)
         if had_nothing:
             account.give_input_back(self._num_input_tokens, self._clock())
         else:
+            account.take_tokenised(self._num_tokenised, self._clock())
             self._keep_input()
 
     def _keep_input(self) -> None:
@@ -130,11 +141,26 @@ class QuotaLedger:
             InvalidRequest: its tenant may never have so many at once.
             Unauthenticated: the tenant is not configured any more.
         """
-        if tenant not in self._configured:
-            raise Unauthenticated("the token is not known any more")
-        account = self._accounts[tenant]
+        account = self._account(tenant)
         account.enter(num_sequences, self._clock())
         return Charge(account, num_sequences, self._clock)
+
+    def check_input(self, tenant: str) -> None:
+        """Text came that is to be tokenised and nothing else.
+
+        Raises QuotaExceeded where nothing is left for it, or Unauthenticated as `enter` does.
+        """
+        self._account(tenant).check_input(self._clock())
+
+    def take_tokenised(self, tenant: str, num_tokens: int) -> None:
+        """It had so many tokens."""
+        if tenant in self._accounts:
+            self._accounts[tenant].take_tokenised(num_tokens, self._clock())
+
+    def _account(self, tenant: str) -> QuotaAccount:
+        if tenant not in self._configured:
+            raise Unauthenticated("the token is not known any more")
+        return self._accounts[tenant]
 
     @property
     def accounts(self) -> Iterator[QuotaAccount]:

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from omniserve.errors import InvalidRequest
+from omniserve.shown_number import shown_number
 
 _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "tools": ([],),
@@ -54,6 +55,6 @@ def check_completion_features(
     if echo:
         raise InvalidRequest("echo: is not supported; allowed: false", "echo")
     if best_of not in (None, n):
-        raise InvalidRequest(f"best_of: is not supported; allowed: null or n ({n})", "best_of")
+        raise InvalidRequest(f"best_of: is not supported; allowed: null or n ({shown_number(n)})", "best_of")
     if suffix:
         raise InvalidRequest("suffix: is not supported; allowed: null", "suffix")

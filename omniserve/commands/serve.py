@@ -46,6 +46,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     from omniserve.config import load_config
     from omniserve.daemon import serve
+    from omniserve.log_writer import written_in_background
     from omniserve.logs import LogSettings, configure_logging, get_logger, log_event
 
     def announce(line: str) -> None:
@@ -58,11 +59,13 @@ def _serve(args: argparse.Namespace) -> int:
     configure_logging(log_settings)
     path = config_path_of(args)
     config = load_config(path)
-    try:
-        asyncio.run(serve(config, path, announce, log_settings))
-    except OmniServeError:
-        raise
-    except Exception as error:
-        log_event(get_logger(__name__), "daemon_failed", level=logging.ERROR, error=error)
-        return EXIT_FAILURE
+    # Its event loop has to go on answering also where nobody reads its log.
+    with written_in_background():
+        try:
+            asyncio.run(serve(config, path, announce, log_settings))
+        except OmniServeError:
+            raise
+        except Exception as error:
+            log_event(get_logger(__name__), "daemon_failed", level=logging.ERROR, error=error)
+            return EXIT_FAILURE
     return EXIT_OK
