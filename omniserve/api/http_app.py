@@ -32,6 +32,8 @@ from omniserve.service import GenerationService, new_request_id
 LARGE_BODY_BYTES = 64 << 10
 MAX_DISCARDED_BYTES = 64 << 20
 """Up to here a body that is too large is read on: few clients take an answer before that."""
+MAX_LENGTH_DIGITS = 19
+"""Of an announced length; longer ones are too large, and very long ones no number for Python."""
 BODY_TIMEOUT_S = 60
 TIER_HEADER = "x-omniserve-tier"
 TENANT_HEADER = "x-omniserve-tenant"
@@ -158,9 +160,8 @@ def _check_content_type(request: Request) -> None:
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body; HTTPException where it is too large or too slow."""
-    announced = request.headers.get("content-length", "0")
     max_read_bytes = max(max_bytes, MAX_DISCARDED_BYTES)
-    if announced.isdecimal() and int(announced) > max_read_bytes:
+    if _announces_more(request, max_read_bytes):
         raise _too_large(max_bytes)
     body = bytearray()
     num_bytes = 0
@@ -180,6 +181,13 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     if num_bytes > max_bytes:
         raise _too_large(max_bytes)
     return bytes(body)
+
+
+def _announces_more(request: Request, max_bytes: int) -> bool:
+    announced = request.headers.get("content-length", "").lstrip("0")
+    if not announced.isdecimal():
+        return False
+    return len(announced) > MAX_LENGTH_DIGITS or int(announced) > max_bytes
 
 
 def _too_large(max_bytes: int) -> HTTPException:
