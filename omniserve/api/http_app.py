@@ -22,6 +22,7 @@ from omniserve.api.http_generation import GenerationResponse
 from omniserve.api.http_limits import RequestLimit
 from omniserve.api.http_local_names import LocalNamesOnly
 from omniserve.api.http_monitoring import health_route
+from omniserve.api.http_strangers import StrangersLeave
 from omniserve.api.openai_requests import ChatBody, CompletionBody, GenerationBody, RequestHead
 from omniserve.api.openai_responses import ChatFormat, CompletionFormat, to_json
 from omniserve.calls.call_record import current_call
@@ -55,7 +56,7 @@ def create_app(service: GenerationService, others: Sequence[Route] = ()) -> ASGI
     )
     limited = RequestLimit(AccessLayer(routes, service.access), service.config.limits.max_requests)
     # Where nobody shows a token, the name is all that tells a page of another site.
-    app = LocalNamesOnly(limited) if service.access.is_open else limited
+    app = LocalNamesOnly(limited) if service.access.is_open else StrangersLeave(limited)
     return CallLayer(app, service.calls)
 
 
