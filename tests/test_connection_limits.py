@@ -1,6 +1,7 @@
 """What one connection may take up: time without a request, age, heads, and its number."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -18,8 +19,8 @@ from listen_builders import CertificateFiles, TlsClient, limited_service
 from service_builders import ScriptedEngine, make_output, silent, until
 from tenant_builders import bearer, make_tenant, make_tenanted_service
 
-from omniserve.api import http_connection
-from omniserve.api.http_connection import MAX_HEAD_BYTES
+from omniserve.api import http_connection, http_strangers
+from omniserve.api.http_connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
@@ -142,10 +143,11 @@ async def test_what_follows_a_body_is_no_header_and_has_an_end(tiny_checkpoint: 
             writer.write(request)
             assert (await reader.readline()).split()[1] == status
             writer.close()
+    async with serving(limited_service(tiny_checkpoint)) as servers:
         for endless in (b"x: y\r\n", b"y"):
             reader, writer = await connect(servers)
             writer.write(start + b"\r\n0\r\n")
-            assert b" 401 " in await reader.readline()
+            assert b" 200 " in await reader.readline()
             writer.write(b"x: " + endless * MAX_HEAD_BYTES)
             assert b"HTTP/1.1 431 " in await read_to_end(reader)
             writer.close()
@@ -273,6 +275,75 @@ async def test_connections_far_beyond_the_limit_are_not_even_answered(
             each.close()
 
 
+@pytest.mark.asyncio
+async def test_requests_that_wait_on_one_connection_have_an_end(tiny_checkpoint: Path) -> None:
+    async with serving(limited_service(tiny_checkpoint)) as servers:
+        for num_requests in (MAX_PIPELINED, 1000):
+            reader, writer = await connect(servers)
+            writer.write(GET * num_requests)
+            if num_requests == MAX_PIPELINED:
+                answers = [await read_answer(reader) for _ in range(num_requests)]
+                assert not any(b"connection: close" in each for each in answers)
+            else:
+                answer = await read_to_end(reader)
+                # Those that were taken are answered, and the last answer says that it is the last.
+                assert answer.count(OK) == answer.count(BODY) == 1 + MAX_PIPELINED
+                assert b"connection: close" in answer.rpartition(OK)[2]
+                assert answer.count(b"connection: close") == 1
+            writer.close()
+        # Not one more has come as far as the application.
+        server = servers.http._server
+        await until(lambda: not server.server_state.connections)
+        assert server.server_state.total_requests == 2 * MAX_PIPELINED + 1
+
+
+@pytest.mark.asyncio
+async def test_a_request_of_very_many_headers_is_refused(tiny_checkpoint: Path) -> None:
+    async with serving(limited_service(tiny_checkpoint)) as servers:
+        for num_headers, status in ((MAX_HEADERS - 1, b"200"), (MAX_HEADERS, b"431")):
+            reader, writer = await connect(servers)
+            writer.write(GET[:-2] + b"x:\r\n" * num_headers + b"\r\n")
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("path", ["/v1/models", "/health"])
+async def test_a_stranger_does_not_keep_a_connection(tiny_checkpoint: Path, path: str) -> None:
+    service = make_tenanted_service(tiny_checkpoint, make_tenant("acme"))
+    async with serving(service) as servers:
+        reader, writer = await connect(servers)
+        request = f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
+        writer.write(2 * request)
+        answer = await read_to_end(reader)
+        assert answer.count(b"HTTP/1.1 ") == answer.count(b"connection: close") == 1
+        writer.close()
+        reader, writer = await connect(servers)
+        for _ in range(2):
+            header = f"authorization: {bearer('acme')['authorization']}\r\n".encode()
+            writer.write(b"GET /v1/models/demo HTTP/1.1\r\nhost: localhost\r\n" + header + b"\r\n")
+            assert (await reader.readline()).split()[1] == b"200"
+            assert b"connection: close" not in await reader.readuntil(b"}")
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_a_stranger_who_is_still_sending_gets_its_answer(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_strangers, "LINGER_S", PATIENCE_S)
+    service = make_tenanted_service(tiny_checkpoint, make_tenant("acme"))
+    async with serving(service) as servers:
+        reader, writer = await connect(servers)
+        body = b"x" * (4 << 20)
+        head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}"
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        # Were the connection reset, writing would fail.
+        await writer.drain()
+        assert (await read_to_end(reader)).startswith(b"HTTP/1.1 401 ")
+        writer.close()
+
+
 @asynccontextmanager
 async def secured(checkpoint: Path, directory: Path, **limits: float) -> AsyncIterator[Servers]:
     """With a certificate that `connect_secured` trusts."""
@@ -285,6 +356,30 @@ async def secured(checkpoint: Path, directory: Path, **limits: float) -> AsyncIt
 async def connect_secured(servers: Servers) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, _, port = servers.http.address.rpartition(":")
     return await asyncio.open_connection(host, int(port), ssl=TlsClient(AUTHORITY).context)
+
+
+@pytest.mark.asyncio
+async def test_tls_handshakes_have_places_among_the_connections(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    limits = {"max_connections": 2, "handshake_s": PATIENCE_S}
+    async with secured(tiny_checkpoint, tmp_path, **limits) as servers:
+        silent = [await connect(servers) for _ in range(4)]
+        reader, writer = await connect(servers)
+        assert await read_to_end(reader) == b""
+        writer.close()
+        _, leaving = silent.pop()
+        leaving.close()
+        # As soon as its end is noticed.
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                with contextlib.suppress(OSError):
+                    reader, writer = await connect_secured(servers)
+                    break
+        writer.write(GET)
+        assert (await read_answer(reader)).startswith(OK)
+        for _, each in (*silent, (reader, writer)):
+            each.close()
 
 
 @pytest.mark.asyncio

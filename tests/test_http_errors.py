@@ -136,6 +136,19 @@ async def test_a_large_body_of_unknown_length_is_refused(tiny_checkpoint: Path) 
 
 
 @pytest.mark.asyncio
+async def test_a_length_of_very_many_digits_is_read_as_any_other(tiny_checkpoint: Path) -> None:
+    start = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json"
+    async with serving(make_service(tiny_checkpoint)) as servers:
+        host, _, port = servers.http.address.rpartition(":")
+        for digits, status in (("2", b"400"), ("9" * 19, b"413")):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            length = "0" * 5000 + digits
+            writer.write(f"{start}\r\ncontent-length: {length}\r\n\r\n[]".encode())
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
+
+
+@pytest.mark.asyncio
 async def test_no_engine_is_503_everywhere(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine(ready=False, state="restarting")
     async with (

@@ -21,6 +21,7 @@ from omniserve.api.http_generation import GenerationResponse
 from omniserve.api.http_limits import RequestLimit
 from omniserve.api.http_local_names import LocalNamesOnly
 from omniserve.api.http_monitoring import health_route
+from omniserve.api.http_strangers import StrangersLeave
 from omniserve.api.openai_requests import ChatBody, CompletionBody, GenerationBody, RequestHead
 from omniserve.api.openai_responses import ChatFormat, CompletionFormat, to_json
 from omniserve.calls.call_record import current_call
@@ -31,6 +32,8 @@ from omniserve.service import GenerationService, new_request_id
 LARGE_BODY_BYTES = 64 << 10
 MAX_DISCARDED_BYTES = 64 << 20
 """Up to here a body that is too large is read on: few clients take an answer before that."""
+MAX_LENGTH_DIGITS = 19
+"""Of an announced length; longer ones are too large, and very long ones no number for Python."""
 BODY_TIMEOUT_S = 60
 TIER_HEADER = "x-omniserve-tier"
 TENANT_HEADER = "x-omniserve-tenant"
@@ -53,7 +56,7 @@ def create_app(service: GenerationService, others: Sequence[Route] = ()) -> ASGI
     limited = RequestLimit(routes, service.config.limits.max_requests)
     known = AccessLayer(limited, service.access)
     # Where nobody shows a token, the name is all that tells a page of another site.
-    app = LocalNamesOnly(known) if service.access.is_open else known
+    app = LocalNamesOnly(known) if service.access.is_open else StrangersLeave(known)
     return CallLayer(app, service.calls)
 
 
@@ -159,9 +162,8 @@ def _check_content_type(request: Request) -> None:
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body; HTTPException where it is too large or too slow."""
-    announced = request.headers.get("content-length", "0")
     max_read_bytes = max(max_bytes, MAX_DISCARDED_BYTES)
-    if announced.isdecimal() and int(announced) > max_read_bytes:
+    if _announces_more(request, max_read_bytes):
         raise _too_large(max_bytes)
     body = bytearray()
     num_bytes = 0
@@ -181,6 +183,13 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     if num_bytes > max_bytes:
         raise _too_large(max_bytes)
     return bytes(body)
+
+
+def _announces_more(request: Request, max_bytes: int) -> bool:
+    announced = request.headers.get("content-length", "").lstrip("0")
+    if not announced.isdecimal():
+        return False
+    return len(announced) > MAX_LENGTH_DIGITS or int(announced) > max_bytes
 
 
 def _too_large(max_bytes: int) -> HTTPException:

@@ -20,10 +20,12 @@ MAX_HEAD_BYTES = 64 << 10
 """Of a request's line and headers; also of what comes in place of its body, such as trailers."""
 WRITE_BUFFER_BYTES = 64 << 10
 """What may wait for a client before writers have to wait too."""
+MAX_HEADERS = 256
+"""Of a request: each costs more than the bytes it came in."""
+MAX_PIPELINED = 8
+"""Requests that may wait for the answer to one before them; then the connection takes no more."""
 LINGER_S = 1.0
 """A refused client is listened to for so long: closed at once, its answer would be lost with it."""
-MAX_IDLERS_PER_CONNECTION = 2
-"""So many times the allowed connections may be open; beyond it they are not even answered."""
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -32,6 +34,10 @@ _HEAD_TOO_LARGE = (
 _COUNT = struct.Struct("i")
 
 _logger = get_logger(__name__)
+
+
+class _Refused(Exception):
+    """Raised to the parser, which then leaves the rest of what has arrived."""
 
 
 class LimitedConnection(HttpToolsProtocol):
@@ -56,9 +62,6 @@ class LimitedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MAX_IDLERS_PER_CONNECTION * self._limits.max_connections:
-            transport.abort()
-            return
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._expect_head()
         if self._limits.age_s is not None:
@@ -80,14 +83,21 @@ class LimitedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             self._watch_reader()
             return
+        if self._is_refused:
+            return
         if self._is_in_head or (self._is_in_message and not self._has_brought_body):
             self._num_head_bytes += len(data)
             if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse_head()
+                self._refuse()
                 return
         if self._is_idle:
             # The end of idleness was cancelled by the data, whatever it was.
             self._expect_head()
+
+    def send_400_response(self, msg: str) -> None:
+        # Also called where the parser was told to stop.
+        if not self._is_refused:
+            super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -96,10 +106,18 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers are none: nothing was decided by them, and there may be any number.
-        if self._is_in_head:
-            super().on_header(name, value)
+        if not self._is_in_head:
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            self._refuse()
+            raise _Refused
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        # By now reading is paused, but what was read at once may hold thousands.
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._refuse()
+            raise _Refused
         self._is_in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -149,13 +167,13 @@ class LimitedConnection(HttpToolsProtocol):
         if self._head_timer is None:
             self._head_timer = self._later(self._limits.handshake_s, self._close)
 
-    def _refuse_head(self) -> None:
+    def _refuse(self) -> None:
         self._is_refused = True
         if self._is_idle:
             self.transport.write(_HEAD_TOO_LARGE)
             self._linger_timer = self._later(LINGER_S, self._close)
         else:
-            # The answer before it is the last.
+            # The last answer to those before it says that there are no more.
             self.shutdown()
 
     def _close(self) -> None:

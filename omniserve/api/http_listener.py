@@ -1,6 +1,7 @@
 """An HTTP server: one socket, one application, inside the daemon's own event loop."""
 
 import asyncio
+import asyncio.sslproto
 import contextlib
 import functools
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from omniserve.api.bounded_listener import BoundedListener
 from omniserve.api.http_connection import LimitedConnection
 from omniserve.config_listen import LimitsConfig
 from omniserve.config_values import join_address, split_address
@@ -20,6 +22,10 @@ BACKLOG = 1024
 """Connections that may wait to be accepted; beyond it clients try again a second later."""
 SEND_BUFFER_BYTES = 128 << 10
 """Of the kernel, for each connection, which makes it twice as much."""
+MAX_IDLERS_PER_CONNECTION = 2
+"""So many times the allowed connections may be open; beyond it they are not even answered."""
+TLS_BUFFER_BYTES = 32 << 10
+"""Of each connection, for what has arrived; a record of TLS has half of it."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 20), (socket.TCP_KEEPCNT, 3))
 """Clients that vanish without a word are noticed while nothing is sent to them."""
 _POLL_S = 0.01
@@ -94,7 +100,8 @@ class HttpListener:
             family, kind, protocol, _, target = socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            listener = socket.socket(family, kind, protocol)
+            most = MAX_IDLERS_PER_CONNECTION * self._limits.max_connections
+            listener = BoundedListener(family, kind, protocol, most)
         except OSError as error:
             raise ConfigError(f"{problem}: {error}") from None
         try:
@@ -134,6 +141,9 @@ class _EmbeddedServer(uvicorn.Server):
         )
         context = None if self._tls is None else self._tls.context
         tls_step_s = None if self._tls is None else self._limits.handshake_s
+        # Of the whole process, where nothing else has such connections; 256 KiB are each one's
+        # otherwise, before it has said anything.
+        asyncio.sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES
         loop = asyncio.get_running_loop()
         self.servers = [
             await loop.create_server(

@@ -55,6 +55,8 @@ def check_completion_features(
     if echo:
         raise InvalidRequest("echo: is not supported; allowed: false", "echo")
     if best_of not in (None, n):
-        raise InvalidRequest(f"best_of: is not supported; allowed: null or n ({shown_number(n)})", "best_of")
+        raise InvalidRequest(
+            f"best_of: is not supported; allowed: null or n ({shown_number(n)})", "best_of"
+        )
     if suffix:
         raise InvalidRequest("suffix: is not supported; allowed: null", "suffix")
