@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from scheduler_clients import Client
 
 from scheduler import SchedulerSettings, StepPlan
+from scheduler.request import Status
 
 
 class RoomBefore:
@@ -61,6 +62,9 @@ class RoomBefore:
             assert any(gainer.comes_before(victim) for gainer in gainers)
             for spared in self.idle:
                 if spared.ended or spared.slot is None or spared in preempted:
+                    continue
+                if spared.request.status is Status.OFFLOADED:
+                    # It lets go of its memory as well, once the copy to the host has landed.
                     continue
                 assert spared.comes_before(victim), f"{spared.name} spared, {victim.name} not"
             if victim.is_latency_sensitive:

@@ -100,7 +100,7 @@ async def test_refusals_name_field_and_reason(tiny_checkpoint: Path) -> None:
         (b"[" * 100_000, None, "not valid JSON"),
         (b"\xff\xfe", None, "not valid JSON"),
         (b"[]", None, "must be an object"),
-        (b'{"prompt": "x"}', "model", "is required"),
+        (b'{"prompt": "x"}', "model", "must be given"),
         (b'{"model": "demo", "prompt": "x", "temperature": NaN}', "temperature", "nan"),
         (b'{"model": "demo", "prompt": "x", "top_p": 1e999}', "top_p", "inf"),
     ],

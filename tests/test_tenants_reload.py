@@ -195,7 +195,7 @@ def test_one_hash_or_several_and_nothing_else(tmp_path: Path, tiny_checkpoint: P
         ([], "token_sha256: must hold at least one entry"),
         ([hash_of_token("acme", number) for number in range(17)], "must hold at most 16 entries"),
         (hash_of_token("acme").upper(), "must be 64 hexadecimal digits"),
-        (7, "token_sha256: must be a list"),
+        (7, "must be in quotes"),
         (None, "token_sha256: must be a list"),
     ):
         one.write(ACME | {"token_sha256": wrong})
