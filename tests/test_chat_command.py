@@ -81,8 +81,6 @@ def test_ctrl_c_stops_the_answer_alone(daemon: RunningDaemon) -> None:
         chat.wait_for("/quit ends\r\n> ")
         chat.type("/set max_tokens 3\n")
         chat.wait_for("max_tokens: 3\r\n> ")
-        chat.type("Go on\n")
-        assert "3 tokens" in chat.wait_for("ended by length.*> ")
         chat.type("/quit\n")
         assert chat.wait_end() == 0
     admin = daemon.admin_target
