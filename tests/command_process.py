@@ -85,6 +85,17 @@ class TerminalCommand:
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
 
+    def interrupt(self, pattern: str) -> str:
+        """Ctrl-C until the pattern comes; what came is returned as by `wait_for`.
+
+        Python's readline misses a signal between writing its prompt and waiting for keys, where
+        no human hits: it is pressed again then.
+        """
+        self.type("\x03")
+        while not select.select([self._ours], [], [], 1.0)[0]:
+            self.type("\x03")
+        return self.wait_for(pattern)
+
     def wait_for(self, pattern: str) -> str:
         """What came since the last match, once it matches; the rest is for the next time."""
         expression, until_s = re.compile(pattern, re.DOTALL), time.monotonic() + PATIENCE_S

@@ -77,10 +77,11 @@ def test_ctrl_c_stops_the_answer_alone(daemon: RunningDaemon) -> None:
         chat.wait_for("stopped\r\n> ")
         chat.type("/id\n")
         request_id = chat.wait_for(r"\S+\r\n> ").split()[-2]
-        chat.type("\x03")
-        chat.wait_for("/quit ends\r\n> ")
+        chat.interrupt("/quit ends\r\n> ")
         chat.type("/set max_tokens 3\n")
         chat.wait_for("max_tokens: 3\r\n> ")
+        chat.type("Go on\n")
+        assert "3 tokens" in chat.wait_for("ended by length.*> ")
         chat.type("/quit\n")
         assert chat.wait_end() == 0
     admin = daemon.admin_target

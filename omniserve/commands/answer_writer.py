@@ -13,9 +13,10 @@ class AnswerWriter:
         self._is_line_open = False
 
     def write(self, piece: str) -> None:
+        # First, as Ctrl-C may come while it is written.
+        self._is_line_open = not piece.endswith("\n")
         sys.stdout.write(printable(piece) if self._is_terminal else piece)
         sys.stdout.flush()
-        self._is_line_open = not piece.endswith("\n")
 
     def end_line(self) -> None:
         """So that what comes next begins a line."""

@@ -83,9 +83,10 @@ class Connection:
         import grpc
 
         from omniserve.commands.call_errors import error_of_call
+        from omniserve.commands.call_thread import call_apart
 
         try:
-            return method(request, timeout=timeout_s, metadata=self.metadata)
+            return call_apart(lambda: method(request, timeout=timeout_s, metadata=self.metadata))
         except grpc.RpcError as error:
             raise error_of_call(error, self.address) from None
 

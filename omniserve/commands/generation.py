@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +115,12 @@ class Generation:
         self._started_s = time.monotonic()
         self._ended_s = self._first_s = self._started_s
         stub = omniserve_pb2_grpc.InferenceStub(connection.channel)
-        self._call = stub.Generate(request, metadata=connection.metadata)
+        self._start: Callable[[], Any] = lambda: stub.Generate(
+            request, metadata=connection.metadata
+        )
+        self._call: Any = None
+        """grpc's, once it is under way."""
+        self._is_cancelled = False
         self._last: pb.GenerateChunk | None = None
         self.text = ""
         """All that has come."""
@@ -126,9 +131,10 @@ class Generation:
         import grpc
 
         from omniserve.commands.call_errors import error_of_call
+        from omniserve.commands.call_thread import iterate_apart
 
         try:
-            for chunk in self._call:
+            for chunk in iterate_apart(self._open):
                 if self._last is None:
                     self._first_s = time.monotonic()
                 self._last, self.request_id = chunk, chunk.request_id
@@ -139,9 +145,20 @@ class Generation:
             raise error_of_call(error, self._address) from None
         self._ended_s = time.monotonic()
 
+    def _open(self) -> "Iterable[pb.GenerateChunk]":
+        self._call = self._start()
+        if self._is_cancelled:
+            self._call.cancel()
+        chunks: Iterable[pb.GenerateChunk] = self._call
+        return chunks
+
     def cancel(self) -> None:
         """The server stops; what has come stays."""
-        self._call.cancel()
+        from omniserve.commands.call_thread import call_apart
+
+        self._is_cancelled = True
+        if self._call is not None:
+            call_apart(self._call.cancel)
 
     def result(self) -> dict[str, Any]:
         """Of one that has ended, for programs."""

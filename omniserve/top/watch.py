@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import grpc
 
 from omniserve.commands.call_errors import error_of_call
+from omniserve.commands.call_thread import iterate_apart
 from omniserve.commands.connection import Connection, open_admin
 from omniserve.errors import EngineUnavailable
 from omniserve.v1 import omniserve_pb2 as pb
@@ -26,7 +27,7 @@ class StatusStream:
     def __iter__(self) -> Iterator[pb.Status]:
         """Raises OmniServeError where the daemon does not answer, or not any more."""
         try:
-            yield from self._call
+            yield from iterate_apart(lambda: self._call)
         except grpc.RpcError as error:
             if self._is_over:
                 return
