@@ -4,7 +4,7 @@ import msgspec
 
 from omniserve.decision import Decision
 from omniserve.requests import EngineRequest, RequestOutput, TierSettings
-from omniserve.settings import EngineSettings, ModelInfo, ModelStats
+from omniserve.settings import EngineSettings, LoadPhase, ModelInfo, ModelSettings, ModelStats
 from scheduler.step_time import LinearStepTime
 
 
@@ -47,6 +47,22 @@ class Explain(msgspec.Struct, tag=True, frozen=True):
     """As the client knows it; the engine's ids of its sequences begin with it and a slash."""
 
 
+class LoadModel(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: serve this model as well; `ModelProgress` is told until `ModelLoaded` or
+    `ModelRefused` answers. No step of other models waits for it longer than a layer takes."""
+
+    question: int
+    settings: ModelSettings
+
+
+class UnloadModel(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: serve this model no more, and give its memory back; what it still has to
+    do fails. Also ends a load of it that is under way. `ModelUnloaded` answers."""
+
+    question: int
+    model: str
+
+
 class Shutdown(msgspec.Struct, tag=True, frozen=True):
     """Front to engine: stop at the next step boundary and exit with 0."""
 
@@ -83,8 +99,55 @@ class Explained(msgspec.Struct, tag=True, frozen=True):
     timeline: tuple[Decision, ...]
 
 
-ToEngine = Configure | Submit | Abort | SetTiers | SetShares | Explain | Shutdown
-ToFront = EngineReady | EngineFailed | Outputs | Stats | Explained
+class ModelProgress(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front, now and then while a model is loaded."""
+
+    question: int
+    phase: LoadPhase
+    done_bytes: int
+    """Of its weights."""
+    total_bytes: int
+
+
+class ModelLoaded(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front: a request for the model would be answered."""
+
+    question: int
+    info: ModelInfo
+    step_time: LinearStepTime | None = None
+
+
+class ModelUnloaded(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front: nothing is left of the model."""
+
+    question: int
+
+
+class ModelRefused(msgspec.Struct, tag=True, frozen=True):
+    """Engine to front: the model is not loaded, and nothing else was disturbed."""
+
+    question: int
+    message: str
+    is_checkpoint: bool
+    """Whether the checkpoint is at fault, and not the settings or the memory of the device."""
+
+
+ToEngine = (
+    Configure | Submit | Abort | SetTiers | SetShares | Explain | LoadModel | UnloadModel | Shutdown
+)
+    Configure | Submit | Abort | SetTiers | SetShares | Explain | LoadModel | UnloadModel | Shutdown
+)
+ToFront = (
+    EngineReady
+    | EngineFailed
+    | Outputs
+    | Stats
+    | Explained
+    | ModelProgress
+    | ModelLoaded
+    | ModelUnloaded
+    | ModelRefused
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

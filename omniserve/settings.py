@@ -6,6 +6,7 @@ from typing import Literal
 from scheduler.step_time import LinearStepTime
 
 DeviceKind = Literal["auto", "cpu", "cuda", "npu"]
+LoadPhase = Literal["checking", "reading", "warming_up", "measuring"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
 

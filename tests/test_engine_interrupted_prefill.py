@@ -199,7 +199,7 @@ def test_one_that_is_cancelled_while_parked_leaves_the_others_as_they_are(
     if has_company:
         watched.add(BATCH)
     watched.run_until("ls0")
-    assert watched.engine._parked is not None
+    assert watched.engine.is_parked
     watched.engine.abort("doomed")
     del watched.results["doomed"]
     results = watched.run()
@@ -213,7 +213,7 @@ def test_an_urgent_request_that_is_cancelled_does_not_hold_up_the_parked_step(
 ) -> None:
     watched = Watched(tiny_checkpoint, arrivals={1: chat(0)})
     watched.add(BATCH)
-    while watched.engine._parked is None:
+    while not watched.engine.is_parked:
         watched.step()
     watched.engine.abort("ls0")
     del watched.results["ls0"]
