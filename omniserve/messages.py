@@ -135,8 +135,6 @@ class ModelRefused(msgspec.Struct, tag=True, frozen=True):
 ToEngine = (
     Configure | Submit | Abort | SetTiers | SetShares | Explain | LoadModel | UnloadModel | Shutdown
 )
-    Configure | Submit | Abort | SetTiers | SetShares | Explain | LoadModel | UnloadModel | Shutdown
-)
 ToFront = (
     EngineReady
     | EngineFailed
