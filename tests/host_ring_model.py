@@ -8,14 +8,13 @@ from collections.abc import Generator
 from dataclasses import replace
 
 import numpy as np
-from host_attention_builders import make_model
+from host_attention_builders import make_model, open_books
 from host_pool_builders import make_pool
 
 from cpu_attn.host import descriptor as d
 from cpu_attn.host import ring
-from cpu_attn.host.books import TaskBooks
 from cpu_attn.host.descriptor import HostStatus
-from cpu_attn.host.slots import HostMemory
+from cpu_attn.host.slots import ModelMemory, RingMemory
 
 NUM_SLOTS = 4
 NUM_CELLS = 4
@@ -107,12 +106,12 @@ class RingWorld:
     def __init__(self, num_workers: int, worker_class: type[Worker] = Worker) -> None:
         self._pool = make_pool(num_blocks=1)
         models = [make_model(self._pool, max_context_len=max(CONTEXT_LENS))]
-        self.memory = replace(HostMemory.create(models, NUM_SLOTS), num_cells=NUM_CELLS)
+        self.memory = replace(RingMemory.create(NUM_SLOTS), num_cells=NUM_CELLS)
         self.control = self.memory.control
-        self.books = TaskBooks(models, NUM_SLOTS, self.memory, num_workers=3)
+        self._model = ModelMemory.create(models[0], NUM_SLOTS)
+        self.books = open_books(models, NUM_SLOTS, self.memory, [self._model], num_workers=3)
         self._words = self.memory.memory.array(np.int64, (self.memory.memory.num_bytes // 8,))
-        self._slots = self.memory.slots[0]
-        self._slots.block_tables[:] = 0
+        self._slots = self._model.slots
         self._worker_class = worker_class
         self.workers = [worker_class(self) for _ in range(num_workers)]
         self._next_payload = 1
@@ -124,6 +123,7 @@ class RingWorld:
 
     def close(self) -> None:
         self._pool.close()
+        self._model.memory.close()
         self.memory.memory.close()
 
     def word(self, address: int) -> int:
