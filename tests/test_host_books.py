@@ -56,8 +56,8 @@ def desk() -> Iterator[Desk]:
     memory = replace(RingMemory.create(_NUM_SLOTS), num_cells=_NUM_CELLS)
     slots = [ModelMemory.create(model, _NUM_SLOTS) for model in models]
     yield Desk(memory, slots, open_books(models, _NUM_SLOTS, memory, slots, 2))
-    for each in (memory, *slots):
-        each.memory.close()
+    for shared in (memory.memory, *(each.memory for each in slots)):
+        shared.close()
     pool.close()
 
 

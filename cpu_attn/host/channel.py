@@ -2,12 +2,14 @@
 
 import pickle
 import socket
+from array import array
 from collections.abc import Sequence
 from typing import Self
 
 _MAX_MESSAGE_BYTES = 1 << 18
 """Of a model with sinks: about 10 bytes for each head of each layer."""
 _MAX_FDS = 2
+_FD_BYTES = array("i").itemsize
 
 
 class Channel:
@@ -38,11 +40,9 @@ class Channel:
         """
         content = pickle.dumps(message)
         flags = socket.MSG_NOSIGNAL | (0 if waits else socket.MSG_DONTWAIT)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         try:
-            if fds:
-                socket.send_fds(self._socket, [content], list(fds), flags)
-            else:
-                self._socket.send(content, flags)
+            self._socket.sendmsg([content], rights, flags)
         except BlockingIOError:
             return False
         return True
@@ -53,13 +53,18 @@ class Channel:
         Raises EOFError or OSError where the other end is gone.
         """
         flags = socket.MSG_CMSG_CLOEXEC | (0 if waits else socket.MSG_DONTWAIT)
+        room = socket.CMSG_SPACE(_MAX_FDS * _FD_BYTES)
         try:
-            content, fds, _, _ = socket.recv_fds(self._socket, _MAX_MESSAGE_BYTES, _MAX_FDS, flags)
+            # Not recv_fds, which forgets the flags; nor send_fds above.
+            content, rights, _, _ = self._socket.recvmsg(_MAX_MESSAGE_BYTES, room, flags)
         except BlockingIOError:
             return None
         if not content:
             raise EOFError("the other end is gone")
-        return pickle.loads(content), fds
+        fds = array("i")
+        for _, _, numbers in rights:
+            fds.frombytes(numbers[: len(numbers) // _FD_BYTES * _FD_BYTES])
+        return pickle.loads(content), fds.tolist()
 
     def close(self) -> None:
         self._socket.close()
