@@ -110,6 +110,36 @@ def test_descriptors_are_checked(place: Place, fields: dict[str, int], status: H
         assert _run_all_parts(place, num_parts, **fields) == status
 
 
+def test_a_model_that_is_gone_is_not_touched(place: Place) -> None:
+    assert _run_all_parts(place, 1) == HostStatus.OK
+    place.tables.remove(0)
+    # A worker that did not look at the state would read an address of nothing.
+    assert not place.tables.models.any()
+    assert _run_all_parts(place, 2) == HostStatus.BAD_MODEL
+    place.tables.add(0, place.models[0], place.model, os.dup(place.pool.fd))
+
+
+def test_memory_stays_mapped_until_workers_have_ended_what_they_are_at(place: Place) -> None:
+    """Three workers: one at a part of the model, one that begins another meanwhile, one idle."""
+    scratches = [np.zeros(worker.SCRATCH_WORDS, dtype=np.int64) for _ in range(3)]
+    place.tables.scratches += scratches
+    scratches[0][worker.BUSY] = scratches[1][worker.BUSY] = 1
+    remover = threading.Thread(target=place.tables.remove, args=(0,))
+    remover.start()
+    while place.tables.models[0, worker.STATE] == worker.PRESENT:
+        time.sleep(1e-4)
+    assert 0 in place.tables
+    scratches[0][worker.BUSY] = 2
+    time.sleep(0.01)
+    assert 0 in place.tables
+    assert place.tables.models[0, worker.KERNEL] != 0
+    scratches[1][worker.BUSY] = 3
+    remover.join(60.0)
+    assert 0 not in place.tables
+    scratches[1][worker.BUSY] = 4
+    place.tables.add(0, place.models[0], place.model, os.dup(place.pool.fd))
+
+
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
 def test_all_parts_of_a_bad_task_end_in_one_answer(place: Place, num_parts: int) -> None:
     place.model.slots.block_tables[1, 200] = place.pool.num_blocks
