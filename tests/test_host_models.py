@@ -298,7 +298,12 @@ def test_whatever_happens_results_are_those_of_the_oracle(
                 requests[key].lengths[0] = 48
         else:
             take_results()
-    until(lambda: (take_results(), not host.num_in_flight)[1])
+
+    def is_idle() -> bool:
+        take_results()
+        return not host.num_in_flight
+
+    until(is_idle)
     assert not owed
     for index in host.models:
         remove(index)
