@@ -1,6 +1,5 @@
 """Fixtures that several test modules share."""
 
-import gc
 import logging
 import os
 import signal
@@ -22,10 +21,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # As in an engine's process, and before torch is loaded: the compute threads of engines in these
 # processes would else spend most of the cores that they share on waiting for each other.
 os.environ.setdefault("GOMP_SPINCOUNT", ENGINE_DEFAULTS["GOMP_SPINCOUNT"])
-
-# Compiling kernels and drawing examples make many objects that live for seconds beside all those of
-# torch: to look at them as often as by default takes a sixth of the time.
-gc.set_threshold(100_000, 20, 20)
 
 LONGEST_FIRST = (
     "test_warm_up.py",
