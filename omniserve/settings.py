@@ -163,6 +163,24 @@ class ControlStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerWaitStats:
+    """How a model shared its device with others. Counters grow from the engine's start."""
+
+    num_parked: int
+    """Counter: times a step of it stood back at a layer boundary."""
+    layer_counts: tuple[int, ...]
+    """Counter: steps with latency-sensitive rows by the layers of other models that ran while they
+    were in a hurry: 0, 1, 2, up to 4, 8, 16, 32, or more."""
+    layer_sum: int
+    """Counter: those layers, over all those steps."""
+    second_counts: tuple[int, ...]
+    """Counter: the same steps by the time that these layers took: none, up to 1, 3, 10, 30, 100 ms,
+    300 ms, 1 s, or more."""
+    second_sum: float
+    """Counter: that time, over all those steps."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStats:
     """A snapshot of one model, taken at a step boundary."""
 
@@ -184,3 +202,5 @@ class ModelStats:
     """None where step times are not known."""
     prefilling: tuple[str, ...] = ()
     """Ids of the requests whose prompt is being computed: they have their place, and no token."""
+    layer_waits: LayerWaitStats | None = None
+    """None where it never shared its device with another model."""
