@@ -14,6 +14,9 @@ TOKENS_BESIDE_LS = 64
 """Best-effort tokens beside latency-sensitive ones where nothing tells what they take."""
 ROWS_BESIDE_LS_ON_CPU = 8
 """Lane rows likewise: each of them costs a CPU device time; an accelerator hardly notices."""
+WAIT_LAYER_BOUNDS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+WAIT_SECOND_BOUNDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Upper bounds of the buckets of `LayerWaitStats`; behind the last one of each is one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +172,12 @@ class LayerWaitStats:
     num_parked: int
     """Counter: times a step of it stood back at a layer boundary."""
     layer_counts: tuple[int, ...]
-    """Counter: steps with latency-sensitive rows by the layers of other models that ran while they
-    were in a hurry: 0, 1, 2, up to 4, 8, 16, 32, or more."""
+    """Counter: steps with latency-sensitive rows, by the layers of other models that ran while they
+    were in a hurry: for a first token, or as the next one had to be begun."""
     layer_sum: int
     """Counter: those layers, over all those steps."""
     second_counts: tuple[int, ...]
-    """Counter: the same steps by the time that these layers took: none, up to 1, 3, 10, 30, 100 ms,
-    300 ms, 1 s, or more."""
+    """Counter: the same steps, by the time that these layers took."""
     second_sum: float
     """Counter: that time, over all those steps."""
 

@@ -3,11 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from omniserve.settings import LayerWaitStats
-
-LAYER_BOUNDS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-SECOND_BOUNDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Upper bounds of the buckets of `LayerWaitStats`; behind the last one is another."""
+from omniserve.settings import WAIT_LAYER_BOUNDS, WAIT_SECOND_BOUNDS, LayerWaitStats
 
 
 @dataclass(slots=True)
@@ -20,8 +16,8 @@ class LayerWaits:
     _num_layers: int = 0
     _seconds: float = 0.0
     """Both of the wait that goes on."""
-    _layer_counts: list[int] = field(default_factory=lambda: [0] * (len(LAYER_BOUNDS) + 1))
-    _second_counts: list[int] = field(default_factory=lambda: [0] * (len(SECOND_BOUNDS) + 1))
+    _layer_counts: list[int] = field(default_factory=lambda: [0] * (len(WAIT_LAYER_BOUNDS) + 1))
+    _second_counts: list[int] = field(default_factory=lambda: [0] * (len(WAIT_SECOND_BOUNDS) + 1))
     _sum_layers: int = 0
     _sum_s: float = 0.0
 
@@ -36,8 +32,8 @@ class LayerWaits:
 
     def end(self) -> None:
         """A step with latency-sensitive rows begins."""
-        self._layer_counts[bisect_left(LAYER_BOUNDS, self._num_layers)] += 1
-        self._second_counts[bisect_left(SECOND_BOUNDS, self._seconds)] += 1
+        self._layer_counts[bisect_left(WAIT_LAYER_BOUNDS, self._num_layers)] += 1
+        self._second_counts[bisect_left(WAIT_SECOND_BOUNDS, self._seconds)] += 1
         self._sum_layers += self._num_layers
         self._sum_s += self._seconds
         self.forget()
