@@ -1,11 +1,11 @@
 """How far the host runs ahead of a device, tried with a device that is told what it has done."""
 
+import time
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
-from omniserve.devices import layer_queue
 from omniserve.devices.layer_queue import LayerQueue, layer_queue_for
 
 
@@ -40,7 +40,7 @@ class Mark:
 
 def test_one_layer_is_queued_behind_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     device = SlowDevice()
-    monkeypatch.setattr(layer_queue.time, "sleep", device.sleep)
+    monkeypatch.setattr(time, "sleep", device.sleep)
     queue = LayerQueue(device.mark)
     for _ in range(10):
         queue.note()
@@ -53,7 +53,7 @@ def test_one_layer_is_queued_behind_the_one_that_runs(monkeypatch: pytest.Monkey
 
 def test_a_device_that_keeps_up_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     device = SlowDevice(num_done=1000)
-    monkeypatch.setattr(layer_queue.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
     queue = LayerQueue(device.mark)
     for _ in range(5):
         queue.note()
