@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from omniserve.control_metrics import control_metrics
+from omniserve.layer_wait_metrics import layer_wait_metrics
 from omniserve.settings import ModelStats, PiggybackStats
 
 _Number = Callable[[PiggybackStats], float]
@@ -91,6 +92,7 @@ class EngineCollector(Collector):
         return (
             *_model_metrics({}, self._zeros),
             *control_metrics({}),
+            *layer_wait_metrics({}),
             *_piggyback_metrics({}),
         )
 
@@ -99,6 +101,9 @@ class EngineCollector(Collector):
         yield from _model_metrics(stats, self._zeros)
         yield from control_metrics(
             {name: model.control for name, model in stats.items() if model.control}
+        )
+        yield from layer_wait_metrics(
+            {name: model.layer_waits for name, model in stats.items() if model.layer_waits}
         )
         yield from _piggyback_metrics(
             {name: model.piggyback for name, model in stats.items() if model.piggyback}

@@ -14,6 +14,9 @@ TOKENS_BESIDE_LS = 64
 """Best-effort tokens beside latency-sensitive ones where nothing tells what they take."""
 ROWS_BESIDE_LS_ON_CPU = 8
 """Lane rows likewise: each of them costs a CPU device time; an accelerator hardly notices."""
+WAIT_LAYER_BOUNDS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+WAIT_SECOND_BOUNDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Upper bounds of the buckets of `LayerWaitStats`; behind the last one of each is one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,23 @@ class ControlStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerWaitStats:
+    """How a model shared its device with others. Counters grow from the engine's start."""
+
+    num_parked: int
+    """Counter: times a step of it stood back at a layer boundary."""
+    layer_counts: tuple[int, ...]
+    """Counter: steps with latency-sensitive rows, by the layers of other models that ran while they
+    were in a hurry: for a first token, or as the next one had to be begun."""
+    layer_sum: int
+    """Counter: those layers, over all those steps."""
+    second_counts: tuple[int, ...]
+    """Counter: the same steps, by the time that these layers took."""
+    second_sum: float
+    """Counter: that time, over all those steps."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStats:
     """A snapshot of one model, taken at a step boundary."""
 
@@ -184,3 +204,5 @@ class ModelStats:
     """None where step times are not known."""
     prefilling: tuple[str, ...] = ()
     """Ids of the requests whose prompt is being computed: they have their place, and no token."""
+    layer_waits: LayerWaitStats | None = None
+    """None where it never shared its device with another model."""

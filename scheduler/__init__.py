@@ -3,6 +3,7 @@
 from scheduler.host_blocks import HostBlocks
 from scheduler.host_cores_rule import HostCoresRule
 from scheduler.integrity import IntegrityError
+from scheduler.interleaving import Claim, StandingStep
 from scheduler.lane_limits import NO_LANES, LaneAllowance, LaneLimits
 from scheduler.objectives import Objectives
 from scheduler.plan import (
@@ -21,6 +22,7 @@ from scheduler.turns import ModelDemand, ModelTurns, Turn
 
 __all__ = [
     "NO_LANES",
+    "Claim",
     "Copy",
     "HostBlocks",
     "HostCoresRule",
@@ -40,6 +42,7 @@ __all__ = [
     "SchedulerSettings",
     "ServiceClass",
     "Status",
+    "StandingStep",
     "StepPlan",
     "StepResult",
     "Turn",

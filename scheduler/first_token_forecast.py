@@ -165,6 +165,13 @@ class FirstTokenForecast:
                 ready_s += left_s
         return least_s
 
+    def next_chunk_s(self) -> float:
+        """Of the prompts that are here, what the next step may compute at most; 0 without any."""
+        if not self._control.is_predicting:
+            return 0.0
+        most = self._max_step_tokens
+        return min(self._queued_s(), prefill_s(self._control.costs_alone, 0, most, most))
+
     def _awaited(self) -> Iterator[Request]:
         service_class = ServiceClass.LATENCY_SENSITIVE
         for queue in (self._queues.running[service_class], self._queues.waiting[service_class]):

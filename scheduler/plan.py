@@ -94,6 +94,8 @@ class StepPlan:
     """What its rows are reckoned to take, lane rows apart; 0 where nothing is known of times."""
     budget_s: float = inf
     """What the step may take."""
+    urgent_s: float = 0.0
+    """Of `predicted_s`, what its latency-sensitive rows take by themselves."""
 
     @property
     def max_lane_rows(self) -> int:

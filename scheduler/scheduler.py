@@ -10,6 +10,7 @@ from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
 from scheduler.host_blocks import HostBlocks, NoHostBlocks
+from scheduler.interleaving import Claim
 from scheduler.kv_forecast import KvForecast
 from scheduler.limits import find_max_total_tokens
 from scheduler.piggyback import Piggyback
@@ -105,6 +106,8 @@ class Scheduler:
         )
         self.counts = Counts(self._queues, self._residency, self._piggyback.host.lanes)
         self._num_added = 0
+        self._claim: Claim | None = None
+        """As it was found last, while nothing has changed since."""
 
     def __repr__(self) -> str:
         return (
@@ -124,6 +127,7 @@ class Scheduler:
         request.arrival_index = self._num_added
         self._num_added += 1
         self.journal.advance(request.arrival_s)
+        self._claim = None
         self._queues.add(request)
         self._first_tokens.expect(request)
         self.ttft_forecast.note_arrival(request)
@@ -135,11 +139,13 @@ class Scheduler:
         if request is None or request.status is Status.FINISHED:
             return False
         self.journal.end(request_id, Event.ABORTED)
+        self._claim = None
         self._completion.end(request)
         return True
 
     def set_terms(self, by_tier: Mapping[str, TierTerms]) -> None:
         """These are the tiers now: requests that wait or run follow them."""
+        self._claim = None
         follow_terms(self._queues, by_tier)
         self._control.aims.forget_all_but(by_tier)
 
@@ -166,6 +172,7 @@ class Scheduler:
         are any, a plan may consist of them alone.
         """
         self.journal.advance(now_s)
+        self._claim = None
         load = self._control.begin(
             now_s, is_host_active=is_host_active, overtakes=latency_sensitive_only
         )
@@ -187,6 +194,7 @@ class Scheduler:
     def copy_landed(self, request_id: str) -> None:
         """The copy of this request is done."""
         self._piggyback.swaps.land(request_id)
+        self._claim = None
         self._first_tokens.last_outcome = Room.ENOUGH
 
     def take_released_lanes(self) -> tuple[int, ...]:
@@ -240,6 +248,7 @@ class Scheduler:
     ) -> tuple[Request, ...]:
         """Record what a plan computed; returns the requests that finished with it."""
         self._flights.land(plan)
+        self._claim = None
         self._control.land(
             plan, now_s, result.num_lane_rows, is_undisturbed=not result.was_interrupted
         )
@@ -278,15 +287,30 @@ class Scheduler:
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         return self._first_tokens.can_come_closer(running)
 
-    def slack_s(self, now_s: float) -> float:
-        """Time that others may take of the device before these latency-sensitive requests need it;
-        infinite where nothing is known of times, or nobody needs it."""
-        return min(self.decodes_slack_s(now_s), self.ttft_forecast.spare_s(now_s))
+    def claim(self, now_s: float) -> Claim | None:
+        """What the latency-sensitive requests want of the device; None where there are none.
 
-    def decodes_slack_s(self, now_s: float) -> float:
-        """The same for those that have had their first token."""
-        running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
-        return self._control.slack_s([each for each in running if each.is_decoding], now_s)
+        Found anew only once something has changed: asking between two layers takes hardly any time.
+        """
+        if not self.has_latency_sensitive_work:
+            return None
+        if self._claim is None:
+            running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
+            decodes = [each for each in running if each.is_decoding]
+            spare_s, decodes_s = self._control.decodes_claim(decodes, now_s)
+            self._claim = Claim(
+                self.awaits_first_token,
+                now_s + spare_s,
+                now_s + self.ttft_forecast.spare_s(now_s),
+                decodes_s + self.ttft_forecast.next_chunk_s(),
+            )
+        return self._claim
+
+    def stood_back(self, plan: StepPlan, waited_s: float) -> None:
+        """The plan's step stood between two layers for so long, while other models' ran."""
+        if plan.has_latency_sensitive:
+            self._control.stood_back(waited_s)
+            self._claim = None
 
     @property
     def step_books(self) -> StepBooks | None:

@@ -197,6 +197,7 @@ class StepBuilder:
             lane_limits,
             0.0 if self.load is None else self.load.seconds,
             self.budget_s,
+            0.0 if self.load is None else self.load.urgent_s,
         )
 
     def _forget_absent(self) -> None:

@@ -97,16 +97,22 @@ class StepControl:
             by_lost_s=max(fastest_s, found.by_lost_s),
         )
 
-    def slack_s(self, decodes: Sequence[Request], now_s: float) -> float:
-        """Time that other models may take before a step with these has to begin."""
+    def decodes_claim(self, decodes: Sequence[Request], now_s: float) -> tuple[float, float]:
+        """Time that other models may take before a step with these has to begin, and what that
+        step takes at least."""
         if not self._refits or not decodes:
-            return inf
+            return inf, 0.0
         load = StepLoad(self.costs, self._coldness)
-        for request in decodes:
-            load.add(request.num_scheduled, 1, samples=True)
+        load.add_decodes([request.num_scheduled for request in decodes])
         fastest_s = load.seconds
         starts_s = max(now_s, self._urgent_until_s)
-        return self.pace.allowed(decodes, starts_s, fastest_s).by_all_s - fastest_s
+        return self.pace.allowed(decodes, starts_s, fastest_s).by_all_s - fastest_s, fastest_s
+
+    def stood_back(self, waited_s: float) -> None:
+        """A step in flight with latency-sensitive rows let other models pass for so long."""
+        self._elsewhere_s += waited_s
+        self._busy_until_s += waited_s
+        self._urgent_until_s += waited_s
 
     def urgent_residual_s(self, now_s: float) -> float:
         """Until the steps in flight with latency-sensitive rows are done: nothing interrupts

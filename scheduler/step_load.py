@@ -21,6 +21,7 @@ class StepLoad:
         self._linear_s = costs.overhead_s + costs.cold_step_s * coldness
         """All but the dense layers."""
         self._urgent: StepShape | None = None
+        self._urgent_s: float | None = None
 
     @property
     def num_rows(self) -> int:
@@ -50,9 +51,14 @@ class StepLoad:
         """Of its latency-sensitive rows."""
         return self.shape if self._urgent is None else self._urgent
 
+    @property
+    def urgent_s(self) -> float:
+        """What these take by themselves."""
+        return self.seconds if self._urgent_s is None else self._urgent_s
+
     def end_urgent(self) -> None:
         """All latency-sensitive rows have joined; what follows is best-effort."""
-        self._urgent = self.shape
+        self._urgent, self._urgent_s = self.shape, self.seconds
 
     def seconds_with(self, start: int, num_tokens: int, *, samples: bool = True) -> float:
         """Of the step with so many tokens more, the first of them at position `start`."""

@@ -7,7 +7,7 @@ from service_builders import ScriptedEngine, make_piggyback_stats
 from tenant_builders import make_tenant, make_tenanted_service
 
 from omniserve.promise import Verdict
-from omniserve.settings import ControlStats, ModelStats
+from omniserve.settings import ControlStats, LayerWaitStats, ModelStats
 
 CONTROL = ControlStats(
     num_steps=7,
@@ -17,6 +17,13 @@ CONTROL = ControlStats(
     used_s={"overhead": 0.5, "lanes": 0.25},
     budget_s=2.5,
     aims={"interactive": 0.875},
+)
+WAITS = LayerWaitStats(
+    num_parked=5,
+    layer_counts=(9, 4, 2, 0, 0, 0, 0, 1),
+    layer_sum=60,
+    second_counts=(9, 1, 2, 3, 0, 0, 0, 0, 1),
+    second_sum=2.5,
 )
 STATS = ModelStats(
     name="demo",
@@ -30,6 +37,7 @@ STATS = ModelStats(
     step_ms=1.0,
     piggyback=make_piggyback_stats(),
     control=CONTROL,
+    layer_waits=WAITS,
 )
 
 

@@ -85,8 +85,8 @@ class ControlChecks:
 
     def check(self, before: Before, plan: StepPlan | None) -> None:
         """After a plan was made, or none."""
-        slack_s = self.scheduler.slack_s(before.now_s)
-        assert not isnan(slack_s)
+        claim = self.scheduler.claim(before.now_s)
+        assert claim is None or not isnan(claim.begin_by_s + claim.step_s)
         if plan is not None:
             self._check_prediction(plan)
             self._check_urgent_rows(plan, before)

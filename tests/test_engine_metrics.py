@@ -101,6 +101,21 @@ def test_hops_are_a_histogram_over_steps(metrics: Metrics, stats: dict[str, Mode
     assert value(metrics, "omniserve_lane_hop_steps_sum") == 300
 
 
+def test_waits_behind_other_models_are_histograms(
+    metrics: Metrics, stats: dict[str, ModelStats]
+) -> None:
+    stats["demo"] = BUSY
+    stats["alone"] = replace(IDLE, name="alone")
+    layers = {"0.0": 9, "1.0": 13, "2.0": 15, "32.0": 15, "+Inf": 16}
+    for bound, count in layers.items():
+        assert value(metrics, "omniserve_model_wait_layers_bucket", le=bound) == count
+    assert value(metrics, "omniserve_model_wait_layers_sum") == 60
+    assert value(metrics, "omniserve_model_wait_seconds_bucket", le="0.01") == 15
+    assert value(metrics, "omniserve_model_wait_seconds_sum") == 2.5
+    assert value(metrics, "omniserve_steps_parked_total") == 5
+    assert b'omniserve_model_wait_seconds_count{model="alone"}' not in metrics.exposition()
+
+
 CONTROL = ControlStats(
     num_steps=7,
     predicted_s=1.5,

@@ -1,11 +1,13 @@
 """The engine: several models, one device, one step at a time."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
 from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
+from omniserve.devices.layer_queue import layer_queue_for
 from omniserve.engine.build import build_runtimes
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.stepping import Stepping
@@ -29,8 +31,8 @@ class Engine:
 
         Args:
             settings: device and models.
-            poll_arrivals: called at layer boundaries of best-effort steps; may call `add` and
-            `abort`.
+            poll_arrivals: called at the layer boundaries at which a step may stop; may call `add`
+            and `abort`.
             device: where it is open already; None opens the one that the settings name.
 
         Raises:
@@ -40,7 +42,8 @@ class Engine:
         device = device or open_device(settings.device)
         self.device = device.description
         self._runtimes, self._host = build_runtimes(settings, device)
-        self._stepping = Stepping(self._runtimes, self._host, poll_arrivals)
+        queue = layer_queue_for(device.torch_device)
+        self._stepping = Stepping(self._runtimes, self._host, poll_arrivals, queue)
         self._tiers = TiersInForce()
 
     @property
@@ -160,7 +163,10 @@ class Engine:
             runtime.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
-        return tuple(runtime.stats() for runtime in self._runtimes.values())
+        return tuple(
+            replace(runtime.stats(), layer_waits=self._stepping.waits(name))
+            for name, runtime in self._runtimes.items()
+        )
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:

@@ -90,6 +90,11 @@ class Executor:
         entering = np.array([entry.token_id for entry in plan.lane_entries], dtype=np.int64)
         return StepCursor(batch, entering, lanes)
 
+    def runs_whole(self, cursor: StepCursor) -> bool:
+        """Whether all layers may run as one captured graph, if none has run yet."""
+        can_capture = self._graphs is not None and cursor.next_layer == 0
+        return can_capture and not cursor.batch.attention.chunks
+
     def advance(self, cursor: StepCursor, to_layer: int) -> None:
         """Runs the layers up to, not including, `to_layer`; stops and resumes anywhere."""
         if cursor.next_layer == 0:

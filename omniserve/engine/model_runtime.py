@@ -23,7 +23,7 @@ from omniserve.piggyback.lane_run import LaneRun
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.settings import ModelInfo, ModelStats
-from scheduler import ModelDemand, Scheduler, SchedulerSettings, StepPlan
+from scheduler import Claim, ModelDemand, Scheduler, SchedulerSettings, StepPlan
 from scheduler.first_token_forecast import UrgentLoad
 from scheduler.step_time import LinearStepTime
 from scheduler.tier_terms import TierTerms
@@ -74,14 +74,14 @@ class ModelRuntime:
             return True
         return self.scheduler.has_unfinished or bool(self._in_flight)
 
-    def has_urgent_work(self, within_s: float) -> bool:
-        """Whether a latency-sensitive request waits for its first token, or has to have its next
-        one computed within so many seconds."""
-        scheduler = self.scheduler
-        if scheduler.awaits_first_token:
-            return True
-        is_there = scheduler.has_latency_sensitive_work
-        return is_there and scheduler.decodes_slack_s(self._clock()) < within_s
+    @property
+    def has_in_flight(self) -> bool:
+        """Whether a step was given to the device whose tokens are not there yet."""
+        return bool(self._in_flight)
+
+    def runs_whole(self, step: RunningStep) -> bool:
+        """Whether the device runs all layers of a step as one piece."""
+        return self._executor.runs_whole(step.cursor)
 
     def warm_up(self) -> None:
         """Makes what steps would make when they first need it, and forgets the trials so far."""
@@ -110,15 +110,19 @@ class ModelRuntime:
     def demand(self, *, is_alone: bool) -> ModelDemand:
         """What this model could do with a turn; steps in flight are to be collected as well.
 
-        One that is alone on its device need not know what it could spare for others.
+        One that is alone on its device need not know when its requests need it.
         """
         scheduler = self.scheduler
+        if is_alone:
+            is_there = scheduler.has_latency_sensitive_work
+            claim = Claim(scheduler.awaits_first_token) if is_there else None
+        else:
+            claim = scheduler.claim(self._clock())
         return ModelDemand(
-            latency_sensitive=scheduler.has_latency_sensitive_work,
+            claim=claim,
             best_effort=self.has_unfinished,
-            awaits_first_token=scheduler.awaits_first_token,
             best_effort_tokens_beside_ls=scheduler.settings.best_effort_tokens_beside_ls,
-            slack_s=inf if is_alone else scheduler.slack_s(self._clock()),
+            num_layers=self.num_layers,
         )
 
     def add(self, request: EngineRequest, others: Iterable[UrgentLoad] = ()) -> None:

@@ -1,24 +1,39 @@
-"""The step loop of an engine: whose step runs next on the device, and which one stands back."""
+"""The step loop of an engine: whose layers run next on the device, and which step stands back."""
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
+from omniserve.devices.layer_queue import LayerQueue
+from omniserve.engine.layer_waits import LayerWaits
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.running_step import RunningStep
 from omniserve.piggyback.host_link import HostLink
 from omniserve.requests import RequestOutput
-from scheduler import ModelTurns
+from omniserve.settings import LayerWaitStats
+from scheduler import Claim, ModelDemand, ModelTurns, StandingStep, Turn
+from scheduler.interleaving import begun, stands_back
 from scheduler.urgent_pressure import pressure_on
 
 _HOST_POLL_S = 50e-6
 _LOST_HOST_POLL_S = 1e-3
 
 
-class Stepping:
-    """Steps of all models of a device, one at a time.
+@dataclass(slots=True)
+class _Begun:
+    """A step on the device, and what the policy knows of it."""
 
-    A step that carries no latency-sensitive row stops at a layer boundary when latency-sensitive
-    work arrives for any model, lets it pass, and goes on where it was.
+    runtime: ModelRuntime
+    step: RunningStep
+    standing: StandingStep
+
+
+class Stepping:
+    """Steps of all models of a device, a layer at a time.
+
+    A step stops at a layer boundary for latency-sensitive work that is to pass it, and goes on
+    where it was; `scheduler.turns` and `scheduler.interleaving` say when. The latency-sensitive
+    steps of a model that is alone run through.
     """
 
     def __init__(
@@ -26,94 +41,192 @@ class Stepping:
         runtimes: Mapping[str, ModelRuntime],
         host: HostLink | None,
         poll_arrivals: Callable[[], None] | None,
+        queue: LayerQueue | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`runtimes` are looked at anew in every step; `poll_arrivals` is called at layer
-        boundaries of best-effort steps."""
+        """`runtimes` are looked at anew at every decision; `poll_arrivals` is called at the layer
+        boundaries at which a step may stop; `queue` is the device's, where it has one."""
         self._runtimes = runtimes
         self._host = host
         self._poll_arrivals = poll_arrivals
-        self._turns = ModelTurns(list(runtimes))
-        self._parked: tuple[ModelRuntime, RunningStep] | None = None
+        self._queue = queue
+        self._clock = clock
+        self._turns = ModelTurns()
+        self._parked: list[_Begun] = []
+        self._running: _Begun | None = None
+        self._waits: dict[str, LayerWaits] = {}
 
     @property
     def is_parked(self) -> bool:
         """Whether a step stands between two of its layers."""
-        return self._parked is not None
+        return bool(self._parked)
+
+    def forget(self, model: str) -> None:
+        """The model is not served any more: steps of it that stand between two layers are dropped,
+        and a step under way is not gone on with. To be called once it is not among the runtimes."""
+        self._parked = [each for each in self._parked if each.standing.model != model]
+        self._waits.pop(model, None)
+        if self._running is not None and self._running.standing.model == model:
+            self._running = None
+
+    def waits(self, model: str) -> LayerWaitStats | None:
+        """How long its latency-sensitive requests waited behind other models' layers; None of one
+        that never shared the device."""
+        waits = self._waits.get(model)
+        return None if waits is None else waits.stats()
 
     def step(self) -> list[RequestOutput]:
         """As `Engine.step`; for callers in inference mode."""
         if self._host is not None:
-            self._host.collect()
-            for runtime in self._runtimes.values():
-                runtime.poll()
-            self._share_cores(self._host)
-        if self._parked is not None:
-            outputs = self._pass_urgent()
-            return self._resume() if outputs is None else outputs
-        is_alone = len(self._runtimes) == 1
+            self._attend(self._host)
+        is_alone = len(self._runtimes) == 1 and not self._parked
         demands = {
             name: runtime.demand(is_alone=is_alone) for name, runtime in self._runtimes.items()
         }
-        turn = self._turns.next(demands)
-        if turn is None:
-            return []
-        runtime = self._runtimes[turn.model]
-        step = runtime.begin(
-            best_effort_tokens=turn.best_effort_tokens, best_effort_s=turn.best_effort_s
-        )
-        if step is None:
-            outputs = runtime.collect()
-            is_urgent = any(demand.latency_sensitive for demand in demands.values())
-            if not outputs and not is_urgent and self._host is not None:
-                # All there is to do is on the host, or being copied.
-                time.sleep(_HOST_POLL_S if self._host.is_ready else _LOST_HOST_POLL_S)
-            return outputs
-        if step.plan.has_latency_sensitive:
-            return self._run_through(runtime, step)
-        return self._run_yielding(runtime, step)
+        is_urgent = any(demand.claim is not None for demand in demands.values())
+        while True:
+            parked = [each.standing for each in self._parked]
+            turn = self._turns.next(demands, parked, self._clock())
+            if turn is None:
+                break
+            if turn.resumes is not None:
+                awaited = self._awaited_in_flight(turn.model, demands)
+                return awaited.collect() if awaited else self._resume(turn.resumes)
+            begun_step = self._begin(turn, demands[turn.model].claim)
+            if begun_step is not None:
+                return self._run(begun_step)
+            runtime = self._runtimes[turn.model]
+            if runtime.has_in_flight:
+                # The token it waits for may be sampled already.
+                return runtime.collect()
+            # It cannot go on before something else has: that gets its turn.
+            demands[turn.model] = replace(demands[turn.model], claim=None, best_effort=False)
+        if demands and not is_urgent and self._host is not None:
+            # All there is to do is on the host, or being copied.
+            time.sleep(_HOST_POLL_S if self._host.is_ready else _LOST_HOST_POLL_S)
+        return []
 
-    def _share_cores(self, host: HostLink) -> None:
+    def _attend(self, host: HostLink) -> None:
+        host.collect()
         runtimes = self._runtimes.values()
-        now_s = time.monotonic()
+        for runtime in runtimes:
+            runtime.poll()
+        now_s = self._clock()
         pressure = pressure_on(each.scheduler.pressure.at(now_s) for each in runtimes)
         host.share_cores(sum(each.scheduler.num_offloaded for each in runtimes), pressure)
 
-    def _run_through(self, runtime: ModelRuntime, step: RunningStep) -> list[RequestOutput]:
-        runtime.advance(step, runtime.num_layers)
-        return runtime.finish(step)
-
-    def _run_yielding(self, runtime: ModelRuntime, step: RunningStep) -> list[RequestOutput]:
-        if self._poll_arrivals is None:
-            return self._run_through(runtime, step)
-        while step.cursor.next_layer < runtime.num_layers:
-            runtime.advance(step, step.cursor.next_layer + 1)
-            self._poll_arrivals()
-            for other in self._runtimes.values():
-                other.note_landed_copies()
-            within_s = step.plan.predicted_s / runtime.num_layers
-            if any(other.has_urgent_work(within_s) for other in self._runtimes.values()):
-                self._parked = (runtime, step)
-                step.was_interrupted = True
-                return []
-        return runtime.finish(step)
-
-    def _pass_urgent(self) -> list[RequestOutput] | None:
-        """One step for a request that is urgently awaited, or None if none would help it."""
-        assert self._parked is not None
-        parked, parked_step = self._parked
-        within_s = parked_step.plan.predicted_s / parked.num_layers
-        for runtime in self._runtimes.values():
-            if runtime.has_urgent_work(within_s):
-                step = runtime.begin(latency_sensitive_only=True)
-                if step is not None:
-                    return self._run_through(runtime, step)
-                # The token it waits for may be sampled already, by a step still in flight.
-                outputs = runtime.collect()
-                if outputs:
-                    return outputs
+    def _awaited_in_flight(
+        self, model: str, demands: Mapping[str, ModelDemand]
+    ) -> ModelRuntime | None:
+        """Another model whose first token may be sampled already: nobody would look for it amid the
+        layers of a step that goes on."""
+        for name, demand in demands.items():
+            claim, runtime = demand.claim, self._runtimes[name]
+            if name != model and claim is not None and claim.awaits_first_token:
+                if runtime.has_in_flight:
+                    return runtime
         return None
 
-    def _resume(self) -> list[RequestOutput]:
-        assert self._parked is not None
-        (runtime, step), self._parked = self._parked, None
-        return self._run_yielding(runtime, step)
+    def _begin(self, turn: Turn, claim: Claim | None) -> _Begun | None:
+        runtime = self._runtimes[turn.model]
+        step = runtime.begin(
+            latency_sensitive_only=turn.latency_sensitive_only,
+            best_effort_tokens=turn.best_effort_tokens,
+            best_effort_s=turn.best_effort_s,
+        )
+        if step is None:
+            return None
+        self._turns.note_begun(step.plan, turn.model)
+        for each in self._parked:
+            each.standing.was_passed = True
+        if len(self._runtimes) > 1 and step.plan.has_latency_sensitive:
+            self._waits_of(turn.model).end()
+        standing = begun(turn.model, step.plan, runtime.num_layers, claim)
+        return _Begun(runtime, step, standing)
+
+    def _resume(self, standing: StandingStep) -> list[RequestOutput]:
+        (found,) = [each for each in self._parked if each.standing is standing]
+        self._parked.remove(found)
+        found.runtime.scheduler.stood_back(standing.plan, self._clock() - standing.parked_s)
+        return self._run(found)
+
+    def _run(self, running: _Begun) -> list[RequestOutput]:
+        runtime, step = running.runtime, running.step
+        is_alone = len(self._runtimes) == 1
+        if is_alone and (running.standing.is_urgent or self._poll_arrivals is None):
+            runtime.advance(step, runtime.num_layers)
+            return runtime.finish(step)
+        self._running = running
+        while step.cursor.next_layer < runtime.num_layers:
+            first, started_s = step.cursor.next_layer, self._clock()
+            runtime.advance(step, self._next_stop(running))
+            running.standing.next_layer = step.cursor.next_layer
+            if self._queue is not None:
+                self._queue.note()
+                self._queue.await_room()
+            if self._poll_arrivals is not None:
+                self._poll_arrivals()
+            if self._running is None:
+                # Its model was unloaded just now.
+                return []
+            for each in self._runtimes.values():
+                each.note_landed_copies()
+            now_s = self._clock()
+            claims = self._claims(now_s)
+            if not is_alone:
+                self._note_waits(running, claims, step.cursor.next_layer - first, started_s, now_s)
+            if self._stands_back(running.standing, claims, now_s):
+                self._park(running, now_s)
+                return []
+        self._running = None
+        return runtime.finish(step)
+
+    def _next_stop(self, running: _Begun) -> int:
+        """A captured graph has no layers at which it could stop: one of latency-sensitive decodes,
+        which takes no longer than a token may, runs as a whole."""
+        runtime, step = running.runtime, running.step
+        if running.standing.is_urgent and runtime.runs_whole(step):
+            return runtime.num_layers
+        return step.cursor.next_layer + 1
+
+    def _claims(self, now_s: float) -> dict[str, Claim]:
+        return {
+            name: claim
+            for name, runtime in self._runtimes.items()
+            if (claim := runtime.scheduler.claim(now_s)) is not None
+        }
+
+    def _stands_back(
+        self, standing: StandingStep, claims: Mapping[str, Claim], now_s: float
+    ) -> bool:
+        if standing.is_urgent and standing.next_layer == standing.num_layers:
+            return False
+        return stands_back(standing, claims, [each.standing for each in self._parked], now_s)
+
+    def _note_waits(
+        self,
+        running: _Begun,
+        claims: Mapping[str, Claim],
+        num_layers: int,
+        started_s: float,
+        now_s: float,
+    ) -> None:
+        """Whoever is in a hurry has waited for these layers, or come amid them."""
+        for name in self._runtimes:
+            if name != running.standing.model:
+                claim = claims.get(name)
+                if claim is not None and claim.is_hurried(now_s):
+                    self._waits_of(name).stood_behind(num_layers, now_s - started_s)
+                elif name in self._waits:
+                    self._waits[name].forget()
+
+    def _park(self, running: _Begun, now_s: float) -> None:
+        running.step.was_interrupted = True
+        running.standing.parked_s = now_s
+        self._parked.append(running)
+        self._running = None
+        if len(self._runtimes) > 1:
+            self._waits_of(running.standing.model).num_parked += 1
+
+    def _waits_of(self, model: str) -> LayerWaits:
+        return self._waits.setdefault(model, LayerWaits())

@@ -1,6 +1,7 @@
 """A simulated engine: the rules of `omniserve.engine.core.Engine` on a clock that is set."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from math import inf
 
 from omniserve.errors import OmniServeError
@@ -10,13 +11,23 @@ from omniserve.simulate.engine.host_queue import HostQueue
 from omniserve.simulate.engine.model import SimulatedModel
 from omniserve.simulate.engine.step import SimulatedStep
 from omniserve.simulate.engine.stretch import Stretch
-from scheduler import HostCoresRule, ModelTurns, ServiceClass
+from scheduler import Claim, HostCoresRule, ModelTurns, ServiceClass, StandingStep, Turn
+from scheduler.interleaving import background_s, begun, stands_back
 from scheduler.urgent_pressure import pressure_on
 
 _HOST_POLL_S = 0.05
 """Longest sleep where all there is to do is on the host: the governor may change its mind."""
 _EARLY = 1e-9
 """Times that differ by less are the same time."""
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A step on the device, and what the policy knows of it."""
+
+    model: SimulatedModel
+    step: SimulatedStep
+    standing: StandingStep
 
 
 class SimulatedEngine:
@@ -39,12 +50,11 @@ class SimulatedEngine:
         self._on_tokens = on_tokens
         self._on_refused = on_refused
         self._inbox: list[Arrival | str] = []
-        self._turns = ModelTurns(list(models))
+        self._turns = ModelTurns()
         self._host_cores = HostCoresRule()
-        self._parked: tuple[SimulatedModel, SimulatedStep] | None = None
+        self._parked: list[_Begun] = []
         self._stretch: Stretch | None = None
         self._is_dozing = True
-        self._num_futile_turns = 0
         self._device_free_s = 0.0
         self._stolen_s = 0.0
         self._work = self._serve()
@@ -92,9 +102,7 @@ class SimulatedEngine:
 
     @property
     def _has_unfinished(self) -> bool:
-        return self._parked is not None or any(
-            model.has_unfinished for model in self.models.values()
-        )
+        return bool(self._parked) or any(model.has_unfinished for model in self.models.values())
 
     def _receive_all(self) -> None:
         for message in self._inbox:
@@ -113,32 +121,55 @@ class SimulatedEngine:
 
     def _step(self) -> Iterator[None]:
         self._poll_host()
-        if self._parked is not None:
-            if not (yield from self._pass_urgent()):
-                yield from self._resume()
-            return
-        is_alone = len(self.models) == 1
-        turn = self._turns.next(
-            {name: model.demand(is_alone=is_alone) for name, model in self.models.items()}
-        )
-        if turn is None:
-            # What was left has just been let go of.
-            return
+        is_alone = len(self.models) == 1 and not self._parked
+        demands = {name: model.demand(is_alone=is_alone) for name, model in self.models.items()}
+        has_work = False
+        while True:
+            parked = [each.standing for each in self._parked]
+            turn = self._turns.next(demands, parked, self._clock.now_s)
+            if turn is None:
+                break
+            has_work = True
+            if turn.resumes is not None:
+                for name, each in demands.items():
+                    if name != turn.model and each.claim and each.claim.awaits_first_token:
+                        if (yield from self._collect(self.models[name])):
+                            return
+                yield from self._resume(turn.resumes)
+                return
+            model, demand = self.models[turn.model], demands[turn.model]
+            begun_step = self._begin(turn, demand.claim)
+            if begun_step is not None:
+                yield from self._run(begun_step)
+                return
+            # The token it waits for may be sampled already.
+            if (yield from self._collect(model)):
+                return
+            demands[turn.model] = replace(demand, claim=None, best_effort=False)
+        # Otherwise what was left has just been let go of.
+        if has_work:
+            yield from self._await_host()
+
+    def _begin(self, turn: Turn, claim: Claim | None) -> _Begun | None:
         model = self.models[turn.model]
         step = model.begin(
             host_active=self._host_cores.are_taken,
+            latency_sensitive_only=turn.latency_sensitive_only,
             best_effort_tokens=turn.best_effort_tokens,
             best_effort_s=turn.best_effort_s,
         )
         if step is None:
-            if not (yield from self._collect(model)):
-                yield from self._await_host()
-            return
-        self._num_futile_turns = 0
-        if step.plan.has_latency_sensitive:
-            yield from self._run_through(model, step)
-        else:
-            yield from self._run_yielding(model, step)
+            return None
+        self._turns.note_begun(step.plan, turn.model)
+        for each in self._parked:
+            each.standing.was_passed = True
+        return _Begun(model, step, begun(turn.model, step.plan, model.num_layers, claim))
+
+    def _resume(self, standing: StandingStep) -> Iterator[None]:
+        (found,) = [each for each in self._parked if each.standing is standing]
+        self._parked.remove(found)
+        found.model.scheduler.stood_back(standing.plan, self._clock.now_s - standing.parked_s)
+        yield from self._run(found)
 
     def _poll_host(self) -> None:
         self._collect_host()
@@ -162,10 +193,7 @@ class SimulatedEngine:
                 lanes.attended(rows)
 
     def _await_host(self) -> Iterator[None]:
-        """No model that has had its turn can go on before the host or a copy is done."""
-        self._num_futile_turns += 1
-        if self._num_futile_turns < 2 * len(self.models):
-            return
+        """No model can go on before the host or a copy is done."""
         landings = [m.lanes.next_landing_s for m in self.models.values() if m.lanes is not None]
         assert landings, "requests that nothing keeps from running do not run"
         times = [time for time in (*landings, self._queue.next_result_s) if time is not None]
@@ -175,26 +203,39 @@ class SimulatedEngine:
             min(max(soonest_s, now_s + _EARLY), now_s + _HOST_POLL_S), dozing=True
         )
 
-    def _run_through(self, model: SimulatedModel, step: SimulatedStep) -> Iterator[None]:
-        yield from self._begin_layers(model, step)
-        while step.next_layer < model.num_layers:
-            yield from self._run_stretch(model, step)
-        yield from self._finish(model, step)
-
-    def _run_yielding(self, model: SimulatedModel, step: SimulatedStep) -> Iterator[None]:
+    def _run(self, running: _Begun) -> Iterator[None]:
+        model, step, standing = running.model, running.step, running.standing
         if step.next_layer == 0:
             yield from self._begin_layers(model, step)
+        runs_through = standing.is_urgent and len(self.models) == 1
         while step.next_layer < model.num_layers:
-            yield from self._run_stretch(model, step, may_yield=True)
+            yield from self._run_stretch(running, may_yield=not runs_through)
+            if runs_through:
+                continue
+            standing.next_layer = step.next_layer
             self._receive_all()
-            for other in self.models.values():
-                other.note_landed_copies()
-            within_s = step.plan.predicted_s / model.num_layers
-            if any(other.has_urgent_work(within_s) for other in self.models.values()):
-                self._parked = (model, step)
+            if self._stands_back(standing):
                 step.was_interrupted = True
+                standing.parked_s = self._clock.now_s
+                self._parked.append(running)
                 return
         yield from self._finish(model, step)
+
+    def _stands_back(self, standing: StandingStep) -> bool:
+        if standing.is_urgent and standing.next_layer == standing.num_layers:
+            return False
+        for model in self.models.values():
+            model.note_landed_copies()
+        parked = [each.standing for each in self._parked]
+        return stands_back(standing, self._claims(), parked, self._clock.now_s)
+
+    def _claims(self) -> dict[str, Claim]:
+        now_s = self._clock.now_s
+        return {
+            name: claim
+            for name, model in self.models.items()
+            if (claim := model.scheduler.claim(now_s)) is not None
+        }
 
     def _begin_layers(self, model: SimulatedModel, step: SimulatedStep) -> Iterator[None]:
         overhead_s = model.overhead_s(step, self._host_cores.are_taken) + self._stolen_s
@@ -204,10 +245,9 @@ class SimulatedEngine:
             # Results that come meanwhile are bound too.
             yield from self._until(step.ready_s)
 
-    def _run_stretch(
-        self, model: SimulatedModel, step: SimulatedStep, *, may_yield: bool = False
-    ) -> Iterator[None]:
+    def _run_stretch(self, running: _Begun, *, may_yield: bool) -> Iterator[None]:
         """Layers up to where lane rows are bound next, or up to where somebody urgent comes."""
+        model, step = running.model, running.step
         if step.next_layer == step.stop_layer:
             if step.lanes is not None:
                 self._collect_host()
@@ -216,12 +256,14 @@ class SimulatedEngine:
         num_layers = step.stop_layer - step.next_layer
         launches = model.profile.pipeline_depth > 1
         layer_s = model.profile.launch_s / model.num_layers if launches else step.layer_s
+        if may_yield:
+            # The host queues one layer ahead at most.
+            layer_s = max(layer_s, step.layer_s)
         stop_s = started_s + num_layers * layer_s
         num_passed = num_layers
         if may_yield:
             stretch = self._stretch = Stretch(started_s, layer_s, num_layers)
-            within_s = step.plan.predicted_s / model.num_layers
-            yield from self._until(min(stop_s, self._next_look_s(stretch, within_s)))
+            yield from self._until(min(stop_s, self._next_look_s(stretch, running.standing)))
             self._stretch = None
             num_passed = stretch.num_passed(self._clock.now_s)
         else:
@@ -235,23 +277,26 @@ class SimulatedEngine:
         step.done_s = self._device_free_s
         model.pass_layers(step, num_passed, started_s)
 
-    def _next_look_s(self, stretch: Stretch, within_s: float) -> float:
+    def _next_look_s(self, stretch: Stretch, standing: StandingStep) -> float:
         """When latency-sensitive work that is here already may become urgent."""
+        claims = self._claims()
+        if standing.is_urgent:
+            # It may take longer than was predicted, so that somebody else would come late.
+            claims.pop(standing.model, None)
+            is_awaited = bool(self._inbox or claims or self._parked)
+            return stretch.boundary_s(stretch.started_s) if is_awaited else inf
         if self._inbox:
             # Came while the step was laid out: whoever runs layers looks behind the first one.
             return stretch.boundary_s(stretch.started_s)
-        look_s = inf
-        for model in self.models.values():
-            if model.scheduler.has_latency_sensitive_work:
-                if model.has_urgent_work(within_s):
-                    return stretch.boundary_s(stretch.started_s)
-                now_s = self._clock.now_s
-                due_s = now_s + model.scheduler.decodes_slack_s(now_s) - within_s
-                if due_s < inf:
-                    look_s = min(look_s, stretch.boundary_s(due_s))
-                landing_s = None if model.lanes is None else model.lanes.next_landing_s
-                if landing_s is not None:
-                    look_s = min(look_s, stretch.boundary_s(landing_s))
+        # Behind the next layer at once, where there is no time even for that.
+        now_s = self._clock.now_s
+        spare_s = background_s(claims.values(), now_s) - standing.layer_s
+        look_s = stretch.boundary_s(max(now_s, now_s + spare_s)) if spare_s < inf else inf
+        for name in claims:
+            lanes = self.models[name].lanes
+            landing_s = None if lanes is None else lanes.next_landing_s
+            if landing_s is not None:
+                look_s = min(look_s, stretch.boundary_s(landing_s))
         return look_s
 
     def _finish(self, model: SimulatedModel, step: SimulatedStep) -> Iterator[None]:
@@ -271,26 +316,3 @@ class SimulatedEngine:
             self._stolen_s += front.stolen_s_per_step + front.stolen_s_per_token * len(sampled)
         self._on_tokens(model.name, sampled, finished)
         return True
-
-    def _pass_urgent(self) -> Generator[None, None, bool]:
-        """One step for a request that is urgently awaited; False if none would help it."""
-        assert self._parked is not None
-        parked, parked_step = self._parked
-        within_s = parked_step.plan.predicted_s / parked.num_layers
-        for model in self.models.values():
-            if model.has_urgent_work(within_s):
-                step = model.begin(
-                    host_active=self._host_cores.are_taken, latency_sensitive_only=True
-                )
-                if step is not None:
-                    yield from self._run_through(model, step)
-                    return True
-                # The token it waits for may be sampled already, by a step still in flight.
-                if (yield from self._collect(model)):
-                    return True
-        return False
-
-    def _resume(self) -> Iterator[None]:
-        assert self._parked is not None
-        (model, step), self._parked = self._parked, None
-        yield from self._run_yielding(model, step)

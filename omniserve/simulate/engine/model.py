@@ -11,7 +11,7 @@ from omniserve.requests import TierRules
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.lanes import SimulatedLanes
 from omniserve.simulate.engine.step import SimulatedStep, lay_out
-from scheduler import ModelDemand, Request, Scheduler, StepResult
+from scheduler import Claim, ModelDemand, Request, Scheduler, StepResult
 from scheduler.first_token_forecast import UrgentLoad
 from scheduler.step_time import coldness_after
 
@@ -55,15 +55,6 @@ class SimulatedModel:
             return True
         return self.scheduler.has_unfinished or bool(self._in_flight)
 
-    def has_urgent_work(self, within_s: float) -> bool:
-        """Whether a latency-sensitive request waits for its first token, or has to have its next
-        one computed within so many seconds."""
-        scheduler = self.scheduler
-        if scheduler.awaits_first_token:
-            return True
-        is_there = scheduler.has_latency_sensitive_work
-        return is_there and scheduler.decodes_slack_s(self._clock.now_s) < within_s
-
     @property
     def oldest_done_s(self) -> float | None:
         """When the oldest step in flight will be done; None where none is."""
@@ -77,12 +68,16 @@ class SimulatedModel:
 
     def demand(self, *, is_alone: bool) -> ModelDemand:
         scheduler = self.scheduler
+        if is_alone:
+            is_there = scheduler.has_latency_sensitive_work
+            claim = Claim(scheduler.awaits_first_token) if is_there else None
+        else:
+            claim = scheduler.claim(self._clock.now_s)
         return ModelDemand(
-            latency_sensitive=scheduler.has_latency_sensitive_work,
+            claim=claim,
             best_effort=self.has_unfinished,
-            awaits_first_token=scheduler.awaits_first_token,
             best_effort_tokens_beside_ls=scheduler.settings.best_effort_tokens_beside_ls,
-            slack_s=inf if is_alone else scheduler.slack_s(self._clock.now_s),
+            num_layers=self.num_layers,
         )
 
     def urgent_load(self) -> UrgentLoad:
