@@ -86,7 +86,7 @@ def test_best_effort_layers_of_another_model_fill_what_decodes_leave() -> None:
 def test_two_latency_sensitive_models_and_a_backlog_keep_their_objectives() -> None:
     requests = [(0.4 * number, 60, 40) for number in range(20)]
     later = [(at_s + 0.13, num_prompt, num_output) for at_s, num_prompt, num_output in requests]
-    streams = [
+    streams: list[Stream] = [
         of_model(chats(requests), "m", "first"),
         of_model(chats(later), "two", "second"),
         of_model(backlog(4, [(200, 60)]), "three", "batch"),
