@@ -71,7 +71,7 @@ class WeightFiles:
     def _read_piece(self, file: BinaryIO, path: Path, dtype: torch.dtype, into: Tensor) -> None:
         is_in_place = into.dtype == dtype and into.device.type == "cpu"
         piece = into if is_in_place else torch.empty(into.numel(), dtype=dtype)
-        memory = memoryview(piece.view(torch.uint8).numpy()).cast("B")
+        memory = memoryview(piece.view(torch.uint8).numpy().data)
         done = 0
         while done < len(memory):
             count = file.readinto(memory[done:])  # type: ignore[attr-defined]
@@ -85,5 +85,5 @@ class WeightFiles:
     def _file(self, name: str) -> BinaryIO:
         if name not in self._open:
             file = (self._directory / name).open("rb", buffering=0)
-            self._open[name] = self._stack.enter_context(file)  # type: ignore[assignment]
+            self._open[name] = self._stack.enter_context(file)
         return self._open[name]
