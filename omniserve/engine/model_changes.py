@@ -59,6 +59,10 @@ class ModelChanges:
         A load of it that is under way is refused.
         """
         self._leaving.append((question, model))
+        # Now, so that one that is begun after this is not meant.
+        for load in (*self._waiting, *([self._load] if self._load is not None else ())):
+            if load.settings.name == model:
+                load.end()
 
     @property
     def are_under_way(self) -> bool:
@@ -95,6 +99,9 @@ class ModelChanges:
     def _begin_next(self, is_there: Callable[[str], bool]) -> None:
         load = self._waiting.popleft()
         name = load.settings.name
+        if load.is_ended:
+            self._refuse(load, None)
+            return
         if is_there(name):
             self._refuse(load, ConfigError(f"models.{name}: there is a model of this name already"))
             return
@@ -146,16 +153,12 @@ class ModelChanges:
     def _unload(
         self, question: int, name: str, is_there: Callable[[str], bool]
     ) -> list[RequestOutput]:
-        for load in [load for load in self._waiting if load.settings.name == name]:
-            self._waiting.remove(load)
-            self._refuse(load, None)
         if self._load is not None and self._load.settings.name == name:
             if self._trial is not None:
                 self._returns[-1:] = [(question, self._drop_trial(None))]
                 return []
             if self._ended_by is None:
                 # Its thread ends soon; what it has read goes with it.
-                self._load.end()
                 self._ended_by = question
                 return []
         if not is_there(name):
