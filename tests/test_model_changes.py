@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from omniserve.engine import model_memory
 from omniserve.engine.core import Engine
-from omniserve.engine.model_changes import News
-from omniserve.messages import ModelLoaded, ModelProgress, ModelRefused, ModelUnloaded
+from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
 from omniserve.models.weight_files import WeightFiles
 from omniserve.requests import EngineRequest, ServiceClassName
 from omniserve.settings import ModelSettings
@@ -137,8 +136,8 @@ def test_three_models_come_and_go_and_every_token_is_right(
         run.unload("qwen3_moe")
         assert [model.name for model in run.engine.models] == ["llama"]
         assert [stats.kv_used_bytes for stats in run.engine.stats()] == [0]
-    assert len(news_of(run, ModelLoaded)) == len(news_of(run, ModelUnloaded)) == 4
-    assert not news_of(run, ModelRefused)
+    assert len(news_of(run, Loaded)) == len(news_of(run, Unloaded)) == 4
+    assert not news_of(run, Refused)
     run.check(oracles)
 
 
@@ -168,15 +167,15 @@ def test_steps_go_on_between_any_two_pieces_that_are_read(
         run.step()
         num_steps += 1
     assert num_pieces > 50
-    assert news_of(run, ModelLoaded)
+    assert news_of(run, Loaded)
     run.settle()
     run.check(oracles)
 
 
 def test_progress_is_told_by_phase_and_bytes(checkpoints: dict[str, Path]) -> None:
     run = Run(make_engine())
-    assert isinstance(run.load(settings_of(checkpoints, "qwen3_moe")), ModelLoaded)
-    told = news_of(run, ModelProgress)
+    assert isinstance(run.load(settings_of(checkpoints, "qwen3_moe")), Loaded)
+    told = news_of(run, LoadAdvanced)
     phases = [each.phase for each in told]
     assert phases == sorted(phases, key=["checking", "reading", "warming_up"].index)
     assert phases[-1] == "warming_up"
@@ -214,7 +213,7 @@ def test_an_engine_without_models_waits_for_one(
     run = Run(make_engine(settings_of(checkpoints, "llama")))
     run.unload("llama")
     assert (run.engine.models, run.engine.stats(), run.engine.step()) == ((), (), [])
-    assert isinstance(run.load(settings_of(checkpoints, "llama")), ModelLoaded)
+    assert isinstance(run.load(settings_of(checkpoints, "llama")), Loaded)
     run.add("llama", "best_effort")
     run.settle()
     run.check(oracles)
@@ -271,7 +270,7 @@ def test_a_broken_checkpoint_is_refused_and_others_go_on(
     run = Run(make_engine(settings_of(checkpoints, "llama")))
     run.add("llama", "latency_sensitive", 60)
     news = run.load(make_model_settings(broken, name="broken"))
-    assert isinstance(news, ModelRefused)
+    assert isinstance(news, Refused)
     assert news.is_checkpoint
     assert re.search(message, news.message)
     assert [model.name for model in run.engine.models] == ["llama"]
@@ -293,7 +292,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_refused(
     run = Run(make_engine(settings_of(checkpoints, "llama")))
     monkeypatch.setattr(WeightFiles, "read", read_cut)
     news = run.load(make_model_settings(path, name="cut"))
-    assert isinstance(news, ModelRefused) and news.is_checkpoint
+    assert isinstance(news, Refused) and news.is_checkpoint
     assert news.message.endswith("model.safetensors: truncated while it was read")
 
 
@@ -310,13 +309,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
         (settings_of(checkpoints, "llama"), "there is a model of this name already"),
     ):
         news = run.load(settings)
-        assert isinstance(news, ModelRefused) and not news.is_checkpoint
+        assert isinstance(news, Refused) and not news.is_checkpoint
         assert message in news.message
     monkeypatch.setattr(model_memory, "free_bytes", lambda device: 900_000)
     news = run.load(settings_of(checkpoints, "qwen3"))
-    assert isinstance(news, ModelRefused) and not news.is_checkpoint
+    assert isinstance(news, Refused) and not news.is_checkpoint
     assert "its weights take 0.00 GB in float32" in news.message
-    assert not [each for each in news_of(run, ModelProgress) if each.phase == "reading"]
+    assert not [each for each in news_of(run, LoadAdvanced) if each.phase == "reading"]
 
 
 @pytest.mark.parametrize("when", ["waiting", "reading", "warming_up"])
@@ -327,13 +326,13 @@ def test_an_unload_ends_a_load(
     run.add("llama", "latency_sensitive", 40)
     run.engine.begin_load(1, settings_of(checkpoints, "qwen3"))
     if when != "waiting":
-        run.until(lambda: any(each.phase == when for each in news_of(run, ModelProgress)))
+        run.until(lambda: any(each.phase == when for each in news_of(run, LoadAdvanced)))
     run.engine.begin_unload(2, "qwen3")
     run.engine.begin_load(3, settings_of(checkpoints, "qwen3"))
     run.until(lambda: not run.engine.is_changing)
-    (refused,), (loaded,) = news_of(run, ModelRefused), news_of(run, ModelLoaded)
+    (refused,), (loaded,) = news_of(run, Refused), news_of(run, Loaded)
     assert (refused.question, loaded.question) == (1, 3)
-    assert [each.question for each in news_of(run, ModelUnloaded)] == [2]
+    assert [each.question for each in news_of(run, Unloaded)] == [2]
     run.add("qwen3", "latency_sensitive")
     run.settle()
     run.check(oracles)
@@ -342,4 +341,4 @@ def test_an_unload_ends_a_load(
 def test_an_unload_of_nothing_is_answered(checkpoints: dict[str, Path]) -> None:
     run = Run(make_engine())
     run.unload("ghost")
-    assert run.news == [ModelUnloaded(2)]
+    assert run.news == [Unloaded(2)]
