@@ -238,7 +238,8 @@ class Engine:
     def _leave(self, model: str) -> tuple[ModelRuntime | None, list[RequestOutput]]:
         runtime = self._runtimes[model]
         ends = runtime.end_all(f"model {model!r} was unloaded; it may be served again later")
-        if not self._stepping.forget(runtime):
+        if self._stepping.is_bound(model):
             return None, ends
         del self._runtimes[model]
+        self._stepping.forget(model)
         return runtime, ends

@@ -44,17 +44,18 @@ class Stepping:
         """The first model that piggybacks has come."""
         self._host = host
 
-    def forget(self, runtime: ModelRuntime) -> bool:
-        """A model is about to go: its parked step is dropped.
-
-        False where rows of that step may have gone to the host: it has to come to its end before.
-        """
-        if self._parked is None or self._parked[0] is not runtime:
-            return True
-        if self._parked[1].cursor.lanes is not None:
+    def is_bound(self, model: str) -> bool:
+        """Whether rows of a parked step of the model may have gone to the host: it has to come to
+        its end before the model is forgotten."""
+        if self._parked is None or self._parked[0].info.name != model:
             return False
-        self._parked = None
-        return True
+        return self._parked[1].cursor.lanes is not None
+
+    def forget(self, model: str) -> None:
+        """The model is not served any more: its parked step is dropped. To be called once it is not
+        among the runtimes."""
+        if self._parked is not None and self._parked[0].info.name == model:
+            self._parked = None
 
     def step(self) -> list[RequestOutput]:
         """As `Engine.step`; for callers in inference mode."""
