@@ -4,7 +4,8 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 import pytest_asyncio
 from engine_builders import GREEDY, make_model_settings
 from oracle import Oracle
-from test_engine_client import QueuedOutputs, until
+from test_engine_client import QueuedOutputs
 
 from omniserve.engine_client import EngineClient
 from omniserve.errors import CheckpointError, EngineUnavailable
@@ -22,6 +23,8 @@ from omniserve.settings import DeviceSettings, EngineSettings
 from omniserve.synthetic.create import write_checkpoint
 
 NUM_ROUNDS = 12
+PATIENCE_S = 120.0
+"""An engine imports torch when it is started anew."""
 
 
 @pytest_asyncio.fixture
@@ -127,7 +130,7 @@ async def test_requests_of_a_model_that_goes_may_be_sent_again(
     client: EngineClient, tiny_checkpoint: Path
 ) -> None:
     sink = QueuedOutputs()
-    sampling = GREEDY.__class__(temperature=0.0, ignore_eos=True, max_tokens=3000)
+    sampling = replace(GREEDY, max_tokens=1500)
     request = EngineRequest("r", "first", (5, 6, 7), sampling, "best_effort", "batch")
     client.submit(request, sink)
     await sink.queue.get()
@@ -162,6 +165,12 @@ async def test_a_load_that_is_cut_off_by_the_engines_end_fails(
         await loading
     assert (await client.load_model(settings, told.append)).name == "m"
     shutil.rmtree(path)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 async def kill(client: EngineClient) -> None:
