@@ -75,6 +75,16 @@ class Stepping:
         waits = self._waits.get(model)
         return None if waits is None else waits.stats()
 
+    def use_host(self, host: HostLink) -> None:
+        """The first model that piggybacks has come."""
+        self._host = host
+
+    def is_bound(self, model: str) -> bool:
+        """Whether rows of a parked step of the model may have gone to the host: it has to come to
+        its end before the model is forgotten."""
+        parked = (each for each in self._parked if each.standing.model == model)
+        return any(each.step.cursor.lanes is not None for each in parked)
+
     def step(self) -> list[RequestOutput]:
         """As `Engine.step`; for callers in inference mode."""
         if self._host is not None:
