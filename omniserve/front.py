@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from omniserve.api.grpc_admin import AdminServicer
 from omniserve.api.grpc_admin_server import GrpcAdminServer
@@ -15,6 +15,7 @@ from omniserve.config_values import split_address
 from omniserve.engine_client import EngineClient
 from omniserve.listening import status_address
 from omniserve.metrics import Metrics
+from omniserve.model_life.manager import HoldsModels, ModelManager
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.status.reporter import StatusReporter
@@ -34,10 +35,11 @@ class Front:
         """
         self._service = service = GenerationService(config, engine, Metrics())
         self._tracing = open_tracing(config.tracing, service)
-        self._reloader = Reloader(config_path, config, service, engine, tls)
+        self._models = ModelManager(service, cast(HoldsModels, engine), config_path)
+        self._reloader = Reloader(config_path, config, service, engine, self._models, tls)
         self._reporter = StatusReporter(service, self._reloader)
         self._reporting: asyncio.Task[NoReturn] | None = None
-        servicer = AdminServicer(service, self._reloader, self._reporter)
+        servicer = AdminServicer(service, self._reloader, self._reporter, self._models)
         self._grpc = GrpcServer(service, config.listen.grpc, tls)
         self._admin = GrpcAdminServer(service, servicer, config.listen.admin)
         pages = status_routes(self._reporter)
@@ -112,6 +114,7 @@ class Front:
         if self._reporting is not None:
             # Ends the streams of status pages, which would else take all of the time.
             self._reporting.cancel()
+        await self._models.close()
         servers = [each for each in (self._http, self._status) if each is not None]
         await asyncio.gather(
             self._grpc.stop(grace_s),
