@@ -77,16 +77,18 @@ class ModelTable:
         return type(self)(self._entries_but(name), self._absent_but(name))
 
     def with_configs(self, configs: Iterable[ModelConfig]) -> Self:
-        """With other aliases and defaults of models that are served, in this order, the others
-        behind them."""
+        """With other aliases and defaults of models that are served."""
         changed = {
             config.name: TableEntry(config, self._models[config.name])
             for config in configs
             if config.name in self._entries
         }
-        names = dict.fromkeys((*changed, *self._entries))
-        entries = (changed.get(name, self._entries[name]) for name in names)
-        return type(self)(entries, self._absent.values())
+        return type(self)((self._entries | changed).values(), self._absent.values())
+
+    def ordered(self, names: Iterable[str]) -> Self:
+        """These come first, in this order, the others behind them."""
+        order = [name for name in dict.fromkeys((*names, *self._entries)) if name in self._entries]
+        return type(self)((self._entries[name] for name in order), self._absent.values())
 
     def allowed(self, caller: Caller) -> Iterator[str]:
         """Names of those that the caller may use, in order."""

@@ -130,7 +130,8 @@ class ModelLoads:
         # No await from here on: the engine has it, and so requests find it.
         standing = service.roster.get(config.name)
         assert standing is not None
-        service.set_models(service.models.with_model(standing.config, served))
+        order = [each.name for each in service.roster]
+        service.set_models(service.models.with_model(standing.config, served).ordered(order))
         service.roster.put(
             replace(standing, state="serving", since_s=service.clock(), progress=None)
         )

@@ -31,6 +31,8 @@ class ModelPlan:
     needs_restart: tuple[str, ...] = ()
     """Key paths of what differs and is settled when a model is loaded."""
     notes: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
+    """Names of the file, in its order."""
 
 
 def plan_models(standings: Iterable[ModelStanding], file: Sequence[ModelConfig]) -> ModelPlan:
@@ -69,6 +71,7 @@ def plan_models(standings: Iterable[ModelStanding], file: Sequence[ModelConfig])
         changes=(*changes, *plan.changes),
         needs_restart=tuple(restart),
         notes=(*notes, *plan.notes),
+        order=tuple(model.name for model in file),
     )
 
 
@@ -143,4 +146,4 @@ def _flat(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(model: ModelConfig) -> str:
-    return shown_keys(model.model_dump(mode="json", exclude={"name"}, exclude_unset=True))
+    return shown_keys(model.model_dump(mode="json", exclude={"name"}, exclude_defaults=True))

@@ -49,7 +49,7 @@ class ModelTakeover:
 
     def table(self, plan: ModelPlan) -> ModelTable:
         """The models that requests find once the plan is in force."""
-        table = self._service.models.with_configs(plan.kept)
+        table = self._service.models.with_configs(plan.kept).ordered(plan.order)
         for name in plan.removals:
             table = table.without(name)
         return table
@@ -70,7 +70,7 @@ class ModelTakeover:
         ahead = [task for name in plan.removals if (task := self._remove(name)) is not None]
         for load in loads:
             self._models.loads.begin(load, after=ahead)
-        roster.order([*(model.name for model in plan.kept), *(each.config.name for each in loads)])
+        roster.order(plan.order)
 
     def _remove(self, name: str) -> "asyncio.Task[Unloaded] | None":
         """What memory is to be waited for."""
