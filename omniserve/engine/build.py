@@ -1,7 +1,9 @@
 """From settings to a model that is ready to step."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,22 @@ from omniserve.engine.kv_pool import (
     allocate_kv_pool,
     kv_bytes_per_token,
 )
+from omniserve.engine.load_log import LoadLog
+from omniserve.engine.model_memory import dtype_of, require_memory
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import plan_kv_capacity, scheduler_settings
 from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
-from omniserve.models.loading import DTYPES, load_config, load_model
+from omniserve.models.loading import load_config, open_model, read_model
 from omniserve.piggyback.build import (
     HostedModel,
     build_piggybacks,
     open_host_side,
 )
 from omniserve.piggyback.host_link import HostLink
-from omniserve.settings import EngineSettings, ModelInfo, ModelSettings
+from omniserve.piggyback.runtime import Piggyback
+from omniserve.settings import EngineSettings, LoadPhase, ModelInfo, ModelSettings
 from scheduler import Scheduler
 
 
@@ -41,6 +46,11 @@ class BuiltModel:
     """None where the model does not piggyback."""
 
 
+Progress = Callable[[LoadPhase, int, int], None]
+"""Told the phase of a load, and how many bytes of how many are read; may end the load by raising
+what it likes."""
+
+
 def build_runtimes(
     settings: EngineSettings, device: Device
 ) -> tuple[dict[str, ModelRuntime], HostLink | None]:
@@ -50,28 +60,40 @@ def build_runtimes(
         CheckpointError: a checkpoint cannot be loaded.
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
-    built = [_build_model(model, device) for model in settings.models]
+    built = [build_model(model, device, LoadLog(model.name)) for model in settings.models]
     hosted = [part.hosted for part in built if part.hosted is not None]
     link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
     runtimes = {
-        part.info.name: ModelRuntime(
-            part.info,
-            part.executor,
-            part.scheduler,
-            part.kv_pool,
-            part.text,
-            device.pipeline_depth,
-            piggybacks.get(part.info.name),
-        )
-        for part in built
+        part.info.name: make_runtime(part, device, piggybacks.get(part.info.name)) for part in built
     }
     return runtimes, link
 
 
-def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
+def make_runtime(part: BuiltModel, device: Device, piggyback: Piggyback | None) -> ModelRuntime:
+    """What steps a model that is built."""
+    return ModelRuntime(
+        part.info,
+        part.executor,
+        part.scheduler,
+        part.kv_pool,
+        part.text,
+        device.pipeline_depth,
+        piggyback,
+    )
+
+
+def build_model(settings: ModelSettings, device: Device, progress: Progress) -> BuiltModel:
+    """Checks all that can be checked, then reads the weights and allocates. In any thread.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        ConfigError: an unknown dtype, a KV limit that is too small, or more than the memory that
+            is free.
+    """
+    progress("checking", 0, 0)
     path = Path(settings.path)
     config = load_config(path)
-    dtype = DTYPES[settings.dtype]
+    dtype = dtype_of(settings)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_per_token = kv_bytes_per_token(
         config.num_hidden_layers, config.num_key_value_heads, head_dim, dtype
@@ -80,8 +102,17 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
     num_blocks, max_model_len = plan_kv_capacity(
         settings, bytes_per_token, config.max_position_embeddings
     )
-    model = load_model(
-        path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype)
+    text = TextModel.load(path)
+    eos_token_ids = _eos_token_ids(path, config)
+    opened = open_model(path, config)
+    require_memory(settings, opened, device.torch_device)
+    model = read_model(
+        opened,
+        dtype,
+        device.torch_device,
+        max_model_len,
+        device.row_ops(dtype),
+        partial(progress, "reading"),
     )
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
@@ -116,7 +147,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         kv_bytes_per_token=bytes_per_token,
         device_kv_bytes=kv_pool.num_bytes,
         num_parameters=model.num_parameters,
-        eos_token_ids=_eos_token_ids(path, config),
+        eos_token_ids=eos_token_ids,
         num_layers=config.num_hidden_layers,
     )
     hosted = None
@@ -130,7 +161,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
             kv_pool.cache,
             executor.set_block_table,
         )
-    return BuiltModel(info, executor, scheduler, kv_pool, TextModel.load(path), hosted)
+    return BuiltModel(info, executor, scheduler, kv_pool, text, hosted)
 
 
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:

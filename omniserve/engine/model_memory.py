@@ -1,0 +1,42 @@
+"""Whether a model fits into the memory that is free, asked before anything of it is read."""
+
+import torch
+
+from omniserve.errors import ConfigError
+from omniserve.machine import this_machine
+from omniserve.models.linear import can_pack
+from omniserve.models.loading import DTYPES, OpenedModel
+from omniserve.settings import ModelSettings
+
+
+def dtype_of(settings: ModelSettings) -> torch.dtype:
+    """Raises ConfigError for a name that is none."""
+    dtype = DTYPES.get(settings.dtype)
+    if dtype is None:
+        raise ConfigError(
+            f"models.{settings.name}.dtype: {settings.dtype!r}; allowed: {', '.join(DTYPES)}"
+        )
+    return dtype
+
+
+def require_memory(settings: ModelSettings, opened: OpenedModel, device: torch.device) -> None:
+    """Raises ConfigError where the weights do not fit.
+
+    Of KV only what is in use takes memory of a CPU device, so it is not counted here.
+    """
+    dtype = dtype_of(settings)
+    needed = opened.memory_bytes(dtype, can_pack(device, dtype))
+    free = free_bytes(device)
+    if needed > free:
+        raise ConfigError(
+            f"models.{settings.name}: its weights take {needed / 1e9:.2f} GB in {settings.dtype}, "
+            f"and {free / 1e9:.2f} GB of the {device.type} device's memory are free"
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the memory that a device computes in."""
+    if device.type == "cpu":
+        return this_machine().available_bytes
+    free: int = torch.accelerator.get_memory_info(device)[0]
+    return free
