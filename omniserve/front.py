@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from omniserve.api.grpc_admin import AdminServicer
 from omniserve.api.grpc_admin_server import GrpcAdminServer
@@ -15,7 +15,7 @@ from omniserve.config_values import split_address
 from omniserve.engine_client import EngineClient
 from omniserve.listening import status_address
 from omniserve.metrics import Metrics
-from omniserve.model_life.manager import HoldsModels, ModelManager
+from omniserve.model_life.manager import ModelManager
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.status.reporter import StatusReporter
@@ -35,7 +35,8 @@ class Front:
         """
         self._service = service = GenerationService(config, engine, Metrics())
         self._tracing = open_tracing(config.tracing, service)
-        self._models = ModelManager(service, cast(HoldsModels, engine), config_path)
+        self._models = ModelManager(service, engine, config_path)
+        engine.on_state_change(self._models.follow_engine)
         self._reloader = Reloader(config_path, config, service, engine, self._models, tls)
         self._reporter = StatusReporter(service, self._reloader)
         self._reporting: asyncio.Task[NoReturn] | None = None

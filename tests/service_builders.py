@@ -167,6 +167,7 @@ class ScriptedEngine:
     """What a load does before it is done; None: nothing."""
     unloaded: list[str] = field(default_factory=list)
     cancelled_loads: list[str] = field(default_factory=list)
+    failed_models: dict[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -200,6 +201,8 @@ class ScriptedEngine:
 
     async def unload_model(self, name: str) -> None:
         await asyncio.sleep(0)
+        if not self.ready:
+            raise EngineUnavailable(f"the engine is {self.state}; try again")
         kept = tuple(each for each in self.settings.models if each.name != name)
         self.settings = replace(self.settings, models=kept)
         self.unloaded.append(name)

@@ -340,15 +340,34 @@ async def test_models_that_nobody_knows_are_not_found(site: ModelSite, name: str
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_is_lost_in_a_drain_has_given_its_memory_back(
-    site: ModelSite, monkeypatch: pytest.MonkeyPatch
+async def test_an_engine_that_is_being_started_again_is_asked_until_it_forgets_the_model(
+    site: ModelSite,
 ) -> None:
-    async def unload_model(name: str) -> None:
-        raise EngineUnavailable("the engine is restarting; try again later")
+    site.engine.ready = False
+    unload = asyncio.create_task(site.models.unload("demo", 0.0, force=False))
+    await until(lambda: site.states() == {"demo": "draining"})
+    await asyncio.sleep(0.01)
+    assert site.states() == {"demo": "draining"}
+    site.engine.ready = True
+    assert (await unload).state == "serving"
+    assert site.engine.unloaded == ["demo"]
 
-    monkeypatch.setattr(site.engine, "unload_model", unload_model)
-    assert (await site.models.unload("demo", 0.0, force=False)).state == "serving"
-    assert site.states() == {}
+
+@pytest.mark.asyncio
+async def test_a_model_that_a_new_engine_cannot_load_has_failed_and_may_be_loaded_again(
+    site: ModelSite,
+) -> None:
+    await site.models.load(WantedEntry(site.text("guest")))
+    site.engine.failed_models = {"guest": "the memory does not suffice"}
+    site.models.follow_engine("restarting")
+    assert site.states()["guest"] == "serving"
+    site.models.follow_engine("ready")
+    assert site.states()["guest"] == "failed"
+    with pytest.raises(UnknownModel):
+        await complete(site.service, make_generation_request(model="guest"))
+    await until(lambda: site.engine.unloaded == ["guest"])
+    await site.models.load(WantedEntry(site.text("guest")))
+    await complete(site.service, make_generation_request(model="guest"))
 
 
 @pytest.mark.asyncio

@@ -149,7 +149,7 @@ async def test_the_default_tier_of_a_model_that_is_not_of_the_file_stays(
     assert engine.tiers == ()
     await models.unload("guest", 0.0, force=False)
     assert (await reloader.reload()).is_accepted
-    assert [each.name for each in engine.tiers] == ["interactive", "batch"]
+    assert [tier.name for tier in service.tiers.tiers] == ["interactive", "batch"]
 
 
 @pytest.mark.asyncio

@@ -5,13 +5,15 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from omniserve.errors import EngineUnavailable, OmniServeError
+from omniserve.errors import EngineUnavailable, UnknownModel
 from omniserve.logs import get_logger, log_event
 from omniserve.model_life.standing import ModelStanding, ModelState
 from omniserve.model_table import Absence
 from omniserve.service import GenerationService
 
 LEAST_RETRY_S = 1.0
+ASK_AGAIN_S = 0.25
+"""While an engine is being started again."""
 
 _logger = get_logger(__name__)
 
@@ -20,8 +22,8 @@ class UnloadsModels(Protocol):
     """The part of the engine's client that unloading needs."""
 
     async def unload_model(self, name: str) -> None:
-        """Nothing is left of it; raises EngineUnavailable where no engine is there to ask, and
-        none that is started later has the model either."""
+        """Nothing is left of it. Raises UnknownModel, and EngineUnavailable where no engine is
+        ready to be asked: the next one has the model again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +78,9 @@ class ModelDrains:
         await requests.wait_none(name, drain_s)
         message = f"model {name!r} was unloaded before the request had ended; try again elsewhere"
         num_ended = requests.end(name, EngineUnavailable(message))
-        error = ""
-        try:
-            await self._engine.unload_model(name)
-        except EngineUnavailable:
-            # The engine is gone, and the model with it.
-            pass
-        except OmniServeError as failure:
-            error = str(failure)
+        await self.forget(name)
         service.set_models(service.models.without(name))
-        if error:
-            self._note_failure(name, error)
-        else:
-            service.roster.remove(name)
+        service.roster.remove(name)
         service.metrics.models.unloads.inc()
         num_finished = num_here - num_ended
         log_event(
@@ -100,11 +92,17 @@ class ModelDrains:
         )
         return Unloaded("serving", num_finished, num_ended)
 
-    def _note_failure(self, name: str, error: str) -> None:
-        service = self._service
-        standing = service.roster.get(name)
-        assert standing is not None
-        service.roster.put(replace(standing, state="failed", since_s=service.clock(), error=error))
+    async def forget(self, name: str) -> None:
+        """The engine has the model no more, nor has one that is started later."""
+        while True:
+            try:
+                await self._engine.unload_model(name)
+            except UnknownModel:
+                return
+            except EngineUnavailable:
+                await asyncio.sleep(ASK_AGAIN_S)
+            else:
+                return
 
     def _ended(self, task: asyncio.Task[Unloaded]) -> None:
         self._tasks.discard(task)

@@ -154,19 +154,23 @@ class ModelLoads:
             log_event(_logger, "model_load_cancelled", model=name)
             return
         error = task.exception()
+        self._note_failure(name, _words(error))
+        _log_failure(name, error)
+
+    def lose(self, name: str, reason: str) -> None:
+        """An engine that was started anew could not load the model, which was served before."""
+        self._service.set_models(self._service.models.without(name))
+        self._note_failure(name, reason)
+        log_event(_logger, "model_load_failed", level=logging.ERROR, model=name, reason=reason)
+
+    def _note_failure(self, name: str, reason: str) -> None:
+        service = self._service
         standing = service.roster.get(name)
         assert standing is not None
         service.roster.put(
-            replace(
-                standing,
-                state="failed",
-                since_s=service.clock(),
-                progress=None,
-                error=_words(error),
-            )
+            replace(standing, state="failed", since_s=service.clock(), progress=None, error=reason)
         )
         service.metrics.models.loads.labels("failed").inc()
-        _log_failure(name, error)
 
 
 def _log_failure(name: str, error: BaseException | None) -> None:

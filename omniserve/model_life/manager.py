@@ -1,7 +1,7 @@
 """What operators ask of models: to be loaded, unloaded, pinned."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,10 @@ _logger = get_logger(__name__)
 class HoldsModels(LoadsModels, UnloadsModels, Protocol):
     """What the life of models needs of the engine's client."""
 
+    @property
+    def failed_models(self) -> Mapping[str, str]:
+        """That were loaded while the engine ran, and that the one after it could not load; why."""
+
 
 class ModelManager:
     """Of one daemon. Made inside a running event loop."""
@@ -34,6 +38,8 @@ class ModelManager:
     def __init__(self, service: GenerationService, engine: HoldsModels, config_path: Path) -> None:
         """`config_path` is where models are looked up that are asked for by name."""
         self._service = service
+        self._engine = engine
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._config_path = config_path
         self.loads = ModelLoads(service, engine)
         self.drains = ModelDrains(service, engine)
@@ -95,10 +101,25 @@ class ModelManager:
         self._service.roster.put(replace(standing, is_pinned=is_pinned))
         log_event(_logger, "model_pinned" if is_pinned else "model_unpinned", model=name)
 
+    def follow_engine(self, state: str) -> None:
+        """The state of the engine changed; one that is ready anew may lack models."""
+        if state != "ready":
+            return
+        for name, reason in self._engine.failed_models.items():
+            standing = self._service.roster.get(name)
+            if standing is not None and standing.state == "serving":
+                self.loads.lose(name, reason)
+            # Else it would come back with a later engine, and nobody would know of it.
+            task = asyncio.create_task(self.drains.forget(name), name=f"forget-model-{name}")
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
+
     async def close(self) -> None:
         """Gives up what is under way; the daemon stops."""
         await self.loads.cancel_all()
         await self.drains.cancel_all()
+        for task in self._forgetting:
+            task.cancel()
 
     def _standing(self, name: str) -> ModelStanding:
         standing = self._service.roster.get(name)
