@@ -1,5 +1,6 @@
 """Models of a changed file: loaded, removed, changed in place, or left for a restart."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ async def test_what_routes_requests_changes_in_place_and_the_rest_needs_a_restar
     [
         ({"path": "/nowhere"}, "model 'late': /nowhere: no such directory"),
         ({"aliases": ["guest"]}, "models.late.aliases: 'guest' is a name of model 'guest' already"),
-        ({"step_times": "/nowhere"}, "step_times = '/nowhere': cannot be read"),
+        ({"step_times": "/nowhere"}, "models.late.step_times = '/nowhere': cannot be read"),
         ({"default_tier": "nowhere"}, "must name a tier"),
     ],
 )
@@ -119,6 +120,16 @@ async def test_a_load_that_fails_afterwards_is_told_by_the_next_reload_and_tried
     await until(lambda: site.states().get("other") == "failed")
     await site.reload(site.demo, site.entry("late"))
     assert site.states() == {"demo": "serving", "late": "serving"}
+
+
+@pytest.mark.asyncio
+async def test_while_an_engine_is_started_again_what_the_file_says_waits(site: ModelSite) -> None:
+    site.engine.ready, site.engine.state = False, "restarting"
+    assert (await site.reload(site.demo, site.entry("late"))).is_accepted
+    await asyncio.sleep(0.05)
+    assert site.states()["late"] == "loading"
+    site.engine.ready = True
+    await until(lambda: site.states()["late"] == "serving")
 
 
 @pytest.mark.asyncio

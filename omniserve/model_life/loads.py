@@ -18,6 +18,7 @@ from omniserve.service import GenerationService
 from omniserve.settings import ModelInfo, ModelSettings
 from omniserve.tenant_threads import TenantThreads
 
+ASK_AGAIN_S = 0.25
 RETRY_LOADING_S = 2.0
 """After which a client that wants a model which is being loaded is told to ask again."""
 
@@ -123,6 +124,9 @@ class ModelLoads:
             served = load.served
             if served is None:
                 served = await asyncio.to_thread(read_front_part, config, service.text_threads)
+            while load.origin == "file" and not service.engine.ready:
+                # What the file says is to be served as soon as an engine is there.
+                await asyncio.sleep(ASK_AGAIN_S)
             info = await self._engine.load_model(
                 load.settings,
                 lambda told: tell(LoadProgress(told.phase, told.done_bytes, told.total_bytes)),

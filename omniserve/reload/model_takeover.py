@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from omniserve.config import ModelConfig
 from omniserve.config_tier import TierConfig
+from omniserve.errors import ConfigError
 from omniserve.model_life.drains import Unloaded
 from omniserve.model_life.entries import settings_beside
 from omniserve.model_life.loads import Load
@@ -13,6 +15,7 @@ from omniserve.model_table import ModelTable
 from omniserve.reload.model_changes import ModelPlan
 from omniserve.served_model import ServedModel
 from omniserve.service import GenerationService
+from omniserve.settings import ModelSettings
 
 
 class ModelTakeover:
@@ -33,19 +36,21 @@ class ModelTakeover:
 
         Raises ConfigError and ModelExists.
         """
-        device = self._service.config.device
         everyone = (*plan.kept, *plan.others, *plan.loads)
         return tuple(
-            Load(
-                model,
-                settings_beside(
-                    model, [each for each in everyone if each is not model], tiers, device
-                ),
-                "file",
-                parts.get(model.name),
-            )
+            Load(model, self._settings(model, everyone, tiers), "file", parts.get(model.name))
             for model in plan.loads
         )
+
+    def _settings(
+        self, model: ModelConfig, everyone: Sequence[ModelConfig], tiers: Sequence[TierConfig]
+    ) -> ModelSettings:
+        others = [each for each in everyone if each is not model]
+        try:
+            return settings_beside(model, others, tiers, self._service.config.device)
+        except ConfigError as error:
+            problem = str(error).removeprefix("entry:1: ")
+            raise ConfigError(f"models.{model.name}.{problem}") from None
 
     def table(self, plan: ModelPlan) -> ModelTable:
         """The models that requests find once the plan is in force."""
