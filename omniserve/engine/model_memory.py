@@ -3,7 +3,7 @@
 import torch
 
 from omniserve.errors import ConfigError
-from omniserve.machine import this_machine
+from omniserve.memory_limit import available_bytes
 from omniserve.models.linear import can_pack
 from omniserve.models.loading import DTYPES, OpenedModel
 from omniserve.settings import ModelSettings
@@ -37,6 +37,6 @@ def require_memory(settings: ModelSettings, opened: OpenedModel, device: torch.d
 def free_bytes(device: torch.device) -> int:
     """Of the memory that a device computes in."""
     if device.type == "cpu":
-        return this_machine().available_bytes
+        return available_bytes()
     free: int = torch.accelerator.get_memory_info(device)[0]
     return free
