@@ -103,7 +103,7 @@ class GenerationService:
         self.engine = engine
         self.metrics = metrics
         self.tiers = TierTable(config.tiers, config.models)
-        """The tiers that new requests get; `set_tiers` puts others in their place."""
+        """The tiers that new requests get; `set_served` puts others in their place."""
         self.draining = False
         """While true new requests are refused as retryable."""
         self._clock = clock
@@ -198,11 +198,6 @@ class GenerationService:
         assert record.lease is not None
         record.lease.on_end(stream.fail)
         return stream
-
-    def set_tiers(self, tiers: Sequence[TierConfig]) -> None:
-        """From now on requests get these tiers; raises ReloadRefused, and changes nothing, where a
-        model's default is not among them."""
-        self.set_served(tiers, self.models)
 
     def set_models(self, models: ModelTable) -> None:
         """From now on requests get these models; raises ReloadRefused, and changes nothing, where

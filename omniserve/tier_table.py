@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Self
 
 from omniserve.access.bearer_token import without_tokens
 from omniserve.access.caller import ANYONE, Caller
@@ -21,7 +20,6 @@ class TierTable:
         """Raises ReloadRefused where the default tier of a model is not among the tiers."""
         self.tiers = tuple(tiers)
         self._by_name = {tier.name: tier for tier in tiers}
-        self._models = tuple(models)
         self._default_by_model: dict[str, TierConfig] = {}
         for model in models:
             default = self._by_name.get(model.default_tier or self.tiers[0].name)
@@ -31,14 +29,6 @@ class TierTable:
                     "served, has it as its default_tier"
                 )
             self._default_by_model[model.name] = default
-
-    def with_tiers(self, tiers: Sequence[TierConfig]) -> Self:
-        """Other tiers for the same models; raises ReloadRefused as the constructor does."""
-        return type(self)(tiers, self._models)
-
-    def with_models(self, models: Sequence[ModelConfig]) -> Self:
-        """The same tiers for other models; raises ReloadRefused as the constructor does."""
-        return type(self)(self.tiers, models)
 
     def allowed(self, caller: Caller) -> tuple[TierConfig, ...]:
         """Those that the caller may use, in order."""
