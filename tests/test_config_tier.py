@@ -111,8 +111,10 @@ def make_tier(name: str, service_class: str = "best_effort", **fields: object) -
 
 
 def test_other_tiers_take_the_place_of_those_before(tmp_path: Path) -> None:
-    before = table_of(load(tmp_path, RULED))
-    after = before.with_tiers((make_tier("bulk"), make_tier("voice", "latency_sensitive")))
+    config = load(tmp_path, RULED)
+    before = table_of(config)
+    others = (make_tier("bulk"), make_tier("voice", "latency_sensitive"))
+    after = TierTable(others, config.models)
     # The model names no default, so that it is the first tier, whichever that is.
     assert (before.default("demo").name, after.default("demo").name) == ("chat", "bulk")
     assert after.resolve("demo", "priority").name == "voice"
@@ -123,7 +125,8 @@ def test_other_tiers_take_the_place_of_those_before(tmp_path: Path) -> None:
 
 def test_a_default_tier_has_to_stay(tmp_path: Path) -> None:
     named = RULED.replace("models/demo", "models/demo, default_tier: batch")
-    table = table_of(load(tmp_path, named))
-    assert table.with_tiers((make_tier("a"), make_tier("batch"))).default("demo").name == "batch"
-    with pytest.raises(ReloadRefused, match="tier 'batch' must stay .* model 'demo'"):
-        table.with_tiers((make_tier("a"),))
+    models = load(tmp_path, named).models
+    table = TierTable((make_tier("a"), make_tier("batch")), models)
+    assert table.default("demo").name == "batch"
+    with pytest.raises(ReloadRefused, match="tier 'batch' must stay: model 'demo'"):
+        TierTable((make_tier("a"),), models)

@@ -232,7 +232,7 @@ async def test_a_message_that_names_very_many_tiers_still_arrives(tiny_checkpoin
     service = make_service(tiny_checkpoint)
     (first, *_) = service.tiers.tiers
     many = [first.model_copy(update={"name": f"{'x' * 120}{number}"}) for number in range(250)]
-    service.set_tiers((*service.tiers.tiers, *many))
+    service.set_served((*service.tiers.tiers, *many), service.models)
     async with serving(service) as servers:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await servers.inference.Complete(

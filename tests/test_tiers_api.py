@@ -187,7 +187,7 @@ async def test_rules_reach_the_engine_with_each_request(tiny_checkpoint: Path) -
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
     await complete(service, make_generation_request())
-    service.set_tiers(OTHERS)
+    service.set_served(OTHERS, service.models)
     await complete(service, make_generation_request())
     before, after = engine.started
     assert (before.tier, before.rules) == ("interactive", TierRules())
@@ -203,7 +203,7 @@ async def test_tiers_and_their_rules_are_listed_and_change(tiny_checkpoint: Path
         listed = await servers.inference.ListModels(pb.ListModelsRequest())
         assert [tier.name for tier in listed.tiers] == ["interactive", "voice", "batch"]
         assert [tier.admission for tier in listed.tiers] == [True, True, False]
-        service.set_tiers(OTHERS)
+        service.set_served(OTHERS, service.models)
         listed = await servers.inference.ListModels(pb.ListModelsRequest())
         assert listed.models[0].default_tier == "voice"
         voice, bulk = listed.tiers
@@ -219,14 +219,14 @@ async def test_tiers_that_cannot_be_taken_change_nothing(tiny_checkpoint: Path) 
     service = make_service(tiny_checkpoint, default_tier="batch")
     before = service.tiers
     with pytest.raises(ReloadRefused):
-        service.set_tiers(OTHERS)
+        service.set_served(OTHERS, service.models)
     assert service.tiers is before
 
 
 def test_new_tiers_have_their_series_at_once_and_old_ones_stay(tiny_checkpoint: Path) -> None:
     stats = ModelStats("demo", {}, {}, 0, 0, 0, 0, 0, 0.0)
     service = make_service(tiny_checkpoint, ScriptedEngine(stats={"demo": stats}))
-    service.set_tiers(OTHERS)
+    service.set_served(OTHERS, service.models)
     for tier in ("bulk", "voice", "interactive"):
         labels = ('model="demo"', f'tier="{tier}"')
         assert sample(service.metrics, "omniserve_running_requests", labels) == 0
