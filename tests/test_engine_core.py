@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from engine_builders import GREEDY, make_engine, make_model_settings, make_request, run_all
 
 from omniserve.engine.core import Engine
@@ -246,7 +247,8 @@ def test_broken_weights_end_a_request_with_an_error(
     """One request's broken numbers are its own: the engine and the others go on."""
     engine = make_engine(make_model_settings(tiny_checkpoint))
     embedding = engine.runtime("tiny")._executor._model._embedding
-    embedding[77] = float("nan")
+    with torch.inference_mode():
+        embedding[77] = float("nan")
     sampling = replace(GREEDY, temperature=temperature)
     requests = [make_request("bad", [5, 77, 6], sampling), make_request("good", PROMPT[:5])]
     results = run_all(engine, requests)
@@ -259,6 +261,7 @@ def test_broken_weights_end_a_request_with_an_error(
 def test_warm_up_refuses_a_model_without_finite_logits(tiny_checkpoint: Path) -> None:
     engine = make_engine(make_model_settings(tiny_checkpoint))
     engine.warm_up()
-    engine.runtime("tiny")._executor._model._embedding[:] = float("inf")
+    with torch.inference_mode():
+        engine.runtime("tiny")._executor._model._embedding[:] = float("inf")
     with pytest.raises(CheckpointError, match="not finite"):
         engine.warm_up()

@@ -18,6 +18,7 @@ from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
 from omniserve.models.loading import DTYPES, load_config, load_model
+from omniserve.models.weight_store import WeightStore
 from omniserve.piggyback.build import (
     HostedModel,
     build_piggybacks,
@@ -50,7 +51,8 @@ def build_runtimes(
         CheckpointError: a checkpoint cannot be loaded.
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
-    built = [_build_model(model, device) for model in settings.models]
+    store = WeightStore()
+    built = [_build_model(model, device, store) for model in settings.models]
     hosted = [part.hosted for part in built if part.hosted is not None]
     link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
     runtimes = {
@@ -68,7 +70,7 @@ def build_runtimes(
     return runtimes, link
 
 
-def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
+def _build_model(settings: ModelSettings, device: Device, store: WeightStore) -> BuiltModel:
     path = Path(settings.path)
     config = load_config(path)
     dtype = DTYPES[settings.dtype]
@@ -81,7 +83,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         settings, bytes_per_token, config.max_position_embeddings
     )
     model = load_model(
-        path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype)
+        path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype), store
     )
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.

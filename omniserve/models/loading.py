@@ -12,6 +12,7 @@ from omniserve.models.families import family_of
 from omniserve.models.linear import can_pack
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import RowOps
+from omniserve.models.weight_store import ModelWeights, WeightStore
 
 DTYPES = {
     "float32": torch.float32,
@@ -41,8 +42,10 @@ def load_model(
     device: torch.device,
     max_model_len: int,
     row_ops: RowOps,
+    store: WeightStore,
 ) -> DecoderModel:
-    """Loads the weights to `device` and lays them out for it.
+    """Loads the weights to `device` and lays them out for it; what is in `store` is not loaded
+    twice.
 
     Raises:
         CheckpointError: a weight is missing, unexpected, or of another shape than the config says.
@@ -71,7 +74,6 @@ def load_model(
         if info[problem]:
             names = ", ".join(sorted(str(name) for name in info[problem])[:4])
             raise CheckpointError(f"{path}: {problem.replace('_', ' ')} in the checkpoint: {names}")
-    module = module.eval().to(device)
     with torch.inference_mode():
-        packed = can_pack(device, dtype)
-        return DecoderModel(module, family_of(config), max_model_len, packed, row_ops)
+        weights = ModelWeights(store, device, can_pack(device, dtype))
+        return DecoderModel(module.eval(), family_of(config), max_model_len, weights, row_ops)
