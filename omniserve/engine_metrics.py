@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from omniserve.control_metrics import control_metrics
 from omniserve.settings import ModelStats, PiggybackStats
+from omniserve.weight_metrics import weight_metrics
 
 _Number = Callable[[PiggybackStats], float]
 
@@ -91,6 +92,7 @@ class EngineCollector(Collector):
         return (
             *_model_metrics({}, self._zeros),
             *control_metrics({}),
+            *weight_metrics({}),
             *_piggyback_metrics({}),
         )
 
@@ -99,6 +101,9 @@ class EngineCollector(Collector):
         yield from _model_metrics(stats, self._zeros)
         yield from control_metrics(
             {name: model.control for name, model in stats.items() if model.control}
+        )
+        yield from weight_metrics(
+            {name: model.weights for name, model in stats.items() if model.weights}
         )
         yield from _piggyback_metrics(
             {name: model.piggyback for name, model in stats.items() if model.piggyback}

@@ -7,7 +7,7 @@ from service_builders import ScriptedEngine, make_piggyback_stats
 from tenant_builders import make_tenant, make_tenanted_service
 
 from omniserve.promise import Verdict
-from omniserve.settings import ControlStats, ModelStats
+from omniserve.settings import ControlStats, ModelStats, WeightStats
 
 CONTROL = ControlStats(
     num_steps=7,
@@ -30,6 +30,7 @@ STATS = ModelStats(
     step_ms=1.0,
     piggyback=make_piggyback_stats(),
     control=CONTROL,
+    weights=WeightStats(1 << 20, 3 << 20, 1 << 20, {"other": 3 << 20}),
 )
 
 

@@ -1,6 +1,7 @@
 """The engine: several models, one device, one step at a time."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +13,7 @@ from omniserve.engine.stepping import Stepping
 from omniserve.engine.tiers_in_force import TiersInForce
 from omniserve.engine.timelines import explain
 from omniserve.errors import CheckpointError, UnknownModel
+from omniserve.models.weight_sharing import WeightSharing
 from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelStats
 
@@ -42,6 +44,7 @@ class Engine:
         self._runtimes, self._host = build_runtimes(settings, device)
         self._stepping = Stepping(self._runtimes, self._host, poll_arrivals)
         self._tiers = TiersInForce()
+        self._sharing = WeightSharing()
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -160,7 +163,11 @@ class Engine:
             runtime.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
-        return tuple(runtime.stats() for runtime in self._runtimes.values())
+        sharing = self._sharing.of({name: each.weights for name, each in self._runtimes.items()})
+        return tuple(
+            replace(runtime.stats(), weights=sharing[name])
+            for name, runtime in self._runtimes.items()
+        )
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:

@@ -13,6 +13,7 @@ from omniserve.devices.pinned import to_device
 from omniserve.engine.batch import BlockTables, StepBatch, build_batch
 from omniserve.engine.step_graphs import GraphSettings, StepGraphs
 from omniserve.models.decoder import DecoderModel
+from omniserve.models.weight_store import ModelWeights
 from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_run import LaneRun
 from scheduler.plan import StepPlan
@@ -76,6 +77,11 @@ class Executor:
     @property
     def num_layers(self) -> int:
         return self._model.num_layers
+
+    @property
+    def weights(self) -> ModelWeights:
+        """Those that its model holds."""
+        return self._model.weights
 
     def warm_up(self, exchange: LaneExchange | None) -> None:
         """Makes what steps would make when they first need it; `exchange` is that of the lanes."""

@@ -2,9 +2,28 @@
 
 from collections.abc import Mapping
 from fractions import Fraction
+from weakref import ref
 
 from omniserve.models.weight_store import ModelWeights
 from omniserve.settings import WeightStats
+
+
+class WeightSharing:
+    """`weight_sharing`, reckoned anew only where the models are others; keeps none of them alive.
+
+    Of many large models it takes a millisecond, and is asked for several times a second.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, ref[ModelWeights]] = {}
+        self._found: dict[str, WeightStats] = {}
+
+    def of(self, models: Mapping[str, ModelWeights]) -> Mapping[str, WeightStats]:
+        """By model, what it holds alone and what it shares with others of them."""
+        found = {name: ref(weights) for name, weights in models.items()}
+        if found != self._models:
+            self._models, self._found = found, weight_sharing(models)
+        return self._found
 
 
 def weight_sharing(models: Mapping[str, ModelWeights]) -> dict[str, WeightStats]:
