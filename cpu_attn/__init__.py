@@ -3,6 +3,7 @@
 from cpu_attn.bfloat16 import from_bfloat16, to_bfloat16
 from cpu_attn.cache_folder import cache_folder
 from cpu_attn.element import Element
+from cpu_attn.kernel_cache import call_when_compiling
 from cpu_attn.kernel_variant import KernelVariant, Products
 from cpu_attn.kv_layout import KvLayout
 from cpu_attn.merge import merge_partials
@@ -20,6 +21,7 @@ __all__ = [
     "WarmKernel",
     "WarmUpStep",
     "cache_folder",
+    "call_when_compiling",
     "dequantise",
     "from_bfloat16",
     "merge_partials",

@@ -11,6 +11,7 @@ import os
 import pickle
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,11 +31,20 @@ class _ThreadTally(threading.local):
 
 
 _tally = _ThreadTally()
+_on_compile: deque[Callable[[], None]] = deque()
 
 
 def num_compiled() -> int:
     """Functions that were not in the cache when this thread wanted them, so far."""
     return _tally.num_compiled
+
+
+def call_when_compiling(callback: Callable[[], None]) -> None:
+    """Calls it once, where this process first wants a function that is not in the cache.
+
+    Compiling all of them takes a minute or so, in which somebody may wonder.
+    """
+    _on_compile.append(callback)
 
 
 def num_lost() -> int:
@@ -71,6 +81,9 @@ class KernelCache:
         state = None if self._folder is None else _load(self._folder / _file_name(key), key)
         if state is None:
             _tally.num_compiled += 1
+            # Taken off first: whoever comes next, in any thread, finds nothing more to call.
+            with contextlib.suppress(IndexError):
+                _on_compile.popleft()()
             return None
         return CompileResult._rebuild(target_context, *state)
 

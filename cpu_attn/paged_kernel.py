@@ -98,7 +98,9 @@ def _attend(task: Any, item: Any, memory: Any, kv: Any, head_dim: Any, way: Any)
             following[piece] = idle_walk[0]
         _scores(task, item, memory, tile, places, kv, head_dim, way)
         _values(task, memory, tile, places, kv, head_dim, way)
-        walk[:num_next] = following[:num_next]
+        # Not as slices: for the error of theirs numba would compile for seconds.
+        for piece in range(num_next):
+            walk[piece] = following[piece]
         places, next_places = next_places, places
         tile = after
 

@@ -51,14 +51,14 @@ def test_a_short_demo_serves_both_tiers_and_writes_the_report(
     assert re.search(r"\nready after [0-9.]+ s: grpc 127\.0\.0\.1:[0-9]+, http http", done.stdout)
     rows = table_rows(done.stdout)
     assert int(rows["interactive"][0]) > 0
-    assert rows["interactive"][1] == rows["batch"][1] == "0"
-    assert float(rows["interactive"][2]) > 0, "a time to the first token"
+    assert rows["interactive"][2] == rows["batch"][2] == "0"
+    assert float(rows["interactive"][3]) > 0, "a time to the first token"
     assert float(rows["batch"][-1]) > 0, "tokens per second"
     page = ElementTree.parse(tmp_path / "out" / "demo.html")
     cells = ["".join(cell.itertext()) for cell in page.iter("td")]
     assert cells[0] == "interactive"
     assert cells[2] == rows["interactive"][0]
-    assert cells[6] == rows["interactive"][2]
+    assert cells[7] == rows["interactive"][3]
     assert len(list(page.iter("svg"))) == 6
     log = (tmp_path / "out" / "demo.log").read_text()
     assert "stopped" in log.splitlines()[-1]
@@ -139,11 +139,11 @@ def test_failed_requests_make_the_exit_status_1(tmp_path: Path, tiny_checkpoint:
         assert daemon.wait() == 0, "a daemon that was there before is left running"
     assert done.returncode == 1, done.stdout + done.stderr
     rows = table_rows(done.stdout)
-    assert rows["interactive"][1] == "0"
-    assert int(rows["batch"][0]) == int(rows["batch"][1]) > 0
+    assert rows["interactive"][1:3] == ["0", "0"]
+    assert int(rows["batch"][0]) == int(rows["batch"][2]) > 0
     assert re.search(r"^failed [0-9]+x: batch: HTTP 400: prompt", done.stdout, re.MULTILINE)
     page = (tmp_path / "out" / "demo.html").read_text()
-    assert f"Failed requests: {rows['batch'][1]}" in page
+    assert f"Failed requests: {rows['batch'][2]}" in page
     assert "HTTP 400" in page
 
 

@@ -47,6 +47,7 @@ def test_a_corrected_total_counts_in_the_time_per_token_and_in_no_other_second()
         (make_trace(num_tokens=1, ttft_s=0.6), False),
         (make_trace(outcome="failed"), False),
         (make_trace(outcome="cut_off"), False),
+        (make_trace(outcome="refused", num_tokens=0), False),
         (make_trace(outcome="failed", num_tokens=0), False),
     ],
 )
@@ -79,16 +80,17 @@ def test_summary_counts_its_own_tier_and_tokens_of_the_window_only() -> None:
         make_trace(ttft_s=0.3, num_tokens=4, sent_s=9.6),
         make_trace(outcome="failed", num_tokens=0),
         make_trace(outcome="cut_off", ttft_s=0.2, num_tokens=1),
+        make_trace(outcome="refused", num_tokens=0),
         make_trace("slow", ttft_s=5, num_tokens=7),
     ]
     summary = summarise(FAST, traces, window_s=10.0)
-    counts = (summary.num_sent, summary.num_done, summary.num_failed, summary.num_cut_off)
-    assert counts == (4, 2, 1, 1)
+    counts = (summary.num_sent, summary.num_done, summary.num_failed, summary.num_refused)
+    assert (*counts, summary.num_cut_off) == (5, 2, 1, 1, 1)
     assert summary.ttft_p50_ms == pytest.approx(200)
     assert summary.tpot_p99_ms == pytest.approx(50)
     # 4 tokens, 2 of the second request before 10 s, and 1.
     assert summary.tokens_per_s == pytest.approx(0.7)
-    assert summary.share_within == 0.5
+    assert summary.share_within == 0.4
     assert summary.is_goal_met is False
     assert summarise(SLOW, traces, 10.0).is_goal_met is None
 

@@ -10,7 +10,7 @@ from demo_builders import make_result, make_trace
 
 from omniserve.charts.svg import HEIGHT, WIDTH
 from omniserve.charts.text import format_ms
-from omniserve.demo.measure import RequestTrace
+from omniserve.demo.measure import Outcome, RequestTrace
 from omniserve.demo.next_steps import Step, next_steps
 from omniserve.demo.options import Addresses, DemoOptions
 from omniserve.demo.report import render_report
@@ -38,7 +38,9 @@ def mixed_traces() -> list[RequestTrace]:
         for at in range(40)
     ]
     slow = [make_trace("slow", at, chance.uniform(0.5, 3), 0.2, 30) for at in range(9)]
-    return [*fast, *slow, make_trace("slow", 9, num_tokens=0, outcome="cut_off")]
+    ends: tuple[Outcome, ...] = ("cut_off", "refused", "refused")
+    lost = [make_trace("slow", 9, num_tokens=0, outcome=outcome) for outcome in ends]
+    return [*fast, *slow, *lost]
 
 
 def test_the_table_holds_the_numbers_of_the_summaries() -> None:
@@ -47,15 +49,15 @@ def test_the_table_holds_the_numbers_of_the_summaries() -> None:
     rows = [texts(row, "td") for row in table.iter("tr")][1:]
     fast, slow = result.summaries
     assert len(rows) == 2
-    assert rows[0][:6] == ["fast", "latency-sensitive", "40", "40", "0", "0"]
-    assert rows[1][:6] == ["slow", "best-effort", "10", "9", "0", "1"]
+    assert rows[0][:7] == ["fast", "latency-sensitive", "40", "40", "0", "0", "0"]
+    assert rows[1][:7] == ["slow", "best-effort", "12", "9", "2", "0", "1"]
     for row, summary in zip(rows, (fast, slow), strict=True):
         expected = [summary.ttft_p50_ms, summary.ttft_p99_ms, summary.tpot_p50_ms]
-        assert row[6:9] == [format_ms(value) for value in expected]
+        assert row[7:10] == [format_ms(value) for value in expected]
     assert fast.share_within is not None
     assert 0 < fast.share_within < 1
-    assert rows[0][10] == f"{100 * fast.share_within:.1f} %"
-    assert rows[1][10] == "-"
+    assert rows[0][11] == f"{100 * fast.share_within:.1f} %"
+    assert rows[1][11] == "-"
 
 
 def test_every_chart_is_there_and_keeps_inside_its_frame() -> None:

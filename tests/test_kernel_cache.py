@@ -11,7 +11,11 @@ from kernel_processes import copy_package, output, start_python
 CALLBACKS = """
 import ctypes, sys
 from numba import carray, types
+from cpu_attn import call_when_compiling
 from cpu_attn._jit import c_callback
+
+said = []
+call_when_compiling(lambda: said.append("compiling"))
 
 ADDED = 0
 
@@ -26,6 +30,7 @@ for number, callback in callbacks:
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(callback.address)(ctypes.addressof(result))
     assert result.value == number + ADDED, (result.value, number)
 print([callback.cache_hits for _, callback in callbacks])
+print(said)
 """
 
 
@@ -55,7 +60,10 @@ def hits(site: Path, script: Path, *numbers: str) -> list[int]:
     """For each callback 1 where it came from the cache; their results are right."""
     variables = {"NUMBA_CACHE_DIR": script.parent / "cache"}
     process = start_python(site, str(script), *numbers, variables=variables)
-    found: list[int] = eval(output(process)[0])
+    lines = output(process)[0].splitlines()
+    found: list[int] = eval(lines[0])
+    # It is said once, and only where something is compiled.
+    assert lines[1] == ("[]" if all(found) else "['compiling']")
     return found
 
 
@@ -80,7 +88,7 @@ def test_a_function_without_a_source_file_is_not_kept(site: Path, tmp_path: Path
     for _ in range(2):
         variables = {"NUMBA_CACHE_DIR": tmp_path}
         process = start_python(site, "-c", CALLBACKS, "1", variables=variables)
-        assert output(process)[0] == "[0]\n"
+        assert output(process)[0].splitlines()[0] == "[0]"
 
 
 def test_the_file_of_another_function_is_not_taken(site: Path, script: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,26 @@ def warm_up(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     return run("-m", "omniserve", "kernels", "warm-up", *arguments, cache=cache)
 
 
-def test_an_engine_compiles_nothing_after_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    config, cache = tmp_path / "serve.yaml", tmp_path / "cache"
+@dataclass(frozen=True)
+class Warmed:
+    """A cache that was empty, and what was said as it was filled."""
+
+    config: Path
+    cache: Path
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def warmed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Warmed:
+    directory = tmp_path_factory.mktemp("warmed")
+    config, cache = directory / "serve.yaml", directory / "cache"
     config.write_text(CONFIG.format(path=tiny_checkpoint))
     done = warm_up(str(config), "--variant", "int8:float32:16", cache=cache)
+    return Warmed(config, cache, done)
+
+
+def test_an_engine_compiles_nothing_after_it(warmed: Warmed, tiny_checkpoint: Path) -> None:
+    config, cache, done = warmed.config, warmed.cache, warmed.done
     assert (done.returncode, done.stderr) == (0, "")
     title, *lines = done.stdout.splitlines()
     assert f" in {cache}/kernels-" in title
@@ -80,8 +97,8 @@ def test_a_place_where_nothing_can_be_kept() -> None:
     assert done.stderr.splitlines()[-1] == "omniserve: 1 of 1 kernels could not be saved"
 
 
-def test_a_model_that_has_no_attention_kernel(tmp_path: Path) -> None:
-    done = run("-m", "cpu_attn.warm_up_command", "--model", "float32:24", cache=tmp_path)
+def test_a_model_that_has_no_attention_kernel(warmed: Warmed) -> None:
+    done = run("-m", "cpu_attn.warm_up_command", "--model", "float32:24", cache=warmed.cache)
     assert done.returncode == 0
     assert done.stderr == (
         "omniserve: head_dim 24: a multiple of 16 in 16..256 is needed; other attention is used\n"

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from builders_scheduler import HostBlockPool
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from scheduler_simulation import Simulation
-from test_scheduler_simulation import draw_request, scheduler_settings
+from test_scheduler_simulation import Draw, draw_request, numbers, one_of, scheduler_settings
 
 from scheduler import PiggybackLimits, Scheduler, SchedulerSettings
 
@@ -32,15 +32,15 @@ def piggyback_settings(draw: st.DrawFn) -> SchedulerSettings:
     return replace(draw(scheduler_settings()), piggyback=limits)
 
 
-def make_simulation(data: st.DataObject, chosen: SchedulerSettings) -> Simulation:
+def make_simulation(draw: Draw, chosen: SchedulerSettings) -> Simulation:
     """A host pool that holds one full-length request and little more, or plenty, or too little."""
     num_least = -(-(chosen.max_model_len - 1) // chosen.block_size)
-    num_blocks = max(1, num_least + data.draw(st.sampled_from([-1, 0, 0, 1, 2, 5, 40])))
+    num_blocks = max(1, num_least + draw(one_of(-1, 0, 0, 1, 2, 5, 40)))
     blocks = HostBlockPool(num_blocks)
     return Simulation(Scheduler(chosen, blocks), blocks)
 
 
-def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool) -> None:
+def act(draw: Draw, simulation: Simulation, depth: int, overtakes: bool) -> None:
     """One thing that an engine of this depth, or its host, may do next."""
     host = simulation.host
     actions = ["add"]
@@ -63,21 +63,33 @@ def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool
     if host.list_failing():
         actions.append("fail")
     actions.append("toggle")
-    action = data.draw(st.sampled_from(actions))
+    action = draw(one_of(*actions))
+    note(action)
     if action == "add":
-        draw_request(data, simulation, classes=MOSTLY_BE)
+        draw_request(draw, simulation, classes=MOSTLY_BE)
     elif action == "abort":
-        simulation.abort(data.draw(st.sampled_from(sorted(simulation.clients))))
+        simulation.abort(draw(one_of(*sorted(simulation.clients))))
     elif action == "land":
-        simulation.land(data.draw(st.sampled_from(sorted(host.copies))))
+        simulation.land(draw(one_of(*sorted(host.copies))))
     elif action == "attend":
-        host.attend(data.draw(st.sampled_from(on_host)))
+        host.attend(draw(one_of(*on_host)))
     elif action == "fail":
-        simulation.fail(host.lanes[data.draw(st.sampled_from(host.list_failing()))])
+        simulation.fail(host.lanes[draw(one_of(*host.list_failing()))])
     elif action == "toggle":
-        simulation.scheduler.offload_allowed = data.draw(st.sampled_from([True, True, False]))
+        simulation.scheduler.offload_allowed = draw(one_of(True, True, False))
     else:
         getattr(simulation, action)()
+
+
+@st.composite
+def busy_simulations(draw: st.DrawFn, depth: int, overtakes: bool) -> Simulation:
+    """After some actions, of which none broke a rule."""
+    simulation = make_simulation(draw, draw(piggyback_settings()))
+    for _ in range(draw(numbers(2, 6))):
+        draw_request(draw, simulation, classes=MOSTLY_BE)
+    for _ in range(draw(numbers(5, 80))):
+        act(draw, simulation, depth, overtakes)
+    return simulation
 
 
 @pytest.mark.parametrize("overtakes", [False, True])
@@ -86,12 +98,7 @@ def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool
 @given(data=st.data())
 def test_every_request_gets_its_tokens(depth: int, overtakes: bool, data: st.DataObject) -> None:
     """Whatever is offloaded, returns, fails, is aborted or comes late on the way."""
-    simulation = make_simulation(data, data.draw(piggyback_settings()))
-    for _ in range(data.draw(st.integers(2, 6))):
-        draw_request(data, simulation, classes=MOSTLY_BE)
-    for _ in range(data.draw(st.integers(5, 80))):
-        act(data, simulation, depth, overtakes)
-    simulation.drain(depth)
+    data.draw(busy_simulations(depth, overtakes)).drain(depth)
 
 
 def ls_rows(simulation: Simulation) -> list[tuple[str, int, int]]:
@@ -115,11 +122,11 @@ def test_latency_sensitive_plans_are_those_without_piggybacking(data: st.DataObj
         max_running_requests=64,
         prefix_caching=False,
     )
-    hosting = make_simulation(data, chosen)
+    hosting = make_simulation(data.draw, chosen)
     plain = Simulation(Scheduler(replace(chosen, piggyback=None)))
     for _ in range(data.draw(st.integers(5, 40))):
         if len(plain.clients) < 20 and data.draw(st.booleans()):
-            draw_request(data, hosting, plain)
+            draw_request(data.draw, hosting, plain)
         hosting.schedule()
         plain.schedule()
         assert ls_rows(hosting) == ls_rows(plain)

@@ -1,18 +1,35 @@
 """Random arrivals, aborts and completions against a modelled executor."""
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import pytest
 from builders_scheduler import make_request
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from scheduler_clients import VOCAB_SIZE
 from scheduler_simulation import Simulation
 
 from scheduler import Scheduler, SchedulerSettings
 
-tokens = st.integers(0, VOCAB_SIZE - 1)
+last_tokens = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=5)
+stops = st.sampled_from([(), (), (0, 0), (1, 2), (2,)])
+knows_tokens = st.sampled_from([False, False, True])
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+"""Of a composite strategy, or of `st.data()`, where each draw costs several times as much."""
+
+
+@cache
+def one_of(*choices: Any) -> st.SearchStrategy[Any]:
+    """Made once for the same choices: that takes longer than to draw from it."""
+    return st.sampled_from(choices)
+
+
+@cache
+def numbers(least: int, most: int) -> st.SearchStrategy[int]:
+    return st.integers(least, most)
 
 
 @st.composite
@@ -33,26 +50,24 @@ def scheduler_settings(draw: st.DrawFn) -> SchedulerSettings:
 
 
 def draw_request(
-    data: st.DataObject, *simulations: Simulation, classes: Sequence[str] = ("ls", "be")
+    draw: Draw, *simulations: Simulation, classes: Sequence[str] = ("ls", "be")
 ) -> None:
     """The same new request for each of the simulations."""
-    name = f"{data.draw(st.sampled_from(classes))}{len(simulations[0].clients)}"
+    name = f"{draw(one_of(*classes))}{len(simulations[0].clients)}"
     most = simulations[0].settings.max_model_len - 1
     # Prompts with a common beginning, so that the prefix cache has something to find.
-    prompt = [0, 1, 2, 0, 2, 1, 1, 0, 0, 2, 2, 1][: data.draw(st.integers(0, 12))]
-    prompt = (prompt + data.draw(st.lists(tokens, min_size=1, max_size=5)))[:most]
-    request = make_request(
-        name,
-        prompt,
-        max_tokens=data.draw(st.integers(1, 12)),
-        needs_known_tokens=data.draw(st.sampled_from([False, False, True])),
-    )
-    stop = data.draw(st.sampled_from([(), (), (0, 0), (1, 2), (2,)]))
+    prompt = [0, 1, 2, 0, 2, 1, 1, 0, 0, 2, 2, 1][: draw(numbers(0, 12))]
+    prompt = (prompt + draw(last_tokens))[:most]
+    max_tokens, needs_known_tokens = draw(numbers(1, 12)), draw(knows_tokens)
+    stop = draw(stops)
     for simulation in simulations:
-        simulation.add(deepcopy(request), stop)
+        request = make_request(
+            name, prompt, max_tokens=max_tokens, needs_known_tokens=needs_known_tokens
+        )
+        simulation.add(request, stop)
 
 
-def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool) -> None:
+def act(draw: Draw, simulation: Simulation, depth: int, overtakes: bool) -> None:
     """One thing that an engine of this depth may do next."""
     actions = ["add", "add"]
     if simulation.clients:
@@ -64,13 +79,25 @@ def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool
     is_passable = all(flight.plan.has_best_effort for flight in simulation.flights)
     if overtakes and is_passable and len(simulation.overtaking) < depth:
         actions += ["overtake"] * 3
-    action = data.draw(st.sampled_from(actions))
+    action = draw(one_of(*actions))
+    note(action)
     if action == "add":
-        draw_request(data, simulation)
+        draw_request(draw, simulation)
     elif action == "abort":
-        simulation.abort(data.draw(st.sampled_from(sorted(simulation.clients))))
+        simulation.abort(draw(one_of(*sorted(simulation.clients))))
     else:
         getattr(simulation, action)()
+
+
+@st.composite
+def busy_simulations(draw: st.DrawFn, depth: int, overtakes: bool) -> Simulation:
+    """After some actions, of which none broke a rule."""
+    simulation = Simulation(Scheduler(draw(scheduler_settings())))
+    for _ in range(draw(numbers(2, 6))):
+        draw_request(draw, simulation)
+    for _ in range(draw(numbers(5, 60))):
+        act(draw, simulation, depth, overtakes)
+    return simulation
 
 
 @pytest.mark.parametrize("overtakes", [False, True])
@@ -83,9 +110,4 @@ def act(data: st.DataObject, simulation: Simulation, depth: int, overtakes: bool
 @given(data=st.data())
 def test_every_request_gets_its_tokens(depth: int, overtakes: bool, data: st.DataObject) -> None:
     """At most `depth` plans in flight; latency-sensitive ones may overtake parked ones."""
-    simulation = Simulation(Scheduler(data.draw(scheduler_settings())))
-    for _ in range(data.draw(st.integers(2, 6))):
-        draw_request(data, simulation)
-    for _ in range(data.draw(st.integers(5, 60))):
-        act(data, simulation, depth, overtakes)
-    simulation.drain(depth)
+    data.draw(busy_simulations(depth, overtakes)).drain(depth)

@@ -113,7 +113,7 @@ def test_beside_a_package_that_cannot_be_written_the_user_cache_is_taken(
 def test_where_nothing_can_be_written_kernels_work_all_the_same(tmp_path: Path) -> None:
     site = copy_package(tmp_path)
     (site / "cpu_attn" / "__pycache__").touch()
-    report = run(site, "float32:float32:16", HOME=NO_HOME)
+    report = run(site, HOME=NO_HOME)
     assert report.folder is None
     report.assert_nothing_from_cache()
     assert not any(report.is_kept)

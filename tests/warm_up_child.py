@@ -1,4 +1,4 @@
-"""Warms up attention kernels in a process of its own, holds them to the oracle, prints what it was.
+"""Warms up kernels in a process of its own, sees that they work, and prints what it was.
 
 Arguments: the largest file that it may write, in bytes, or -1, then CACHE:QUERIES:HEAD_DIM each.
 """
@@ -8,10 +8,20 @@ import resource
 import sys
 from pathlib import Path
 
+import numpy as np
 from attention_cases import assert_right, make_case, split_shape
 
 import cpu_attn
 from cpu_attn.warm_up_command import variant_of
+
+
+def assert_merges() -> None:
+    """Two parts, the second with the weight of three of the first, and a row that sees nothing."""
+    outs = np.array([[[8.0, 0.0], [7.0, 7.0]], [[0.0, 4.0], [7.0, 7.0]]], dtype=np.float32)
+    lses = np.array([[0.0, -np.inf], [np.log(3.0), -np.inf]], dtype=np.float32)
+    out, lse = cpu_attn.merge_partials(outs, lses)
+    np.testing.assert_allclose(out, [[2.0, 3.0], [0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(lse, [np.log(4.0), -np.inf], rtol=1e-6)
 
 
 def main() -> None:
@@ -21,6 +31,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     variants = [variant_of(text) for text in sys.argv[2:]]
     results = cpu_attn.warm_up(variants)
+    assert_merges()
     for variant in variants:
         case = make_case(variant, split_shape(context_lens=(150, 70), appends=True))
         assert_right(case, *case.run())

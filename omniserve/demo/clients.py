@@ -29,6 +29,10 @@ class RequestFailed(OmniServeError):
     """A request did not end as it has to."""
 
 
+class RequestRefused(RequestFailed):
+    """The daemon has more to do than it promises to keep up with, and says so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """What a daemon says about itself."""
@@ -127,7 +131,8 @@ class DaemonClients:
                     num_tokens += len(chunk.token_ids)
                     on_tokens(len(chunk.token_ids))
         except grpc.aio.AioRpcError as error:
-            raise RequestFailed(_said(error)) from None
+            is_refused = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise (RequestRefused if is_refused else RequestFailed)(_said(error)) from None
         _check_complete(num_tokens, turn.max_tokens)
 
     async def complete(self, served: Served, document: Document, on_tokens: OnTokens) -> int:
@@ -150,7 +155,9 @@ class DaemonClients:
         try:
             async with self._http.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != httpx.codes.OK:
-                    raise RequestFailed(_http_error(response.status_code, await response.aread()))
+                    is_refused = response.status_code == httpx.codes.TOO_MANY_REQUESTS
+                    problem = _http_error(response.status_code, await response.aread())
+                    raise (RequestRefused if is_refused else RequestFailed)(problem)
                 async for event in _events(response):
                     if event["choices"]:
                         on_tokens(1)

@@ -42,14 +42,15 @@ def _table(result: DemoResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("tier", no_wrap=True)
     for heading in (
-        *("requests", "errors", "TTFT\np50 ms", "TTFT\np99 ms", "TPOT\np50 ms", "TPOT\np99 ms"),
-        *("share\nwithin", "tokens/s"),
+        *("requests", "refused", "errors", "TTFT\np50 ms", "TTFT\np99 ms", "TPOT\np50 ms"),
+        *("TPOT\np99 ms", "share\nwithin", "tokens/s"),
     ):
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for summary in result.summaries:
         table.add_row(
             styled(summary.tier),
             str(summary.num_sent),
+            str(summary.num_refused),
             Text(str(summary.num_failed), style="bold red" if summary.num_failed else ""),
             format_ms(summary.ttft_p50_ms),
             format_ms(summary.ttft_p99_ms),
@@ -72,6 +73,11 @@ def _remarks(summary: TierSummary) -> list[str]:
     if is_met is not None:
         verdict = "met" if is_met else "missed"
         lines.append(f"{name}: {goal_text(summary.tier)}: {verdict}")
+    if summary.num_refused:
+        lines.append(
+            f"{name}: {summary.num_refused} of {summary.num_sent} requests refused: more was "
+            "waiting than the tier's promises allow"
+        )
     if summary.num_cut_off:
         lines.append(
             f"{name}: {summary.num_cut_off} of {summary.num_sent} requests cut off at the end"

@@ -31,6 +31,7 @@ class TierView:
     num_running: int
     num_waiting: int
     num_done: int
+    num_refused: int
     num_failed: int
     ttft_p50_ms: float | None
     tpot_p50_ms: float | None
@@ -49,6 +50,7 @@ def view_of(tier: Tier, record: Record) -> TierView:
         num_running=outcomes.count("running") - num_waiting,
         num_waiting=num_waiting,
         num_done=outcomes.count("done"),
+        num_refused=outcomes.count("refused"),
         num_failed=outcomes.count("failed"),
         ttft_p50_ms=percentile(ttfts_ms(own), 50),
         tpot_p50_ms=percentile(tpots_ms(own), 50),
@@ -79,7 +81,8 @@ def _line(served: Served, record: Record) -> str:
         rate = view.tokens_per_s[-1] if view.tokens_per_s else 0
         parts.append(
             f"{view.tier.name}: {view.num_running} running, {view.num_waiting} waiting, "
-            f"{view.num_done} done, {view.num_failed} failed, {rate:.0f} tokens/s, "
+            f"{view.num_done} done, {view.num_refused} refused, {view.num_failed} failed, "
+            f"{rate:.0f} tokens/s, "
             f"TTFT p50 {format_ms(view.ttft_p50_ms)} ms, TPOT p50 {format_ms(view.tpot_p50_ms)} ms"
         )
     used = _kv_share(record)
@@ -91,7 +94,7 @@ def _picture(served: Served, record: Record) -> RenderableType:
     top = max((rate for view in views for rate in view.tokens_per_s), default=0.0)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("tier", no_wrap=True, vertical="bottom")
-    for name in ("running", "waiting", "done", "failed", "TTFT\np50 ms", "TPOT\np50 ms"):
+    for name in ("running", "waiting", "done", "refused", "failed", "TTFT\np50 ms", "TPOT\np50 ms"):
         table.add_column(name, justify="right", vertical="bottom")
     table.add_column("tokens/s", justify="right", vertical="bottom")
     table.add_column(f"last {SPARK_S} s", min_width=SPARK_S, no_wrap=True, vertical="bottom")
@@ -101,6 +104,7 @@ def _picture(served: Served, record: Record) -> RenderableType:
             str(view.num_running),
             str(view.num_waiting),
             str(view.num_done),
+            str(view.num_refused),
             Text(str(view.num_failed), style="bold red" if view.num_failed else ""),
             format_ms(view.ttft_p50_ms),
             format_ms(view.tpot_p50_ms),

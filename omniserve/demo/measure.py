@@ -7,7 +7,7 @@ from typing import Literal
 
 from omniserve.percentiles import percentile
 
-Outcome = Literal["running", "done", "failed", "cut_off"]
+Outcome = Literal["running", "done", "failed", "refused", "cut_off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ class TierSummary:
     num_sent: int
     num_done: int
     num_failed: int
+    num_refused: int
+    """Turned away by admission; where the tier has objectives they have missed them."""
     num_cut_off: int
     ttft_p50_ms: float | None
     ttft_p99_ms: float | None
@@ -93,7 +95,7 @@ class TierSummary:
 
 
 def share_within(tier: Tier, traces: Sequence[RequestTrace]) -> float | None:
-    """The share of all requests that ended within both objectives; a failed one missed them."""
+    """The share of all requests that ended within both objectives; any other missed them."""
     if tier.ttft_ms is None or tier.tpot_ms is None or not traces:
         return None
     return sum(_is_within(tier.ttft_ms, tier.tpot_ms, trace) for trace in traces) / len(traces)
@@ -117,6 +119,7 @@ def summarise(tier: Tier, traces: Iterable[RequestTrace], window_s: float) -> Ti
         num_sent=len(own),
         num_done=outcomes.count("done"),
         num_failed=outcomes.count("failed"),
+        num_refused=outcomes.count("refused"),
         num_cut_off=outcomes.count("cut_off"),
         ttft_p50_ms=percentile(ttfts, 50),
         ttft_p99_ms=percentile(ttfts, 99),

@@ -28,8 +28,8 @@ MAX_ERRORS = 20
 _VERDICTS: dict[bool | None, Verdict] = {True: "good", False: "bad", None: ""}
 
 HEADINGS = (
-    *("tier", "class", "requests", "done", "errors", "cut off", "TTFT p50 ms", "TTFT p99 ms"),
-    *("TPOT p50 ms", "TPOT p99 ms", "within objectives", "tokens/s"),
+    *("tier", "class", "requests", "done", "refused", "errors", "cut off", "TTFT p50 ms"),
+    *("TTFT p99 ms", "TPOT p50 ms", "TPOT p99 ms", "within objectives", "tokens/s"),
 )
 
 
@@ -95,6 +95,7 @@ def _row(summary: TierSummary) -> list[str]:
         summary.tier.service_class.replace("_", "-"),
         str(summary.num_sent),
         str(summary.num_done),
+        str(summary.num_refused),
         str(summary.num_failed),
         str(summary.num_cut_off),
         format_ms(summary.ttft_p50_ms),

@@ -6,7 +6,7 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from omniserve.demo.clients import DaemonClients, OnTokens, RequestFailed, Served
+from omniserve.demo.clients import DaemonClients, OnTokens, RequestFailed, RequestRefused, Served
 from omniserve.demo.load import CHAT_TOKENS, ChatTurn, Document, chat_arrivals, documents
 from omniserve.demo.measure import RequestTrace, Tier
 from omniserve.demo.options import DemoOptions
@@ -93,7 +93,7 @@ class Traffic:
         while self.record.now_s() < self.record.window_s:
             trace = self._new_trace(self._served.batch)
             await asyncio.wait([self._start(trace, self._complete(next(self._backlog), trace))])
-            if trace.outcome == "failed":
+            if trace.outcome in ("failed", "refused"):
                 await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _chat(self, turn: ChatTurn, trace: RequestTrace) -> None:
@@ -124,6 +124,8 @@ class Traffic:
             trace.end(self.record.now_s(), "cut_off")
         elif error is None:
             trace.end(self.record.now_s(), "done")
+        elif isinstance(error, RequestRefused):
+            trace.end(self.record.now_s(), "refused", str(error))
         else:
             # Whatever it is: a fault of the demo itself must not vanish in a task either.
             kind = "" if isinstance(error, RequestFailed) else f"{type(error).__name__}: "

@@ -51,9 +51,11 @@ class EngineProcess:
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         # First: what is imported next would end in its traceback.
         require_vector_path()
+        from cpu_attn import call_when_compiling
         from omniserve.engine.core import Engine
         from omniserve.profiling.hardware import count_cores
 
+        call_when_compiling(_say_compiling)
         self._socket = socket
         message = decode_to_engine(socket.recv())
         assert isinstance(message, Configure)
@@ -157,6 +159,13 @@ class EngineProcess:
             self._was_busy = busy
             self._next_stats_s = now_s + (_BUSY_STATS_S if busy else _IDLE_STATS_S)
             self._send(Stats(models=self._engine.stats()))
+
+
+def _say_compiling() -> None:
+    from cpu_attn import cache_folder
+
+    kept_in = cache_folder()
+    log_event(_LOG, "compiling_kernels", takes="a minute or so", kept_in=str(kept_in or "nothing"))
 
 
 def _end_with_front() -> None:
