@@ -38,6 +38,8 @@ class TensorInfo:
     dtype: str
     """As safetensors spells it: F32, BF16, F16, I64 ..."""
     file: str
+    start: int = 0
+    """Of its first byte in that file."""
 
     @property
     def num_elements(self) -> int:
@@ -176,7 +178,12 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         tensors = {
-            name: TensorInfo(tuple(entry["shape"]), entry["dtype"], path.name)
+            name: TensorInfo(
+                tuple(entry["shape"]),
+                entry["dtype"],
+                path.name,
+                8 + header_bytes + entry["data_offsets"][0],
+            )
             for name, entry in header.items()
         }
         missing = 8 + header_bytes + end - size

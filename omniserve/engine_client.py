@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -12,6 +11,7 @@ import zmq
 
 from omniserve.backoff import Backoff
 from omniserve.decision import Decision
+from omniserve.engine_models import Answer, EngineModels, OnProgress
 from omniserve.engine_process_handle import EngineProcessHandle
 from omniserve.engine_questions import EngineQuestions
 from omniserve.engine_streams import OutputSink, RequestStreams
@@ -30,10 +30,11 @@ from omniserve.messages import (
     SetTiers,
     Stats,
     Submit,
+    ToEngine,
     ToFront,
 )
 from omniserve.requests import EngineRequest, TierSettings
-from omniserve.settings import EngineSettings, ModelInfo, ModelStats
+from omniserve.settings import EngineSettings, ModelInfo, ModelSettings, ModelStats
 from omniserve.tasks import TaskGuard
 from scheduler.step_time import LinearStepTime
 
@@ -55,15 +56,12 @@ class EngineClient:
         """`tiers` and `shares` of tenants are those in force; the engine goes by them, until
         `set_tiers` and `set_shares` name others."""
         self.state: EngineState = "starting"
-        self.models: dict[str, ModelInfo] = {}
         self.stats: dict[str, ModelStats] = {}
         self.num_reports = 0
         """Counter: snapshots that engines sent."""
         self.device = ""
-        self.step_times: dict[str, LinearStepTime] = {}
-        """By model: what steps are expected to take, where that is known."""
         self.num_restarts = 0
-        self.settings = settings
+        self._models = EngineModels(settings)
         self._supervision = supervision or EngineSupervision()
         self._tiers = tiers
         self._shares = dict(shares)
@@ -76,6 +74,27 @@ class EngineClient:
         self._process: EngineProcessHandle | None = None
         self._ready_since_s = 0.0
         self._watch = EngineWatch(self._supervision, lambda: self.ready)
+
+    @property
+    def settings(self) -> EngineSettings:
+        """What an engine that is started now is to have."""
+        return self._models.settings
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        """Those that are loaded."""
+        return self._models.infos
+
+    @property
+    def step_times(self) -> dict[str, LinearStepTime]:
+        """By model: what steps are expected to take, where that is known."""
+        return self._models.step_times
+
+    @property
+    def failed_models(self) -> dict[str, str]:
+        """Models that were loaded at run time and that an engine which was started anew could not
+        load again, and why. Each start tries them again; `unload_model` forgets them."""
+        return self._models.failed
 
     @property
     def ready(self) -> bool:
@@ -171,6 +190,36 @@ class EngineClient:
         time; empty where it knows of none. Raises EngineUnavailable as `submit` does."""
         return await self._questions.ask(self._ready_process().send, request_id)
 
+    async def load_model(self, settings: ModelSettings, on_progress: OnProgress) -> ModelInfo:
+        """Has the engine serve one model more, beside those that go on; engines that are started
+        later have it too. `on_progress` is told how far it is, and must not raise.
+
+        Where the caller is cancelled, the load is given up.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded.
+            ConfigError: the name is in use, a setting is wrong, the memory does not suffice, or
+                somebody unloaded it meanwhile.
+            EngineUnavailable: no engine is ready, or it died meanwhile.
+        """
+        self._ready_process()
+        return await self._models.load(self._tell, settings, on_progress)
+
+    async def unload_model(self, name: str) -> None:
+        """Has the engine forget a model, and returns once its memory is given back. Requests that
+        it still has end with EngineUnavailable; a load of it is given up.
+
+        Raises:
+            UnknownModel: there is none of this name.
+            EngineUnavailable: no engine is ready. One that dies meanwhile has no model either.
+        """
+        self._ready_process()
+        await self._models.unload(self._tell, name)
+
+    def _tell(self, message: ToEngine) -> None:
+        if self._process is not None:
+            self._process.send(message)
+
     def _ready_process(self) -> EngineProcessHandle:
         if not self.ready or self._process is None:
             raise EngineUnavailable(f"the engine is {self.state}; try again later")
@@ -211,7 +260,8 @@ class EngineClient:
         except (OSError, zmq.ZMQError) as error:
             return EngineError(f"cannot start the engine process: {error}")
         log_event(_logger, "engine_spawned", pid=process.pid, num_restarts=self.num_restarts)
-        process.send(Configure(self._with_step_times(), self._supervision.load_s))
+        settings, added = self._models.at_start
+        process.send(Configure(settings, self._supervision.load_s, added))
         process.send(SetTiers(self._tiers))
         process.send(SetShares(self._shares))
         duties = {
@@ -226,14 +276,6 @@ class EngineClient:
                 duty.cancel()
             await asyncio.gather(*duties, return_exceptions=True)
         return done.pop().result()
-
-    def _with_step_times(self) -> EngineSettings:
-        """As given; what an engine before has found out need not be found again."""
-        models = tuple(
-            replace(model, step_time=model.step_time or self.step_times.get(model.name))
-            for model in self.settings.models
-        )
-        return replace(self.settings, models=models)
 
     async def _receive(self, process: EngineProcessHandle) -> CheckpointError | EngineError:
         while True:
@@ -257,12 +299,15 @@ class EngineClient:
         elif isinstance(message, Explained):
             self._questions.answer(message)
         elif isinstance(message, Stats):
-            self.stats = {stats.name: stats for stats in message.models}
+            # What was on its way while a model was unloaded says nothing of it any more.
+            known = (stats for stats in message.models if stats.name in self.models)
+            self.stats = {stats.name: stats for stats in known}
             self.num_reports += 1
+        elif isinstance(message, Answer):
+            self._models.answer(message)
         elif isinstance(message, EngineReady):
-            self.models = {model.name: model for model in message.models}
+            self._models.ready(message)
             self.device = message.device
-            self.step_times = message.step_times
             self._ready_since_s = self._now_s()
             log_event(_logger, "engine_ready", device=self.device, models=",".join(self.models))
             self._set_state("ready")
@@ -281,6 +326,7 @@ class EngineClient:
         """Nobody is left waiting for the engine."""
         self._streams.fail_all(message)
         self._questions.fail_all(message)
+        self._models.fail_all(message)
 
     def _set_state(self, state: EngineState) -> None:
         if state != self.state:

@@ -11,6 +11,7 @@ from omniserve.engine_streams import OutputSink
 from omniserve.errors import (
     DeadlineExceeded,
     EngineError,
+    EngineUnavailable,
     OmniServeError,
     Overloaded,
     RequestCancelled,
@@ -198,6 +199,8 @@ def _raise_if_failed(output: RequestOutput) -> None:
         failure = Overloaded(output.error or "the server is overloaded", output.retry_after_s)
     elif output.missed_deadline:
         failure = DeadlineExceeded(output.error or _MISSED)
+    elif output.is_unavailable:
+        failure = EngineUnavailable(output.error or "the model was unloaded; try again later")
     elif output.finish_reason == "error":
         failure = EngineError(output.error or "the engine failed on this request")
     elif output.finish_reason == "cancelled":

@@ -14,6 +14,9 @@ class Configure(msgspec.Struct, tag=True, frozen=True):
     settings: EngineSettings
     ready_within_s: float = 600.0
     """The front gives the engine up where it takes longer."""
+    added: tuple[ModelSettings, ...] = ()
+    """Models that an engine before was told to load: one that cannot be loaded any more keeps
+    nobody from serving the others."""
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):
@@ -57,7 +60,8 @@ class LoadModel(msgspec.Struct, tag=True, frozen=True):
 
 class UnloadModel(msgspec.Struct, tag=True, frozen=True):
     """Front to engine: serve this model no more, and give its memory back; what it still has to
-    do fails. Also ends a load of it that is under way. `ModelUnloaded` answers."""
+    do fails. Also ends a load of it that is under way. `ModelUnloaded` answers, also where there
+    is no such model."""
 
     question: int
     model: str
@@ -74,6 +78,8 @@ class EngineReady(msgspec.Struct, tag=True, frozen=True):
     device: str
     step_times: dict[str, LinearStepTime] = {}
     """By model: what steps are expected to take."""
+    failed: dict[str, str] = {}
+    """Models that were `added` and could not be loaded, and why."""
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):

@@ -114,5 +114,7 @@ class RequestOutput:
     """Of a request that was refused for the load there is: when it may be tried again."""
     missed_deadline: bool = False
     """Of a request that was refused because its deadline had passed."""
+    is_unavailable: bool = False
+    """Of a request whose model was unloaded: it may be sent again."""
     tier: str = ""
     """The tier that serves it, where that is not the one it was sent for."""

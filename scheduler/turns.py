@@ -45,7 +45,9 @@ class ModelTurns:
 
     def next(self, demands: Mapping[str, ModelDemand]) -> Turn | None:
         """The next turn, or None where no model has work."""
-        order = self._least_recent_first
+        kept = [name for name in self._least_recent_first if name in demands]
+        order = kept + [name for name in demands if name not in kept]
+        self._least_recent_first = order
         urgent = [name for name in order if demands[name].latency_sensitive]
         patient = [
             name

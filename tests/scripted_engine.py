@@ -22,6 +22,11 @@ from omniserve.messages import (
     EngineReady,
     Explain,
     Explained,
+    LoadModel,
+    ModelLoaded,
+    ModelProgress,
+    ModelRefused,
+    ModelUnloaded,
     Outputs,
     SetShares,
     SetTiers,
@@ -29,6 +34,7 @@ from omniserve.messages import (
     Stats,
     Submit,
     ToFront,
+    UnloadModel,
     decode_to_engine,
     encode,
 )
@@ -78,6 +84,7 @@ class ScriptedEngine:
         self.echoes: dict[str, Echo] = {}
         self.tiers: tuple[str, ...] = ()
         self.shares: dict[str, float] = {}
+        self.loading: dict[str, int] = {}
         self.num_steps = 0
         self.running = True
         self.stats_due_s = 0.0
@@ -92,8 +99,13 @@ class ScriptedEngine:
         if fail_if is not None and fail_if.exists():
             self.send(EngineFailed(fail_if.read_text()))
             raise SystemExit(2)
-        self.models = configure.settings.models
-        self.send(EngineReady(tuple(model_info(model) for model in self.models), "scripted"))
+        readable = [model for model in configure.added if not Path(model.path).exists()]
+        self.models = (*configure.settings.models, *readable)
+        failed = {
+            model.name: "unreadable now" for model in configure.added if model not in readable
+        }
+        infos = tuple(model_info(model) for model in self.models)
+        self.send(EngineReady(infos, "scripted", failed=failed))
 
     def serve(self) -> None:
         while self.running:
@@ -117,9 +129,28 @@ class ScriptedEngine:
             self.shares = message.shares
         elif isinstance(message, Explain) and message.request_id != "kept to itself":
             self.send(Explained(message.question, self.decisions(message.request_id)))
+        elif isinstance(message, LoadModel):
+            self.load_beside(message)
+        elif isinstance(message, UnloadModel):
+            self.models = tuple(model for model in self.models if model.name != message.model)
+            if message.model in self.loading:
+                self.send(ModelRefused(self.loading.pop(message.model), "ended", False))
+            self.send(ModelUnloaded(message.question))
         elif isinstance(message, Shutdown):
             time.sleep(self.stop_s)
             self.running = False
+
+    def load_beside(self, message: LoadModel) -> None:
+        """A model called slow is never loaded, one whose path exists is refused."""
+        model = message.settings
+        self.send(ModelProgress(message.question, "reading", 1, 2))
+        if Path(model.path).exists():
+            self.send(ModelRefused(message.question, f"{model.path}: broken", True))
+        elif model.name == "slow":
+            self.loading[model.name] = message.question
+        else:
+            self.models = (*self.models, model)
+            self.send(ModelLoaded(message.question, model_info(model)))
 
     def decisions(self, client_id: str) -> tuple[Decision, ...]:
         """One for each request that runs and is the client's, or called so itself."""

@@ -5,13 +5,15 @@ from pathlib import Path
 from weakref import ref
 
 import pytest
-from engine_builders import make_engine, make_model_settings
+from engine_builders import make_engine, make_model_settings, make_request, run_all
 from hypothesis import given
 from hypothesis import strategies as st
 from service_builders import sample
 from weight_builders import write_family
 
 from omniserve.commands.sharing import sharing_fields, sharing_sum, sharing_table
+from omniserve.engine.core import Engine
+from omniserve.messages import ModelRefused
 from omniserve.metrics import Metrics
 from omniserve.models.weight_sharing import WeightSharing, weight_sharing
 from omniserve.models.weight_store import StoredWeight
@@ -77,6 +79,42 @@ def test_an_engine_of_fine_tunes_tells_what_they_share(tmp_path: Path) -> None:
         assert set(weights.shared_with.values()) == {weights.shared_bytes}
         assert abs(weights.saved_bytes - weights.shared_bytes * 2 / 3) <= 1
     engine.close()
+
+
+def test_a_model_that_comes_and_goes_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    """Loaded beside its base, which is then unloaded: it goes on, and is not told to share."""
+    base, finetune = write_family(tmp_path, "qwen3", num_finetunes=1)
+    engine = make_engine(make_model_settings(base, name="base"))
+    alone = make_engine(make_model_settings(finetune, name="finetune"))
+    prompt = list(range(30, 60))
+    expected = run_all(alone, [make_request("a", prompt, model="finetune")])["a"].token_ids
+
+    engine.begin_load(1, make_model_settings(finetune, name="finetune"))
+    settle(engine)
+    assert {each.name for each in engine.stats() if told(each).shared_bytes} == {"base", "finetune"}
+    got = run_all(engine, [make_request("b", prompt, model="finetune")])["b"].token_ids
+    assert got == expected
+    engine.begin_unload(2, "base")
+    settle(engine)
+    got = run_all(engine, [make_request("c", prompt, model="finetune")])["c"].token_ids
+    assert got == expected
+    (left,) = engine.stats()
+    (before,) = alone.stats()
+    assert told(left) == told(before)
+    assert told(left).shared_bytes == told(left).saved_bytes == 0
+    engine.close()
+    alone.close()
+
+
+def settle(engine: Engine) -> None:
+    while engine.is_changing:
+        engine.step()
+        assert not any(isinstance(news, ModelRefused) for news in engine.take_news())
+
+
+def told(stats: ModelStats) -> WeightStats:
+    assert stats.weights is not None
+    return stats.weights
 
 
 def test_metrics() -> None:

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from weight_builders import CPU, last_logits, load, resident_after_each, write_family
 
+from omniserve.errors import ConfigError
 from omniserve.models.linear import can_pack
+from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.row_ops import TorchRowOps
 from omniserve.models.weight_digest import weight_digest
 from omniserve.models.weight_sharing import weight_sharing
 from omniserve.models.weight_store import ModelWeights, WeightStore
@@ -89,6 +92,51 @@ def test_a_model_that_goes_takes_only_what_was_its_own(family: list[Path]) -> No
     del second
     gc.collect()
     assert (len(store), store.num_bytes, len(store._layers)) == (0, 0, 0)
+
+
+def test_a_model_that_is_taken_apart_leaves_others_whole(family: list[Path]) -> None:
+    store = WeightStore()
+    first, second = (load(path, store) for path in family[:2])
+    expected, before = last_logits(second, PROMPT), store.num_bytes
+    shared = sum(weight.num_bytes for weight in second.weights.held)
+    sizes = []
+    first.layers.clear()
+    for _ in first.weights.take_apart():
+        sizes.append(store.num_bytes)
+    del first
+    gc.collect()
+    assert store.num_bytes == shared < before
+    # Piece by piece: nobody waits for all of them at once.
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 3
+    assert torch.equal(last_logits(second, PROMPT), expected)
+
+
+def test_room_is_asked_for_what_no_other_model_has() -> None:
+    store, asked = WeightStore(), list[int]()
+    tensor, modules = torch.randn(64, 64), [torch.nn.Linear(64, 64) for _ in range(2)]
+    sources = [torch.nn.Linear(64, 64) for _ in range(2)]
+    for source, module in zip(sources, modules, strict=True):
+        source.load_state_dict(module.state_dict())
+    weights = [ModelWeights(store, CPU, False, asked.append) for _ in range(2)]
+    with torch.inference_mode():
+        for mine, each in zip(weights, (modules, sources), strict=True):
+            mine.tensor(tensor.clone())
+            mine.linear(each)
+    assert asked == [4 * 64 * 64, 4 * 2 * 64 * 65]
+
+
+def test_without_room_nothing_is_kept(tmp_path: Path) -> None:
+    (path,) = write_family(tmp_path, "llama", num_finetunes=0)
+    store = WeightStore()
+
+    def refuse(num_bytes: int) -> None:
+        raise ConfigError(f"no room for {num_bytes} bytes")
+
+    weights = ModelWeights(store, CPU, True, refuse)
+    opened = open_model(path, load_config(path))
+    with pytest.raises(ConfigError, match="no room for"):
+        read_model(opened, weights, torch.float32, 64, TorchRowOps())
+    assert len(store) == 0
 
 
 def test_models_that_come_and_go_leave_nothing(family: list[Path]) -> None:

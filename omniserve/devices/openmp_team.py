@@ -22,6 +22,18 @@ def _loaded_libgomp() -> ctypes.CDLL | None:
     return None
 
 
+def compute_alone() -> None:
+    """What the calling thread computes from now on takes no other threads; others keep theirs.
+
+    torch.set_num_threads would change what threads to come begin with.
+    """
+    # Asked for once, so that torch does not set it anew at the first operator.
+    torch.get_num_threads()
+    library = _loaded_libgomp()
+    if library is not None and hasattr(library, "omp_set_num_threads"):
+        library.omp_set_num_threads(1)
+
+
 class OpenMpTeam:
     """The threads of torch's pool; without GNU OpenMP, the calling thread alone."""
 

@@ -1,7 +1,9 @@
 """From settings to a model that is ready to step."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,24 @@ from omniserve.engine.kv_pool import (
     allocate_kv_pool,
     kv_bytes_per_token,
 )
+from omniserve.engine.load_log import LoadLog
+from omniserve.engine.model_memory import dtype_of, require_memory, require_room
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import plan_kv_capacity, scheduler_settings
 from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
-from omniserve.models.loading import DTYPES, load_config, load_model
-from omniserve.models.weight_store import WeightStore
+from omniserve.models.linear import can_pack
+from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.piggyback.build import (
     HostedModel,
     build_piggybacks,
     open_host_side,
 )
 from omniserve.piggyback.host_link import HostLink
-from omniserve.settings import EngineSettings, ModelInfo, ModelSettings
+from omniserve.piggyback.runtime import Piggyback
+from omniserve.settings import EngineSettings, LoadPhase, ModelInfo, ModelSettings
 from scheduler import Scheduler
 
 
@@ -42,38 +48,57 @@ class BuiltModel:
     """None where the model does not piggyback."""
 
 
+Progress = Callable[[LoadPhase, int, int], None]
+"""Told the phase of a load, and how many bytes of how many are read; may end the load by raising
+what it likes."""
+
+
 def build_runtimes(
-    settings: EngineSettings, device: Device
+    settings: EngineSettings, device: Device, store: WeightStore
 ) -> tuple[dict[str, ModelRuntime], HostLink | None]:
-    """Loads the models; with a host link where one of them piggybacks.
+    """Loads the models, which share their weights in `store`; with a host link where one of them
+    piggybacks.
 
     Raises:
         CheckpointError: a checkpoint cannot be loaded.
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
-    store = WeightStore()
-    built = [_build_model(model, device, store) for model in settings.models]
+    built = [build_model(model, device, store, LoadLog(model.name)) for model in settings.models]
     hosted = [part.hosted for part in built if part.hosted is not None]
     link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
     runtimes = {
-        part.info.name: ModelRuntime(
-            part.info,
-            part.executor,
-            part.scheduler,
-            part.kv_pool,
-            part.text,
-            device.pipeline_depth,
-            piggybacks.get(part.info.name),
-        )
-        for part in built
+        part.info.name: make_runtime(part, device, piggybacks.get(part.info.name)) for part in built
     }
     return runtimes, link
 
 
-def _build_model(settings: ModelSettings, device: Device, store: WeightStore) -> BuiltModel:
+def make_runtime(part: BuiltModel, device: Device, piggyback: Piggyback | None) -> ModelRuntime:
+    """What steps a model that is built."""
+    return ModelRuntime(
+        part.info,
+        part.executor,
+        part.scheduler,
+        part.kv_pool,
+        part.text,
+        device.pipeline_depth,
+        piggyback,
+    )
+
+
+def build_model(
+    settings: ModelSettings, device: Device, store: WeightStore, progress: Progress
+) -> BuiltModel:
+    """Checks all that can be checked, then reads the weights and allocates. In any thread.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        ConfigError: an unknown dtype, a KV limit that is too small, or more than the memory that
+            is free.
+    """
+    progress("checking", 0, 0)
     path = Path(settings.path)
     config = load_config(path)
-    dtype = DTYPES[settings.dtype]
+    dtype = dtype_of(settings)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_per_token = kv_bytes_per_token(
         config.num_hidden_layers, config.num_key_value_heads, head_dim, dtype
@@ -82,8 +107,22 @@ def _build_model(settings: ModelSettings, device: Device, store: WeightStore) ->
     num_blocks, max_model_len = plan_kv_capacity(
         settings, bytes_per_token, config.max_position_embeddings
     )
-    model = load_model(
-        path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype), store
+    text = TextModel.load(path)
+    eos_token_ids = _eos_token_ids(path, config)
+    opened = open_model(path, config)
+    require_memory(settings, opened, device.torch_device, store)
+    model = read_model(
+        opened,
+        ModelWeights(
+            store,
+            device.torch_device,
+            can_pack(device.torch_device, dtype),
+            partial(require_room, settings, device.torch_device),
+        ),
+        dtype,
+        max_model_len,
+        device.row_ops(dtype),
+        partial(progress, "reading"),
     )
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
@@ -118,7 +157,7 @@ def _build_model(settings: ModelSettings, device: Device, store: WeightStore) ->
         kv_bytes_per_token=bytes_per_token,
         device_kv_bytes=kv_pool.num_bytes,
         num_parameters=model.num_parameters,
-        eos_token_ids=_eos_token_ids(path, config),
+        eos_token_ids=eos_token_ids,
         num_layers=config.num_hidden_layers,
     )
     hosted = None
@@ -132,7 +171,7 @@ def _build_model(settings: ModelSettings, device: Device, store: WeightStore) ->
             kv_pool.cache,
             executor.set_block_table,
         )
-    return BuiltModel(info, executor, scheduler, kv_pool, TextModel.load(path), hosted)
+    return BuiltModel(info, executor, scheduler, kv_pool, text, hosted)
 
 
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:

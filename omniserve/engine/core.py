@@ -7,15 +7,19 @@ import torch
 
 from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
-from omniserve.engine.build import build_runtimes
+from omniserve.engine.build import build_runtimes, make_runtime
+from omniserve.engine.model_changes import ModelChanges, News, Placement
+from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.stepping import Stepping
 from omniserve.engine.tiers_in_force import TiersInForce
 from omniserve.engine.timelines import explain
+from omniserve.engine.trial import warm_up_request
 from omniserve.errors import CheckpointError, UnknownModel
 from omniserve.models.weight_sharing import WeightSharing
-from omniserve.requests import EngineRequest, RequestOutput, SamplingParams, TierSettings
-from omniserve.settings import EngineSettings, ModelInfo, ModelStats
+from omniserve.models.weight_store import WeightStore
+from omniserve.requests import EngineRequest, RequestOutput, TierSettings
+from omniserve.settings import EngineSettings, ModelInfo, ModelSettings, ModelStats
 
 
 class Engine:
@@ -41,14 +45,19 @@ class Engine:
         """
         device = device or open_device(settings.device)
         self.device = device.description
-        self._runtimes, self._host = build_runtimes(settings, device)
+        self._torch_device = device
+        store = WeightStore()
+        self._runtimes, self._host = build_runtimes(settings, device, store)
         self._stepping = Stepping(self._runtimes, self._host, poll_arrivals)
+        self._changes = ModelChanges(device, store, Placement(self._join, self._leave))
         self._tiers = TiersInForce()
         self._sharing = WeightSharing()
+        self._shares: Mapping[str, float] = {}
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        return tuple(runtime.info for runtime in self._runtimes.values())
+        """Those that are served."""
+        return tuple(runtime.info for runtime in self._served())
 
     @property
     def is_parked(self) -> bool:
@@ -67,9 +76,8 @@ class Engine:
             UnknownModel: no model of that name is loaded.
         """
         if model not in self._runtimes:
-            raise UnknownModel(
-                f"model {model!r} is not served; served: {', '.join(self._runtimes)}"
-            )
+            served = ", ".join(self._runtimes) or "none"
+            raise UnknownModel(f"model {model!r} is not served; served: {served}")
         return self._runtimes[model]
 
     def add(self, request: EngineRequest) -> None:
@@ -101,8 +109,39 @@ class Engine:
 
     def set_shares(self, shares: Mapping[str, float]) -> None:
         """Weights of tenants in best-effort service from now on; of all others it is 1."""
+        self._shares = dict(shares)
         for runtime in self._runtimes.values():
             runtime.scheduler.set_shares(shares)
+
+    def begin_load(
+        self, question: int, settings: ModelSettings, prepare: Prepare = lambda given: given
+    ) -> None:
+        """Begins to load a model beside those that run; goes on with every `step`.
+
+        No step waits for it longer than about a layer takes. `prepare` completes the settings, in
+        a thread of its own. Among the `take_news` will be `ModelProgress` and then `ModelLoaded`
+        or, where nothing of it is left, `ModelRefused`; all with `question`. May be called at layer
+        boundaries.
+        """
+        self._changes.begin_load(question, settings, prepare)
+
+    def begin_unload(self, question: int, model: str) -> None:
+        """Takes a model out before the next step; goes on with every `step`.
+
+        The requests that it has end with an error that asks to try again; a load of it is given
+        up. `ModelUnloaded` is among the news once its memory is given back, or if it was not
+        there. May be called at layer boundaries.
+        """
+        self._changes.begin_unload(question, model)
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether models are being loaded or unloaded, so that `step` has to be called."""
+        return self._changes.are_under_way
+
+    def take_news(self) -> list[News]:
+        """What became of loads and unloads since this was asked last."""
+        return self._changes.take_news()
 
     def explain(self, request_id: str) -> tuple[Decision, ...]:
         """What was decided about a request, in order of time; empty where nothing is known of it.
@@ -129,16 +168,15 @@ class Engine:
         """
         if self._host is not None:
             self._host.await_ready()
-        for name in self._runtimes:
-            sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=2)
-            prompt = (0,) * min(4, self._runtimes[name].info.max_model_len - 2)
-            if prompt:
-                self.add(EngineRequest("warm-up", name, prompt, sampling, "best_effort", "warm-up"))
+        for name, runtime in self._runtimes.items():
+            request = warm_up_request(runtime.info)
+            if request is not None:
+                self.add(request)
                 while self.has_unfinished:
                     for output in self.step():
                         if output.error is not None:
                             raise CheckpointError(f"model {name!r}: {output.error}")
-            self._runtimes[name].warm_up()
+            runtime.warm_up()
 
     @property
     def host_costs_threads(self) -> bool:
@@ -163,10 +201,11 @@ class Engine:
             runtime.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
-        sharing = self._sharing.of({name: each.weights for name, each in self._runtimes.items()})
+        """Of the models that are served."""
+        served = self._served()
+        sharing = self._sharing.of({each.info.name: each.weights for each in served})
         return tuple(
-            replace(runtime.stats(), weights=sharing[name])
-            for name, runtime in self._runtimes.items()
+            replace(runtime.stats(), weights=sharing[runtime.info.name]) for runtime in served
         )
 
     @torch.inference_mode()
@@ -175,4 +214,25 @@ class Engine:
 
         Without anything to compute it returns at once or after a short sleep, so call it again.
         """
-        return self._stepping.step()
+        if not self._changes.are_under_way:
+            return self._stepping.step()
+        ended = self._changes.advance(self._runtimes.__contains__)
+        return ended + self._changes.without_trial(self._stepping.step())
+
+    def _served(self) -> list[ModelRuntime]:
+        joining = self._changes.joining
+        return [runtime for name, runtime in self._runtimes.items() if name != joining]
+
+    def _join(self, load: ModelLoad) -> ModelRuntime:
+        assert load.built is not None
+        runtime = make_runtime(load.built, self._torch_device, None)
+        load.built = None
+        runtime.set_terms(self._tiers.terms)
+        runtime.scheduler.set_shares(self._shares)
+        self._runtimes[runtime.info.name] = runtime
+        return runtime
+
+    def _leave(self, model: str) -> ModelRuntime:
+        runtime = self._runtimes.pop(model)
+        self._stepping.forget(runtime)
+        return runtime

@@ -1,6 +1,6 @@
 """Runs a step plan on the device: tensors in, logits out, any number of layers at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,6 +179,16 @@ class Executor:
             rows = np.concatenate([cursor.batch.sampling_rows, exits])
             residual = residual[to_device(rows, self._device)]
         return self._model.logits(residual)
+
+    def take_apart(self) -> Iterator[None]:
+        """Drops layers and weights one after the other, so that nobody waits for all of them at
+        once; it can compute nothing any more. What other models have too stays with them."""
+        self._graphs = None
+        layers = self._model.layers
+        while layers:
+            layers.pop()
+            yield
+        yield from self._model.weights.take_apart()
 
     def set_block_table(self, slot: int, block_ids: Sequence[int]) -> None:
         """The whole table of a request that came back to the device."""

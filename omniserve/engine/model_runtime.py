@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 
 from omniserve.engine.admission import Admission
@@ -170,6 +170,15 @@ class ModelRuntime:
         self.scheduler.abort(request_id)
         self._settle()
         return True
+
+    def end_all(self, reason: str) -> list[RequestOutput]:
+        """What ends the requests that are here; to be called when the model is to do no more."""
+        return [sequence.unavailable(reason) for sequence in self._sequences]
+
+    def take_apart(self) -> Iterator[None]:
+        """Drops what is large, piece by piece; the model can do nothing any more."""
+        self._in_flight.clear()
+        yield from self._executor.take_apart()
 
     def begin(
         self,

@@ -16,6 +16,7 @@ from omniserve.errors import (
     DeadlineExceeded,
     OmniServeError,
     Overloaded,
+    UnknownModel,
 )
 from omniserve.logs import LogSettings, configure_logging, get_logger, log_event
 from omniserve.messages import (
@@ -25,6 +26,9 @@ from omniserve.messages import (
     EngineReady,
     Explain,
     Explained,
+    LoadModel,
+    ModelLoaded,
+    ModelRefused,
     Outputs,
     SetShares,
     SetTiers,
@@ -32,16 +36,20 @@ from omniserve.messages import (
     Stats,
     Submit,
     ToFront,
+    UnloadModel,
     decode_to_engine,
     encode,
 )
 from omniserve.requests import EngineRequest, RequestOutput
+from omniserve.settings import EngineSettings, ModelSettings
 from omniserve.vector_path import require_vector_path
 from scheduler.step_time import LinearStepTime
 
 _LOG = get_logger(__name__)
 _BUSY_STATS_S = 0.25
 _IDLE_STATS_S = 1.0
+_CHANGING_POLL_S = 5e-3
+"""While models come and go, and nothing else is to be done."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -60,6 +68,7 @@ class EngineProcess:
         message = decode_to_engine(socket.recv())
         assert isinstance(message, Configure)
         self._settings = message.settings
+        self._added = message.added
         self._ready_before_s = time.monotonic() + message.ready_within_s
         self._num_cores = count_cores()
         self._rejected: list[RequestOutput] = []
@@ -72,13 +81,15 @@ class EngineProcess:
         """Steps until the front says stop."""
         self._engine.warm_up()
         step_times = self._find_step_times()
+        failed = self._load_added(step_times)
         engine = self._engine
-        self._send(EngineReady(engine.models, engine.device, step_times))
+        self._send(EngineReady(engine.models, engine.device, step_times, failed))
         while True:
             self._send_stats()
             if not self._engine.has_unfinished:
                 self._check_integrity()
-                self._socket.poll(int(_IDLE_STATS_S * 1e3))
+                is_changing = self._engine.is_changing
+                self._socket.poll(int((_CHANGING_POLL_S if is_changing else _IDLE_STATS_S) * 1e3))
             self._receive_all()
             if self._stopping:
                 self._engine.close()
@@ -88,6 +99,39 @@ class EngineProcess:
                 outputs, self._rejected = self._rejected + outputs, []
             if outputs:
                 self._send(Outputs(outputs=tuple(outputs)))
+            for news in self._engine.take_news():
+                self._send(news)
+
+    def _load_added(self, step_times: dict[str, LinearStepTime]) -> dict[str, str]:
+        """Models that came at run time, one after the other; why those that failed did.
+
+        `step_times` takes theirs up, where they are known.
+        """
+        failed: dict[str, str] = {}
+        for model in self._added:
+            self._engine.begin_load(0, model, self._with_step_time)
+            while self._engine.is_changing and not self._stopping:
+                self._socket.poll(int(_CHANGING_POLL_S * 1e3))
+                self._receive_all()
+                self._engine.step()
+                for news in self._engine.take_news():
+                    if isinstance(news, ModelRefused):
+                        failed[model.name] = news.message
+                    elif isinstance(news, ModelLoaded) and news.step_time is not None:
+                        step_times[model.name] = news.step_time
+        for name, reason in failed.items():
+            log_event(_LOG, "model_lost", level=logging.ERROR, model=name, reason=reason)
+        return failed
+
+    def _with_step_time(self, model: ModelSettings) -> ModelSettings:
+        from omniserve.profiling.kept import with_kept_step_time
+        from omniserve.profiling.store import default_store
+
+        settings = EngineSettings(self._settings.device, (*self._others_of(model), model))
+        return with_kept_step_time(settings, self._engine.device, default_store(), self._num_cores)
+
+    def _others_of(self, model: ModelSettings) -> tuple[ModelSettings, ...]:
+        return tuple(each for each in self._settings.models if each.name != model.name)
 
     def _find_step_times(self) -> dict[str, LinearStepTime]:
         from omniserve.profiling.at_start import StartClock, StepTimesAtStart
@@ -125,6 +169,10 @@ class EngineProcess:
                     self._engine.set_shares(shares)
                 case Explain(question=question, request_id=request_id):
                     self._send(Explained(question, self._engine.explain(request_id)))
+                case LoadModel(question=question, settings=settings):
+                    self._engine.begin_load(question, settings, self._with_step_time)
+                case UnloadModel(question=question, model=model):
+                    self._engine.begin_unload(question, model)
                 case Shutdown():
                     self._stopping = True
                 case Configure():
@@ -145,6 +193,8 @@ class EngineProcess:
                     error=str(error),
                     retry_after_s=retry_after_s,
                     missed_deadline=is_late,
+                    # It was served when the front sent the request.
+                    is_unavailable=isinstance(error, UnknownModel),
                 )
             )
 

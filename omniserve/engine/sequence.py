@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -82,6 +82,15 @@ class Sequence:
 
     def failure(self) -> RequestOutput:
         """The message that ends a request whose logits were not finite."""
+        return self._end(
+            "the model's logits are not finite: broken weights, or its dtype overflows"
+        )
+
+    def unavailable(self, reason: str) -> RequestOutput:
+        """The message that ends a request whose model goes."""
+        return replace(self._end(reason), is_unavailable=True)
+
+    def _end(self, error: str) -> RequestOutput:
         return RequestOutput(
             request_id=self.request.request_id,
             text="",
@@ -91,7 +100,7 @@ class Sequence:
             num_output_tokens=self.num_output_tokens,
             num_piggybacked_tokens=self.num_piggybacked_tokens,
             tier=self._other_tier,
-            error="the model's logits are not finite: broken weights, or its dtype overflows",
+            error=error,
         )
 
     def output(

@@ -1,6 +1,6 @@
 """The sequences that an engine works on, and what comes of the tokens that it samples for them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -38,6 +38,9 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(tuple(self._by_id.values()))
 
     def add(self, sequence: Sequence) -> None:
         self._by_id[sequence.request.request_id] = sequence

@@ -40,6 +40,11 @@ class Stepping:
         """Whether a step stands between two of its layers."""
         return self._parked is not None
 
+    def forget(self, runtime: ModelRuntime) -> None:
+        """A model is not among the runtimes any more; its parked step is dropped."""
+        if self._parked is not None and self._parked[0] is runtime:
+            self._parked = None
+
     def step(self) -> list[RequestOutput]:
         """As `Engine.step`; for callers in inference mode."""
         if self._host is not None:

@@ -1,5 +1,7 @@
 """From a checkpoint directory to a model whose layers can be run."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from omniserve.models.families import family_of
 from omniserve.models.linear import can_pack
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import RowOps
+from omniserve.models.weight_files import WeightFiles
+from omniserve.models.weight_map import WeightMap
 from omniserve.models.weight_store import ModelWeights, WeightStore
 
 DTYPES = {
@@ -19,6 +23,12 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+BytesRead = Callable[[int, int], None]
+"""Told, again and again, how many bytes of how many are read; ends the load where it raises."""
+
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
 
 
 def load_config(path: Path) -> Any:
@@ -35,6 +45,75 @@ def load_config(path: Path) -> Any:
     return config
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model whose weights fit its configuration, and have still to be read."""
+
+    path: Path
+    config: Any
+    module: Any
+    """transformers' own, on the meta device."""
+    weights: WeightMap
+
+    def memory_bytes(self, dtype: torch.dtype, packed: bool) -> int:
+        """That the weights will take where they are computed with."""
+        parameters = int(self.module.num_parameters())
+        if packed and _is_tied(self.config):
+            # A packed head is a copy of the embedding.
+            parameters += self.module.model.embed_tokens.weight.numel()
+        return parameters * dtype.itemsize
+
+
+def open_model(path: Path, config: Any) -> OpenedModel:
+    """Compares headers and configuration; reads no weight and allocates next to nothing.
+
+    Raises:
+        CheckpointError: a weight is missing, unexpected, or of another shape than the config says.
+    """
+    module = _empty_module(path, config)
+    tied = frozenset({_HEAD}) if _is_tied(config) else frozenset()
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+    try:
+        weights = WeightMap(inspect_checkpoint(path).tensors, shapes, tied)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return OpenedModel(path, config, module, weights)
+
+
+def read_model(
+    opened: OpenedModel,
+    weights: ModelWeights,
+    dtype: torch.dtype,
+    max_model_len: int,
+    row_ops: RowOps,
+    on_read: BytesRead = lambda done, total: None,
+) -> DecoderModel:
+    """Reads the weights and has `weights` lay them out for its device, a layer at a time.
+
+    Beside the model itself, memory for about one layer is needed meanwhile. May be called in any
+    thread. What was opened is used up.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    total = opened.weights.file_bytes
+    done = 0
+
+    def note(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        on_read(done, total)
+
+    on_read(0, total)
+    with torch.inference_mode(), WeightFiles(opened.path, note) as files:
+        module = _Filled(opened, files, dtype)
+        family = family_of(opened.config)
+        return DecoderModel(module, family, max_model_len, weights, row_ops)
+
+
 def load_model(
     path: Path,
     config: Any,
@@ -44,36 +123,110 @@ def load_model(
     row_ops: RowOps,
     store: WeightStore,
 ) -> DecoderModel:
-    """Loads the weights to `device` and lays them out for it; what is in `store` is not loaded
-    twice.
+    """Opens a model and reads it; what other models of `store` have already is shared.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected, or of another shape than the config says.
+        CheckpointError: as `open_model` and `read_model` say.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
+    weights = ModelWeights(store, device, can_pack(device, dtype))
+    return read_model(open_model(path, config), weights, dtype, max_model_len, row_ops)
 
-    # transformers reports what is wrong with a checkpoint as a table on its log; we say it once,
-    # below.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+
+class _Filled:
+    """A module as `DecoderModel` takes it apart: what it looks at is filled just before.
+
+    In host memory, also for an accelerator: what another model has there already stays here.
+    """
+
+    def __init__(self, opened: OpenedModel, files: WeightFiles, dtype: torch.dtype) -> None:
+        self._opened = opened
+        self._module = opened.module
+        self._files = files
+        self._dtype = dtype
+        self.config = opened.config
+        self.model = _FilledBody(self)
+
+    def num_parameters(self) -> int:
+        return int(self._module.num_parameters())
+
+    @property
+    def body(self) -> Any:
+        return self._module.model
+
+    @property
+    def lm_head(self) -> Any:
+        head, embedding = self._module.lm_head, self.model.embed_tokens
+        if not head.weight.is_meta:
+            return head
+        if not _is_tied(self.config):
+            return self.fill(head, "lm_head.")
+        if _HEAD not in self._opened.weights:
+            head.weight = embedding.weight
+            return head
+        # Stored although it is tied: then it counts where it differs.
+        head.weight = torch.nn.Parameter(head.weight.detach(), requires_grad=False)
+        self.fill(head, "lm_head.")
+        if torch.equal(head.weight, embedding.weight):
+            head.weight = embedding.weight
+        return head
+
+    def fill(self, module: Any, prefix: str) -> Any:
+        """Gives every parameter of a module, where it has none yet, what the checkpoint holds."""
+        for name, parameter in list(module.named_parameters()):
+            if not parameter.is_meta:
+                continue
+            value = torch.empty(parameter.shape, dtype=self._dtype)
+            self._opened.weights.read(prefix + name, self._files, value)
+            owner_name, _, own_name = name.rpartition(".")
+            owner = module.get_submodule(owner_name)
+            setattr(owner, own_name, torch.nn.Parameter(value, requires_grad=False))
+        return module
+
+    def rotary(self) -> Any:
+        """It has no weights: it is computed anew."""
+        with torch.device("cpu"):
+            return type(self.body.rotary_emb)(self.config)
+
+
+class _FilledBody:
+    def __init__(self, owner: _Filled) -> None:
+        self._owner = owner
+
+    @property
+    def embed_tokens(self) -> Any:
+        return self._owner.fill(self._owner.body.embed_tokens, "model.embed_tokens.")
+
+    @property
+    def norm(self) -> Any:
+        return self._owner.fill(self._owner.body.norm, "model.norm.")
+
+    @property
+    def rotary_emb(self) -> Any:
+        return self._owner.rotary()
+
+    @property
+    def layers(self) -> Iterator[Any]:
+        """One after the other: the adapter of a layer releases what the next one needs."""
+        layers = self._owner.body.layers
+        for index in range(len(layers)):
+            layer = self._owner.fill(layers[index], f"model.layers.{index}.")
+            layers[index] = torch.nn.Identity()
+            yield layer
+
+
+def _is_tied(config: Any) -> bool:
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def _empty_module(path: Path, config: Any) -> Any:
+    import transformers
+
+    # Not from_config: it changes torch's default dtype, for other threads too, while it works.
+    kind = getattr(transformers, family_of(config).architecture)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
+        with torch.device("meta"):
+            module = kind(config)
+    except Exception as error:  # transformers raises whatever its modules raise
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: cannot load the weights: {reason}") from error
-    module, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            names = ", ".join(sorted(str(name) for name in info[problem])[:4])
-            raise CheckpointError(f"{path}: {problem.replace('_', ' ')} in the checkpoint: {names}")
-    with torch.inference_mode():
-        weights = ModelWeights(store, device, can_pack(device, dtype))
-        return DecoderModel(module.eval(), family_of(config), max_model_len, weights, row_ops)
+    return module.eval()

@@ -1,6 +1,6 @@
 """The weights of all models of a process, each of them once: what is equal is shared."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -59,8 +59,16 @@ class ModelWeights:
     Sources are released one by one, so that what is read of a checkpoint is not held twice.
     """
 
-    def __init__(self, store: WeightStore, device: torch.device, packed: bool) -> None:
-        """packed: whether linear layers are packed for oneDNN."""
+    def __init__(
+        self,
+        store: WeightStore,
+        device: torch.device,
+        packed: bool,
+        require_room: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        """packed: whether linear layers are packed for oneDNN. `require_room` is asked for so many
+        bytes before each weight that no other model has; it may raise what it likes."""
+        self._require_room = require_room
         self.device = device
         self._store = store
         self._packed = packed
@@ -72,10 +80,7 @@ class ModelWeights:
         return self._held.values()
 
     def tensor(self, source: Tensor) -> Tensor:
-        """A tensor on the device that equals `source`; never its own memory.
-
-        That may be a mapped file, which somebody may write to while the model is served.
-        """
+        """A tensor on the device that equals `source`, which may be it: nobody may change it."""
         return self._tensor(weight_digest(source), source)
 
     def linear(self, modules: Sequence[torch.nn.Linear]) -> Linear:
@@ -115,12 +120,19 @@ class ModelWeights:
         """`layer`, or one of another model that computes the same with the same weights."""
         return self._store.one_of(layer)
 
+    def take_apart(self) -> Iterator[None]:
+        """Lets go of one weight after the other; the model's layers are gone already."""
+        while self._held:
+            self._held.popitem()
+            yield
+
     def _tensor(self, digest: bytes, source: Tensor) -> Tensor:
-        def copy() -> StoredWeight:
-            value = source.detach().to(self.device, copy=True).contiguous()
+        def take() -> StoredWeight:
+            self._require_room(source.nbytes)
+            value = source.detach().to(self.device).contiguous()
             return StoredWeight(value, value.nbytes)
 
-        value = self._hold(f"tensor {self.device}", [digest], copy).value
+        value = self._hold(f"tensor {self.device}", [digest], take).value
         assert isinstance(value, Tensor)
         return value
 
@@ -130,6 +142,7 @@ class ModelWeights:
         def lay_out() -> StoredWeight:
             weight, bias = parameters()
             num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+            self._require_room(num_bytes)
             if self._packed:
                 return StoredWeight(packed_linear(weight, bias), num_bytes)
             bias = None if bias is None else bias.to(self.device)

@@ -1,0 +1,47 @@
+"""Giving the memory of a model back while other models run."""
+
+import contextlib
+import ctypes
+import os
+import threading
+import time
+
+import torch
+
+from omniserve.engine.model_runtime import ModelRuntime
+
+_NICENESS = 10
+_PAUSE_S = 200e-6
+"""After each layer, so that the step loop gets Python's lock: memory is unmapped while it is
+held."""
+
+
+class MemoryReturn:
+    """A thread that drops what is left of a model, and has the allocators let go of it."""
+
+    def __init__(self, runtime: ModelRuntime | None) -> None:
+        """None: of a load that came to nothing. The caller keeps no reference."""
+        self._left = runtime
+        self._thread = threading.Thread(target=self._run, name="memory-return", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        runtime, self._left = self._left, None
+        if runtime is not None:
+            for _ in runtime.take_apart():
+                time.sleep(_PAUSE_S)
+        del runtime
+        if torch.accelerator.is_available():
+            torch.accelerator.memory.empty_cache()
+        _trim()
+
+
+def _trim() -> None:
+    """Has malloc give free pages back; another libc has no such call, and needs none."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,195 @@
+"""Models that come to an engine and leave it while it works."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from omniserve.devices.device import Device
+from omniserve.engine.memory_return import MemoryReturn
+from omniserve.engine.model_load import ModelLoad, Prepare
+from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.engine.trial import Trial
+from omniserve.errors import CheckpointError, ConfigError
+from omniserve.messages import ModelLoaded, ModelProgress, ModelRefused, ModelUnloaded
+from omniserve.models.weight_store import WeightStore
+from omniserve.requests import RequestOutput
+from omniserve.settings import LoadPhase, ModelSettings
+
+News = ModelProgress | ModelLoaded | ModelRefused | ModelUnloaded
+
+_SAY_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How a model is taken among those that run, and out again; both between two steps."""
+
+    join: Callable[[ModelLoad], ModelRuntime]
+    """Takes what the load has built. Raises ConfigError."""
+    leave: Callable[[str], ModelRuntime]
+
+
+class ModelChanges:
+    """Loads one model at a time, and unloads any; to be advanced between steps.
+
+    What takes time is done in threads beside the steps, or is a step itself.
+    """
+
+    def __init__(self, device: Device, store: WeightStore, placement: Placement) -> None:
+        """`store` has the weights of all models of the device."""
+        self._device = device
+        self._store = store
+        self._placement = placement
+        self._waiting: deque[ModelLoad] = deque()
+        self._load: ModelLoad | None = None
+        self._trial: Trial | None = None
+        """Of the model that is being loaded, once it has joined."""
+        self._leaving: deque[tuple[int, str]] = deque()
+        self._returns: list[tuple[int | None, MemoryReturn]] = []
+        self._news: list[News] = []
+        self._ended_by: int | None = None
+        """The question of the unload that ended the load."""
+        self._said: tuple[LoadPhase, float] | None = None
+
+    def begin_load(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
+        """At any time. `ModelLoaded` or `ModelRefused` will be among the news."""
+        self._waiting.append(ModelLoad(question, settings, prepare))
+
+    def begin_unload(self, question: int, model: str) -> None:
+        """At any time. `ModelUnloaded` will be among the news, also where there is no such model.
+
+        A load of it that is under way is refused.
+        """
+        self._leaving.append((question, model))
+
+    @property
+    def are_under_way(self) -> bool:
+        return bool(self._waiting or self._load or self._leaving or self._returns or self._news)
+
+    @property
+    def joining(self) -> str | None:
+        """A model that takes part in steps and is not served yet."""
+        return None if self._trial is None else self._trial.runtime.info.name
+
+    def take_news(self) -> list[News]:
+        """What came to pass since this was asked last."""
+        news, self._news = self._news, []
+        return news
+
+    def advance(self, is_there: Callable[[str], bool]) -> list[RequestOutput]:
+        """Does what can be done now; the outputs end requests of models that have left."""
+        outputs: list[RequestOutput] = []
+        while self._leaving:
+            outputs += self._unload(*self._leaving.popleft(), is_there)
+        self._note_returns()
+        if self._load is None and self._waiting:
+            self._begin_next(is_there)
+        elif self._trial is not None:
+            self._note_trial(self._trial)
+        elif self._load is not None:
+            self._note_load(self._load)
+        return outputs
+
+    def without_trial(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
+        """Outputs that somebody asked for."""
+        return outputs if self._trial is None else self._trial.take_own(outputs)
+
+    def _begin_next(self, is_there: Callable[[str], bool]) -> None:
+        load = self._waiting.popleft()
+        name = load.settings.name
+        if is_there(name):
+            self._refuse(load, ConfigError(f"models.{name}: there is a model of this name already"))
+            return
+        self._load, self._said = load, None
+        load.start(self._device, self._store)
+
+    def _note_load(self, load: ModelLoad) -> None:
+        if not load.is_done:
+            self._tell_progress(load)
+            return
+        error = load.error
+        if load.built is not None and not load.is_ended:
+            try:
+                self._trial = Trial(self._placement.join(load))
+                load.phase = "warming_up"
+                self._tell_progress(load)
+                return
+            except ConfigError as problem:
+                error = ConfigError(str(problem))
+        load.built = None
+        self._load = None
+        self._refuse(load, error)
+        self._returns.append((self._ended_by, MemoryReturn(None)))
+        self._ended_by = None
+
+    def _note_trial(self, trial: Trial) -> None:
+        load = self._load
+        assert load is not None
+        if trial.error is not None:
+            self._drop_trial(CheckpointError(trial.error))
+        elif trial.is_over:
+            self._load = self._trial = None
+            self._news.append(
+                ModelLoaded(load.question, trial.runtime.info, load.settings.step_time)
+            )
+        else:
+            trial.look()
+
+    def _drop_trial(self, error: CheckpointError | None) -> MemoryReturn:
+        load, trial = self._load, self._trial
+        assert load is not None and trial is not None
+        self._load = self._trial = None
+        runtime = self._placement.leave(load.settings.name)
+        self._refuse(load, error)
+        given_back = MemoryReturn(runtime)
+        self._returns.append((None, given_back))
+        return given_back
+
+    def _unload(
+        self, question: int, name: str, is_there: Callable[[str], bool]
+    ) -> list[RequestOutput]:
+        for load in [load for load in self._waiting if load.settings.name == name]:
+            self._waiting.remove(load)
+            self._refuse(load, None)
+        if self._load is not None and self._load.settings.name == name:
+            if self._trial is not None:
+                self._returns[-1:] = [(question, self._drop_trial(None))]
+                return []
+            if self._ended_by is None:
+                # Its thread ends soon; what it has read goes with it.
+                self._load.end()
+                self._ended_by = question
+                return []
+        if not is_there(name):
+            self._news.append(ModelUnloaded(question))
+            return []
+        runtime = self._placement.leave(name)
+        outputs = runtime.end_all(f"model {name!r} was unloaded; it may be served again later")
+        self._returns.append((question, MemoryReturn(runtime)))
+        return outputs
+
+    def _note_returns(self) -> None:
+        for entry in [entry for entry in self._returns if entry[1].is_done]:
+            self._returns.remove(entry)
+            if entry[0] is not None:
+                self._news.append(ModelUnloaded(entry[0]))
+
+    def _refuse(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> None:
+        """None: it was ended."""
+        text = f"models.{load.settings.name}: it was unloaded while it was being loaded"
+        if error is not None:
+            text = str(error)
+        is_checkpoint = isinstance(error, CheckpointError)
+        self._news.append(ModelRefused(load.question, text, is_checkpoint))
+
+    def _tell_progress(self, load: ModelLoad) -> None:
+        now_s = time.monotonic()
+        if self._said is not None:
+            phase, said_s = self._said
+            if phase == load.phase and now_s - said_s < _SAY_EVERY_S:
+                return
+        self._said = (load.phase, now_s)
+        self._news.append(
+            ModelProgress(load.question, load.phase, load.done_bytes, load.total_bytes)
+        )

@@ -1,0 +1,100 @@
+"""One model that is being loaded beside others that run."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+import torch
+
+from omniserve.devices.device import Device
+from omniserve.devices.openmp_team import compute_alone
+from omniserve.engine.build import BuiltModel, build_model
+from omniserve.engine.load_log import LoadLog
+from omniserve.errors import CheckpointError, ConfigError, OmniServeError
+from omniserve.models.weight_store import WeightStore
+from omniserve.settings import LoadPhase, ModelSettings
+
+_NICENESS = 10
+"""Beside compute threads that are never idle it gets about a tenth of one core, without them all
+of it: steps are hardly longer, and the load comes to an end."""
+_SWITCH_S = 100e-6
+"""How long the step loop may wait for Python's lock; by default it would be 5 ms, again and again
+in each layer."""
+
+Prepare = Callable[[ModelSettings], ModelSettings]
+
+
+class LoadEnded(OmniServeError):
+    """It is not wanted any more."""
+
+
+class ModelLoad:
+    """Reads and lays out the weights in a thread of its own, with a low priority.
+
+    What takes long in it (reading, copying, packing) does not hold Python's lock, so that steps go
+    on meanwhile on all compute threads.
+    """
+
+    def __init__(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
+        """`prepare` completes the settings; it is called in the thread."""
+        self.question = question
+        self.settings = settings
+        self.phase: LoadPhase = "checking"
+        self.done_bytes, self.total_bytes = 0, 0
+        self.built: BuiltModel | None = None
+        self.error: CheckpointError | ConfigError | None = None
+        """Why it failed; without its traceback, which would keep alive what was read."""
+        self._prepare = prepare
+        self._log = LoadLog(settings.name)
+        self._is_ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, device: Device, store: WeightStore) -> None:
+        """Begins; to be asked for `is_done` from then on."""
+        self._thread = threading.Thread(
+            target=self._run, args=(device, store), name=f"load-{self.settings.name}", daemon=True
+        )
+        self._thread.start()
+
+    def end(self) -> None:
+        """It comes to nothing; `is_done` soon after."""
+        self._is_ended.set()
+
+    @property
+    def is_ended(self) -> bool:
+        return self._is_ended.is_set()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a built model, an error, or, where it was ended, neither."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    def _run(self, device: Device, store: WeightStore) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        compute_alone()
+        switch_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        try:
+            self.settings = self._prepare(self.settings)
+            with torch.inference_mode():
+                self.built = build_model(self.settings, device, store, self._note)
+        except LoadEnded:
+            pass
+        except (CheckpointError, ConfigError) as error:
+            self.error = type(error)(str(error))
+        except MemoryError:
+            self.error = ConfigError(f"models.{self.settings.name}: there is no memory left for it")
+        except Exception as error:
+            # Whatever it is, models that run have no part in it.
+            self.error = CheckpointError(
+                f"models.{self.settings.name}: {type(error).__name__}: {error}"
+            )
+        finally:
+            sys.setswitchinterval(switch_s)
+
+    def _note(self, phase: LoadPhase, done_bytes: int, total_bytes: int) -> None:
+        if self._is_ended.is_set():
+            raise LoadEnded
+        self.phase, self.done_bytes, self.total_bytes = phase, done_bytes, total_bytes
+        self._log(phase, done_bytes, total_bytes)

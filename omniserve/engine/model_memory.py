@@ -1,0 +1,56 @@
+"""Whether a model fits into the memory that is free, asked before anything of it is read."""
+
+import torch
+
+from omniserve.errors import ConfigError
+from omniserve.machine import this_machine
+from omniserve.models.linear import can_pack
+from omniserve.models.loading import DTYPES, OpenedModel
+from omniserve.models.weight_store import WeightStore
+from omniserve.settings import ModelSettings
+
+
+def dtype_of(settings: ModelSettings) -> torch.dtype:
+    """Raises ConfigError for a name that is none."""
+    dtype = DTYPES.get(settings.dtype)
+    if dtype is None:
+        raise ConfigError(
+            f"models.{settings.name}.dtype: {settings.dtype!r}; allowed: {', '.join(DTYPES)}"
+        )
+    return dtype
+
+
+def require_memory(
+    settings: ModelSettings, opened: OpenedModel, device: torch.device, store: WeightStore
+) -> None:
+    """Raises ConfigError where the weights cannot fit, however much of them is in `store` already.
+
+    How much that is shows only as they are read: `require_room` is asked then. Of KV only what is
+    in use takes memory of a CPU device, so it is not counted here.
+    """
+    dtype = dtype_of(settings)
+    needed = opened.memory_bytes(dtype, can_pack(device, dtype))
+    free = free_bytes(device)
+    if needed - store.num_bytes > free:
+        raise ConfigError(
+            f"models.{settings.name}: its weights take {needed / 1e9:.2f} GB in {settings.dtype}, "
+            f"and {free / 1e9:.2f} GB of the {device.type} device's memory are free"
+        )
+
+
+def require_room(settings: ModelSettings, device: torch.device, num_bytes: int) -> None:
+    """Raises ConfigError where the device has no room for so many bytes more."""
+    free = free_bytes(device)
+    if num_bytes > free:
+        raise ConfigError(
+            f"models.{settings.name}: {free / 1e9:.2f} GB of the {device.type} device's memory are "
+            "free, which its weights do not fit into, less what other models have of them"
+        )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of the memory that a device computes in."""
+    if device.type == "cpu":
+        return this_machine().available_bytes
+    free: int = torch.accelerator.get_memory_info(device)[0]
+    return free

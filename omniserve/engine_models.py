@@ -1,0 +1,170 @@
+"""Which models the engine is to have: those it began with, and those that come and go."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+
+from omniserve.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineUnavailable,
+    UnknownModel,
+)
+from omniserve.messages import (
+    EngineReady,
+    LoadModel,
+    ModelLoaded,
+    ModelProgress,
+    ModelRefused,
+    ModelUnloaded,
+    ToEngine,
+    UnloadModel,
+    decode_to_engine,
+    encode,
+)
+from omniserve.settings import EngineSettings, ModelInfo, ModelSettings
+from scheduler.step_time import LinearStepTime
+
+OnProgress = Callable[[ModelProgress], None]
+Send = Callable[[ToEngine], None]
+Answer = ModelProgress | ModelLoaded | ModelRefused | ModelUnloaded
+
+
+class EngineModels:
+    """Models are known by name, questions to the engine by number."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        """What an engine that is started now is to load; a model counts from when it is loaded
+        until it is to be unloaded."""
+        self.infos: dict[str, ModelInfo] = {}
+        """Those that are loaded."""
+        self.step_times: dict[str, LinearStepTime] = {}
+        """What steps are expected to take, where that is known."""
+        self.failed: dict[str, str] = {}
+        """Models that an engine had, and that the one after it could not load again; why."""
+        self._added: set[str] = set()
+        """Those that came while the engine ran."""
+        self._numbers = itertools.count(1)
+        self._loads: dict[int, _Load] = {}
+        self._unloads: dict[int, asyncio.Future[None]] = {}
+
+    @property
+    def at_start(self) -> tuple[EngineSettings, tuple[ModelSettings, ...]]:
+        """What an engine must load, and what it is to load besides if it can.
+
+        What an engine before has found out about steps need not be found again.
+        """
+        models = [
+            replace(model, step_time=model.step_time or self.step_times.get(model.name))
+            for model in self.settings.models
+        ]
+        must = tuple(model for model in models if model.name not in self._added)
+        can = tuple(model for model in models if model.name in self._added)
+        return replace(self.settings, models=must), can
+
+    def ready(self, message: EngineReady) -> None:
+        """An engine has loaded what it was told to at its start."""
+        self.infos = {model.name: model for model in message.models}
+        self.step_times = dict(message.step_times)
+        self.failed = dict(message.failed)
+
+    async def load(self, send: Send, settings: ModelSettings, on_progress: OnProgress) -> ModelInfo:
+        """As `EngineClient.load_model`."""
+        name = settings.name
+        if name in self.infos or any(load.settings.name == name for load in self._loads.values()):
+            raise ConfigError(f"models.{name}: there is a model of this name already")
+        number = next(self._numbers)
+        message = _checked(LoadModel(number, settings))
+        load = self._loads[number] = _Load(settings, on_progress)
+        try:
+            send(message)
+            return await load.loaded
+        except asyncio.CancelledError:
+            self._forget(name)
+            send(UnloadModel(next(self._numbers), name))
+            raise
+        finally:
+            self._loads.pop(number, None)
+
+    async def unload(self, send: Send, name: str) -> None:
+        """As `EngineClient.unload_model`."""
+        is_loading = any(load.settings.name == name for load in self._loads.values())
+        if not is_loading and all(name != model.name for model in self.settings.models):
+            served = ", ".join(self.infos) or "none"
+            raise UnknownModel(f"model {name!r} is not loaded; loaded: {served}")
+        is_there = is_loading or name in self.infos
+        if not is_loading:
+            self._forget(name)
+        if not is_there:
+            return
+        number = next(self._numbers)
+        unloaded = self._unloads[number] = asyncio.get_running_loop().create_future()
+        try:
+            send(UnloadModel(number, name))
+            await unloaded
+        finally:
+            del self._unloads[number]
+
+    def answer(self, message: Answer) -> None:
+        """What the engine says; of loads that nobody waits for any more nothing is taken."""
+        if isinstance(message, ModelUnloaded):
+            unloaded = self._unloads.get(message.question)
+            if unloaded is not None and not unloaded.done():
+                unloaded.set_result(None)
+            return
+        load = self._loads.get(message.question)
+        if load is None or load.loaded.done():
+            return
+        if isinstance(message, ModelProgress):
+            load.on_progress(message)
+        elif isinstance(message, ModelRefused):
+            kind = CheckpointError if message.is_checkpoint else ConfigError
+            load.loaded.set_exception(kind(message.message))
+        else:
+            self._take(load.settings, message)
+            load.loaded.set_result(message.info)
+
+    def fail_all(self, message: str) -> None:
+        """The engine is gone: loads have failed, and what was to be unloaded is."""
+        for load in self._loads.values():
+            if not load.loaded.done():
+                load.loaded.set_exception(EngineUnavailable(message))
+        for unloaded in self._unloads.values():
+            if not unloaded.done():
+                unloaded.set_result(None)
+
+    def _take(self, settings: ModelSettings, loaded: ModelLoaded) -> None:
+        self._forget(settings.name)
+        self.settings = replace(self.settings, models=(*self.settings.models, settings))
+        self._added.add(settings.name)
+        self.infos = self.infos | {settings.name: loaded.info}
+        if loaded.step_time is not None:
+            self.step_times[settings.name] = loaded.step_time
+
+    def _forget(self, name: str) -> None:
+        models = tuple(model for model in self.settings.models if model.name != name)
+        self.settings = replace(self.settings, models=models)
+        self._added.discard(name)
+        self.infos = {other: info for other, info in self.infos.items() if other != name}
+        self.step_times.pop(name, None)
+        self.failed.pop(name, None)
+
+
+class _Load:
+    def __init__(self, settings: ModelSettings, on_progress: OnProgress) -> None:
+        self.settings = settings
+        self.on_progress = on_progress
+        self.loaded: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
+
+
+def _checked(message: LoadModel) -> LoadModel:
+    """An engine takes a message that it cannot read for the end of the world."""
+    try:
+        decode_to_engine(encode(message))
+    except (msgspec.MsgspecError, TypeError, OverflowError) as error:
+        raise ConfigError(f"models.{message.settings.name}: {error}") from None
+    return message
