@@ -11,6 +11,9 @@ from scheduler.step_builder import StepBuilder
 from scheduler.timeline import Reason
 from scheduler.wait_notes import WaitNotes
 
+_MOST_PASSED_OVER = 1
+"""Prompts that are begun and find no place, beside latency-sensitive rows, while a new one is."""
+
 
 def list_plannable(
     running: Iterable[Request], withheld_ids: Collection[str]
@@ -90,7 +93,7 @@ class ClassPlanner:
             if has_yielded:
                 continue
             if num_granted <= 0:
-                step.has_passed_over |= num_tokens > 1
+                step.num_passed_over += num_tokens > 1
                 self._notes.passed_over(request, step, num_kept)
                 continue
             room = self._add_rows(request, num_granted, step, num_kept)
@@ -137,7 +140,8 @@ class ClassPlanner:
             # The first tokens of a prompt take less time than later ones, so that a new one could
             # join where one that runs could not: many would be begun, and few ended. Beside
             # latency-sensitive rows, though, nobody might get anything for long.
-            if not num_granted or (step.has_passed_over and not step.is_beside_urgent):
+            most_passed_over = _MOST_PASSED_OVER if step.is_beside_urgent else 0
+            if not num_granted or step.num_passed_over > most_passed_over:
                 self._notes.has_no_budget(request, step)
                 break
             # It would take back what it has just yielded.

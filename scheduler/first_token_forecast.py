@@ -127,7 +127,7 @@ class FirstTokenForecast:
         for other in others:
             prompts_s, share = prompts_s + other.prompts_s, share + other.decode_share
         decode_share = self._decode_share
-        if share + self._needed_share(now_s) >= _OVERLOAD:
+        if share + self.needed_share(now_s) >= _OVERLOAD:
             # Decodes must keep their pace: what they lend now would not be given back.
             share += decode_share
         else:
@@ -135,13 +135,13 @@ class FirstTokenForecast:
             prompts_s += self._decodes_s
         return prompts_s / max(LEAST_PROMPT_SHARE, 1.0 - share)
 
-    def _needed_share(self, now_s: float) -> float:
+    def needed_share(self, now_s: float) -> float:
         return self._decode_share + self._arrivals.of(now_s)
 
     def is_overloaded(self, now_s: float) -> bool:
         """Whether decodes and prompts, at the rate at which they come, need more than there is, so
         that what decodes lend would not be given back."""
-        return self._needed_share(now_s) >= _OVERLOAD
+        return self.needed_share(now_s) >= _OVERLOAD
 
     def spare_s(self, starts_s: float) -> float:
         """Time that others may take from `starts_s` on before the prompts that are here, one after

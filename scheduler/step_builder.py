@@ -24,8 +24,8 @@ class StepBuilder:
         self.load = load
         self.expected: dict[str, int] = {}
         """Positions of decode rows that the load counts already, by request."""
-        self.has_passed_over = False
-        """Whether a running request of the class found no place for any of its prompt's tokens."""
+        self.num_passed_over = 0
+        """Running requests of the class that found no place for any of their prompt's tokens."""
         self._single_rows: list[PlannedRows] = []
         self._chunk_rows: list[PlannedRows] = []
         self._closed_rows: list[PlannedRows] = []
@@ -50,6 +50,19 @@ class StepBuilder:
             self.budget_s = max(self.budget_s, seconds)
             self.expected = expected
             self.load.add_decodes(expected.values())
+
+    def leave_time_for_chunk(self, plannable: Iterable[tuple[Request, int]], most_s: float) -> None:
+        """The step may take as long as the least chunk of the first prompt among these needs, if
+        that is not more than `most_s`."""
+        if self.load is None or self.budget_s == inf:
+            return
+        for request, num_tokens in plannable:
+            if num_tokens > 1:
+                least = min(num_tokens, LEAST_CHUNK)
+                seconds = self.load.seconds_with(request.num_scheduled, least)
+                if self.budget_s < seconds <= most_s:
+                    self.budget_s = seconds
+                return
 
     def most_tokens(self, request: Request, num_wanted: int, *, at_least: int = 0) -> int:
         """Of a request's next tokens, as many as the budgets allow.
@@ -136,7 +149,7 @@ class StepBuilder:
     ) -> None:
         """Close the latency-sensitive part; if it has rows, they limit what may follow."""
         self._close_class()
-        self.has_passed_over = False
+        self.num_passed_over = 0
         self._forget_absent()
         if self.load is not None:
             self.load.end_urgent()

@@ -34,8 +34,10 @@ it would else get nothing where steps take long."""
 _LEAD = 1.5
 """Times what the next prompt is expected to take, by so much decodes are to be ahead of their pace
 before best-effort work may slow them down: some take longer, and some come together."""
-_MOST_LEAD = 0.5
-"""Of what a step may take at most: the rest is best-effort work's, however long prompts are."""
+_LEAST_MOST_LEAD, _MOST_LEAD = 0.5, 0.9
+"""Of what a step may take at most: no longer lead is asked for, however long prompts are. The more
+of the device decodes and prompts need, the nearer it is to the second: what is lent is then given
+back slowly."""
 
 
 class StepPlanner:
@@ -160,7 +162,9 @@ class StepPlanner:
         # Decodes must be ahead by what it then takes from them.
         lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
         allowed = self._allowed
-        lent_s = allowed.by_savable_s - min(lead_s, _MOST_LEAD * allowed.most_lent_s)
+        needed_share = self._first_tokens.needed_share(self._control.now_s)
+        most_lead = min(_MOST_LEAD, max(_LEAST_MOST_LEAD, needed_share))
+        lent_s = allowed.by_savable_s - min(lead_s, most_lead * allowed.most_lent_s)
         lent_s = min(lent_s, allowed.by_lost_s)
         max_s = min(max_s, max(0.0, lent_s))
         # By themselves decodes all go on: what one holds while it gets nothing is of no use.
@@ -172,6 +176,7 @@ class StepPlanner:
         offloader.keep_to_limit()
         plannable = list_plannable(self._queues.running[service_class], offloader.departing)
         step.expect_decodes_in_time(plannable, decodes_s)
+        step.leave_time_for_chunk(plannable, max_s)
         room = self._classes.plan_running(plannable, step, offloader.departing)
         self._returner.consider(self._flights.next_plan_id)
         if room is Room.ENOUGH:

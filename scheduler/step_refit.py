@@ -22,18 +22,13 @@ _FEW_ROWS = 64
 _TERMS: Mapping[str, tuple[str, ...]] = {
     "overhead": ("overhead_s", "cold_step_s"),
     "decode": ("decode_row_s", "decode_context_token_s"),
-    "prefill": (
-        "prefill_token_s",
-        "prefill_pair_s",
-        "prefill_context_token_s",
-        "prefill_step_s",
-        "prefill_chunk_s",
-    ),
+    "prefill": ("prefill_token_s", "prefill_step_s", "prefill_chunk_s"),
+    "prefill attention": ("prefill_pair_s", "prefill_context_token_s"),
     "lanes": ("lane_row_s",),
     "sampling": ("sampled_row_s",),
 }
 _FEW, _MANY = "dense, few rows", "dense, many rows"
-_OF_PROMPTS = ("prefill", _MANY)
+_OF_PROMPTS = ("prefill", "prefill attention", _MANY)
 """Groups that prompts bring; they compute, where the others read memory, and have a pace of their
 own."""
 
@@ -90,10 +85,10 @@ class StepRefit:
             "decode": fitted.decode_row_s * shape.num_decode_rows
             + fitted.decode_context_token_s * shape.decode_context_tokens,
             "prefill": fitted.prefill_token_s * shape.num_prefill_tokens
-            + fitted.prefill_pair_s * shape.prefill_pairs
-            + fitted.prefill_context_token_s * shape.prefill_context_tokens
             + (fitted.prefill_step_s if shape.num_prefill_tokens else 0.0)
             + fitted.prefill_chunk_s * shape.num_prefill_chunks,
+            "prefill attention": fitted.prefill_pair_s * shape.prefill_pairs
+            + fitted.prefill_context_token_s * shape.prefill_context_tokens,
             "lanes": fitted.lane_row_s * shape.num_lane_rows,
             "sampling": fitted.sampled_row_s * shape.num_sampled_rows,
             _FEW: few_s,

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from cpu_attn.element import Element
 from cpu_attn.host.attention import HostAttention
+from cpu_attn.host.books import TaskBooks
 from cpu_attn.host.pool import HostKvPool
 from cpu_attn.host.settings import HostModel, HostSettings
+from cpu_attn.host.slots import NO_BLOCK, ModelMemory, RingMemory
 
 _PATIENCE_S = 120.0
 CORES = tuple(sorted(os.sched_getaffinity(0))[:2])
@@ -34,6 +36,23 @@ def make_model(pool: HostKvPool, **fields: Any) -> HostModel:
 def make_settings(**fields: Any) -> HostSettings:
     values: dict[str, Any] = {"cores": CORES, "num_slots": 16}
     return HostSettings(**(values | fields))
+
+
+def open_books(
+    models: list[HostModel],
+    num_slots: int,
+    ring: RingMemory,
+    memories: list[ModelMemory],
+    num_workers: int,
+) -> TaskBooks:
+    """Books of models that are all open; in block tables that nobody wrote all entries are 0."""
+    books = TaskBooks(num_slots, ring, num_workers)
+    for index, (model, memory) in enumerate(zip(models, memories, strict=True)):
+        tables = memory.slots.block_tables
+        tables[tables == NO_BLOCK] = 0
+        books.add_model(index, model, memory.slots)
+        books.set_open(index, True)
+    return books
 
 
 @contextmanager

@@ -8,17 +8,18 @@ from collections.abc import Generator
 from dataclasses import replace
 
 import numpy as np
-from host_attention_builders import make_model
+from host_attention_builders import make_model, open_books
 from host_pool_builders import make_pool
 
 from cpu_attn.host import descriptor as d
 from cpu_attn.host import ring
-from cpu_attn.host.books import TaskBooks
 from cpu_attn.host.descriptor import HostStatus
-from cpu_attn.host.slots import HostMemory
+from cpu_attn.host.slots import ModelMemory, RingMemory
 
 NUM_SLOTS = 4
-NUM_CELLS = 4
+NUM_MODELS = 2
+"""Who take turns, so that tasks are called back; slots are numbered over both."""
+NUM_CELLS = 8
 CONTEXT_LENS = (16, 2048, 3072)
 """Cut into 1, 2 and 3 parts."""
 MAX_ATTEMPTS = 1000
@@ -56,7 +57,7 @@ class Worker:
 
     def _run_part(self, cell: int, ticket: int) -> Steps:
         world = self.world
-        slot = world.word(cell + 8 * d.SLOT)
+        slot = world.word(cell + 8 * d.MODEL) * NUM_SLOTS + world.word(cell + 8 * d.SLOT)
         payload = world.payload(slot)
         part = world.word(cell + 8 * d.NUM_PARTS) - (ticket & d.LOW_MASK)
         world.note_part(slot, payload, part)
@@ -106,13 +107,12 @@ class RingWorld:
 
     def __init__(self, num_workers: int, worker_class: type[Worker] = Worker) -> None:
         self._pool = make_pool(num_blocks=1)
-        models = [make_model(self._pool, max_context_len=max(CONTEXT_LENS))]
-        self.memory = replace(HostMemory.create(models, NUM_SLOTS), num_cells=NUM_CELLS)
+        models = [make_model(self._pool, max_context_len=max(CONTEXT_LENS))] * NUM_MODELS
+        self.memory = replace(RingMemory.create(NUM_SLOTS), num_cells=NUM_CELLS)
         self.control = self.memory.control
-        self.books = TaskBooks(models, NUM_SLOTS, self.memory, num_workers=3)
+        self._models = [ModelMemory.create(model, NUM_SLOTS) for model in models]
+        self.books = open_books(models, NUM_SLOTS, self.memory, self._models, num_workers=3)
         self._words = self.memory.memory.array(np.int64, (self.memory.memory.num_bytes // 8,))
-        self._slots = self.memory.slots[0]
-        self._slots.block_tables[:] = 0
         self._worker_class = worker_class
         self.workers = [worker_class(self) for _ in range(num_workers)]
         self._next_payload = 1
@@ -124,6 +124,8 @@ class RingWorld:
 
     def close(self) -> None:
         self._pool.close()
+        for model in self._models:
+            model.memory.close()
         self.memory.memory.close()
 
     def word(self, address: int) -> int:
@@ -133,10 +135,12 @@ class RingWorld:
         return self.word(self.control + d.WAKE) & 0xFFFFFFFF
 
     def payload(self, slot: int) -> int:
-        return int(self._slots.q[slot, 0, 0, 0])
+        model, row = divmod(slot, NUM_SLOTS)
+        return int(self._models[model].slots.q[row, 0, 0, 0])
 
     def write_result(self, slot: int, payload: int) -> None:
-        self._slots.out[slot, 0, 0, 0] = payload
+        model, row = divmod(slot, NUM_SLOTS)
+        self._models[model].slots.out[row, 0, 0, 0] = payload
 
     def note_part(self, slot: int, payload: int, part: int) -> None:
         assert (payload, part) not in self._parts, "a part was run twice"
@@ -152,8 +156,8 @@ class RingWorld:
         elif kind < 14:
             self._collect()
         elif kind == 14:
-            slot = rest % NUM_SLOTS
-            self.books.release(0, slot)
+            slot = rest % (NUM_MODELS * NUM_SLOTS)
+            self.books.release(*divmod(slot, NUM_SLOTS))
             self.owed.pop(slot, None)
         elif rest % 4 == 0:
             self._die()
@@ -170,13 +174,14 @@ class RingWorld:
         assert all(worker.asleep for worker in self.workers), "workers have found something else"
 
     def _submit(self, rest: int) -> None:
-        free = np.flatnonzero(~self.books.in_flight(0))[: 1 + rest % 3]
+        model = rest // 3 % NUM_MODELS
+        free = np.flatnonzero(~self.books.in_flight(model))[: 1 + rest % 3]
         for slot in free.tolist():
-            self._slots.q[slot] = self._next_payload
-            self.owed[slot] = self._next_payload
+            self._models[model].slots.q[slot] = self._next_payload
+            self.owed[model * NUM_SLOTS + slot] = self._next_payload
             self._next_payload += 1
         lengths = [CONTEXT_LENS[(rest + int(slot)) % 3] for slot in free]
-        self.books.add(0, free, 0, lengths, 1)
+        self.books.add(model, free, 0, lengths, 1)
         self._publish()
 
     def _publish(self) -> None:
@@ -190,11 +195,15 @@ class RingWorld:
 
     def _collect(self) -> None:
         results = self.books.collect()
-        for slot, status in zip(results.slot.tolist(), results.status.tolist(), strict=True):
+        slots = results.model * NUM_SLOTS + results.slot
+        for slot, status in zip(slots.tolist(), results.status.tolist(), strict=True):
             assert status == HostStatus.OK
+            model, row = divmod(slot, NUM_SLOTS)
             payload = self.owed.pop(slot, None)
             assert payload is not None, "a result came twice, or of a released slot"
-            assert self._slots.out[slot, 0, 0, 0] == payload, "the result of another task"
+            assert self._models[model].slots.out[row, 0, 0, 0] == payload, (
+                "the result of another task"
+            )
             self.num_results += 1
         self._publish()
 

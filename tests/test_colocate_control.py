@@ -303,6 +303,7 @@ def compare(
         # 50 ms unloaded: from 1.25 to 20 requests a second.
         names += [f"capacity-{rate:g}" for rate in (5, 10, 14.14, 11.89, 10.9)]
         names += [f"capacity-{rate:g}" for rate in (2.5, 1.77, 2.1, 1.93, 1.49, 1.36)]
+        names += [f"{name}-{number}" for name in names[1:] for number in (2, 3)]
     for load in control.loads:
         for contender in control_contenders(load, control.choice, NUM_BE):
             names += [f"{load}-{contender.key}-{number + 1}" for number in range(control.rounds)]
@@ -378,6 +379,7 @@ def test_capacity_is_the_highest_rate_that_ls_alone_holds(
     results, said = compare(tmp_path, control, share)
     assert results[0].conditions.capacity == capacity
     assert "0% at" in said[-1]
+    assert f"100% at {capacity:g} in 3 windows" in said[-1]
 
 
 def test_a_server_that_holds_no_rate_is_no_measure(tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from host_attention_builders import make_model
+from host_attention_builders import make_model, open_books
 from host_pool_builders import make_pool
 
 from cpu_attn.host import descriptor as d
 from cpu_attn.host import ledger, ring
 from cpu_attn.host.books import TaskBooks
 from cpu_attn.host.descriptor import HostStatus
-from cpu_attn.host.slots import HostMemory
+from cpu_attn.host.slots import ModelMemory, RingMemory
 
 _NUM_SLOTS = 8
 _NUM_CELLS = 4
@@ -22,7 +22,8 @@ _NUM_CELLS = 4
 class Desk:
     """Books of two models over a ring of four cells."""
 
-    memory: HostMemory
+    memory: RingMemory
+    models: list[ModelMemory]
     books: TaskBooks
 
     def cell(self, position: int) -> int:
@@ -52,11 +53,11 @@ class Desk:
 def desk() -> Iterator[Desk]:
     pool = make_pool(num_blocks=1)
     models = [make_model(pool, max_context_len=3000, max_q_len=2), make_model(pool, num_heads=2)]
-    memory = replace(HostMemory.create(models, _NUM_SLOTS), num_cells=_NUM_CELLS)
-    for arrays in memory.slots:
-        arrays.block_tables[:] = 0
-    yield Desk(memory, TaskBooks(models, _NUM_SLOTS, memory, 2))
-    memory.memory.close()
+    memory = replace(RingMemory.create(_NUM_SLOTS), num_cells=_NUM_CELLS)
+    slots = [ModelMemory.create(model, _NUM_SLOTS) for model in models]
+    yield Desk(memory, slots, open_books(models, _NUM_SLOTS, memory, slots, 2))
+    for shared in (memory.memory, *(each.memory for each in slots)):
+        shared.close()
     pool.close()
 
 
@@ -92,7 +93,7 @@ def test_a_refused_call_leaves_no_trace(desk: Desk) -> None:
 
 
 def test_the_query_tokens_need_blocks(desk: Desk) -> None:
-    tables = desk.memory.slots[0].block_tables
+    tables = desk.models[0].slots.block_tables
     for entry, wrong in ((4, -1), (4, 1), (5, -1)):
         tables[1] = 0
         tables[1, entry] = wrong

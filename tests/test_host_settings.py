@@ -8,7 +8,6 @@ from host_attention_builders import make_model, make_settings
 from host_pool_builders import make_pool
 
 from cpu_attn.element import Element
-from cpu_attn.host.attention import HostAttention
 from cpu_attn.host.pool import HostKvPool
 from cpu_attn.kernel_task import NO_WINDOW
 from cpu_attn.kernel_variant import Products
@@ -83,8 +82,3 @@ def test_block_tables_and_windows_follow_from_the_model(pool: HostKvPool) -> Non
     assert model.max_blocks == 2
     assert [model.window(layer) for layer in range(2)] == [NO_WINDOW, 5]
     assert make_model(pool).window(1) == NO_WINDOW
-
-
-def test_without_models_there_is_nothing_to_do() -> None:
-    with pytest.raises(ValueError, match="models"):
-        HostAttention([], make_settings())

@@ -69,7 +69,7 @@ def test_attached_memory_is_the_same_and_has_the_size_that_was_said() -> None:
             assert memory.address != other.address
         assert memory.array(np.int64, (3,)).tolist() == [0, 3, 4]
         with pytest.raises(ValueError, match="num_bytes 8192: the memory has 4096 bytes"):
-            SharedMemory.attach(memory.fd, 8192)
+            SharedMemory.attach(os.dup(memory.fd), 8192)
 
 
 def test_arrays_outlive_the_memory_that_was_closed() -> None:

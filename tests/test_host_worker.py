@@ -1,5 +1,6 @@
 """Workers in this process: descriptors that lie, and real threads over one ring."""
 
+import os
 import random
 import threading
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from host_attention_builders import make_model
+from host_attention_builders import make_model, open_books
 from host_pool_builders import make_pool
 from numba import types
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from cpu_attn.host.books import TaskBooks
 from cpu_attn.host.descriptor import HostStatus
 from cpu_attn.host.pool import HostKvPool
 from cpu_attn.host.settings import HostModel
-from cpu_attn.host.slots import HostMemory
+from cpu_attn.host.slots import ModelMemory, RingMemory
 from cpu_attn.host.tables import WorkerTables
 
 _NUM_SLOTS = 8
@@ -35,7 +36,8 @@ class Place:
 
     pool: HostKvPool
     models: list[HostModel]
-    memory: HostMemory
+    memory: RingMemory
+    model: ModelMemory
     tables: WorkerTables
     words: NDArray[np.int64]
     """Of the shared memory."""
@@ -49,12 +51,15 @@ class Place:
 def place() -> Iterator[Place]:
     pool = make_pool(num_blocks=_NUM_SLOTS * 260, head_dim=64, num_layers=1)
     models = [make_model(pool, max_context_len=4096, max_q_len=2, windows=(None,), sink_tokens=0)]
-    memory = HostMemory.create(models, _NUM_SLOTS)
-    tables = WorkerTables(models, memory, num_workers=_NUM_WORKERS)
+    memory = RingMemory.create(_NUM_SLOTS)
+    model = ModelMemory.create(models[0], _NUM_SLOTS)
+    tables = WorkerTables(num_workers=_NUM_WORKERS)
+    tables.add(0, models[0], model, os.dup(pool.fd))
     words = memory.memory.array(np.int64, (memory.memory.num_bytes // 8,))
     for slot in range(_NUM_SLOTS):
-        memory.slots[0].block_tables[slot] = pool.allocate(256)
-    yield Place(pool, models, memory, tables, words)
+        model.slots.block_tables[slot] = pool.allocate(256)
+    yield Place(pool, models, memory, model, tables, words)
+    tables.remove(0)
     memory.memory.close()
     pool.close()
 
@@ -74,7 +79,7 @@ def _run_all_parts(place: Place, num_parts: int, **fields: int) -> int:
         assert ticket & d.LOW_MASK == left
         assert ring.claim(cell, ticket)
         control, tables = place.memory.control, place.tables
-        worker.run_part(control, cell, ticket, tables.models, tables.layers, scratch)
+        worker.run_part(control, cell, ticket, tables.models, scratch)
     assert ring.read_progress(place.memory.control) == position - 1 + num_parts
     return int(ring.read_result(cell, position))
 
@@ -105,15 +110,45 @@ def test_descriptors_are_checked(place: Place, fields: dict[str, int], status: H
         assert _run_all_parts(place, num_parts, **fields) == status
 
 
+def test_a_model_that_is_gone_is_not_touched(place: Place) -> None:
+    assert _run_all_parts(place, 1) == HostStatus.OK
+    place.tables.remove(0)
+    # A worker that did not look at the state would read an address of nothing.
+    assert not place.tables.models.any()
+    assert _run_all_parts(place, 2) == HostStatus.BAD_MODEL
+    place.tables.add(0, place.models[0], place.model, os.dup(place.pool.fd))
+
+
+def test_memory_stays_mapped_until_workers_have_ended_what_they_are_at(place: Place) -> None:
+    """Three workers: one at a part of the model, one that begins another meanwhile, one idle."""
+    scratches = [np.zeros(worker.SCRATCH_WORDS, dtype=np.int64) for _ in range(3)]
+    place.tables.scratches += scratches
+    scratches[0][worker.BUSY] = scratches[1][worker.BUSY] = 1
+    remover = threading.Thread(target=place.tables.remove, args=(0,))
+    remover.start()
+    while place.tables.models[0, worker.STATE] == worker.PRESENT:
+        time.sleep(1e-4)
+    assert 0 in place.tables
+    scratches[0][worker.BUSY] = 2
+    time.sleep(0.01)
+    assert 0 in place.tables
+    assert place.tables.models[0, worker.KERNEL] != 0
+    scratches[1][worker.BUSY] = 3
+    remover.join(60.0)
+    assert 0 not in place.tables
+    scratches[1][worker.BUSY] = 4
+    place.tables.add(0, place.models[0], place.model, os.dup(place.pool.fd))
+
+
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
 def test_all_parts_of_a_bad_task_end_in_one_answer(place: Place, num_parts: int) -> None:
-    place.memory.slots[0].block_tables[1, 200] = place.pool.num_blocks
+    place.model.slots.block_tables[1, 200] = place.pool.num_blocks
     status = _run_all_parts(place, num_parts, context_len=201 * 16)
     assert status == HostStatus.BAD_BLOCK
 
 
 def test_blocks_that_nobody_sees_are_not_looked_at(place: Place) -> None:
-    place.memory.slots[0].block_tables[1, 7:] = -1
+    place.model.slots.block_tables[1, 7:] = -1
     assert _run_all_parts(place, 1, context_len=7 * 16) == HostStatus.OK
 
 
@@ -131,6 +166,10 @@ def test_a_kernel_that_gives_up_ends_its_task(place: Place, num_parts: int) -> N
     assert status == HostStatus.NO_MEMORY
 
 
+def _open_books(place: Place, num_workers: int) -> TaskBooks:
+    return open_books(place.models, _NUM_SLOTS, place.memory, [place.model], num_workers)
+
+
 @contextmanager
 def _serving(place: Place, num_workers: int, spin_ns: int) -> Iterator[None]:
     memory, tables = place.memory, place.tables
@@ -138,7 +177,7 @@ def _serving(place: Place, num_workers: int, spin_ns: int) -> Iterator[None]:
     threads = []
     for _ in range(num_workers):
         scratch = np.zeros(worker.SCRATCH_WORDS, dtype=np.int64)
-        arguments = (*ring_place, tables.models, tables.layers, scratch, spin_ns)
+        arguments = (*ring_place, tables.models, scratch, spin_ns)
         threads.append(threading.Thread(target=worker.serve, args=arguments))
     for thread in threads:
         thread.start()
@@ -152,9 +191,9 @@ def _serving(place: Place, num_workers: int, spin_ns: int) -> Iterator[None]:
 
 def test_threads_over_one_ring_do_every_task_once(place: Place) -> None:
     """More workers than cores, spinning little, so that they sleep and are preempted anywhere."""
-    books = TaskBooks(place.models, _NUM_SLOTS, place.memory, _NUM_WORKERS)
+    books = _open_books(place, _NUM_WORKERS)
     rng = np.random.default_rng(10)
-    arrays = place.memory.slots[0]
+    arrays = place.model.slots
     # Zero queries and keys weigh all tokens alike, so the output is the mean of the values.
     values = np.zeros((_NUM_SLOTS, 4096))
     lengths = np.zeros(_NUM_SLOTS, dtype=np.int64)
@@ -183,7 +222,7 @@ def test_threads_over_one_ring_do_every_task_once(place: Place) -> None:
 
 
 def test_a_worker_that_is_falling_asleep_misses_nothing(place: Place) -> None:
-    books = TaskBooks(place.models, _NUM_SLOTS, place.memory, 1)
+    books = _open_books(place, 1)
     draw = random.Random(11)
     with _serving(place, 1, spin_ns=10_000):
         for _ in range(4 * _NUM_TASKS):

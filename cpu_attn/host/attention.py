@@ -2,20 +2,21 @@
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cpu_attn.host import ledger
+from cpu_attn.host.added_models import AddedModels
 from cpu_attn.host.block_tables import BlockTables
 from cpu_attn.host.books import HostResults, TaskBooks
 from cpu_attn.host.child import HostChild
 from cpu_attn.host.errors import HostAttentionDown
 from cpu_attn.host.ring import read_progress
 from cpu_attn.host.settings import HostModel, HostSettings
-from cpu_attn.host.slots import HostMemory, SlotArrays
+from cpu_attn.host.slots import RingMemory, SlotArrays
 from cpu_attn.host.supervisor import State, Supervisor
 
 _LOOK_S = 0.05
@@ -43,8 +44,12 @@ class HostAttention:
     To run a task: set the slot's block table, write its row of q, k and v, then submit. The child
     appends k and v at the last q_len positions of the context, attends, and writes out and lse,
     which are there once `collect` returns the slot. While a slot is `in_flight` its row belongs to
-    the child, and so do the blocks of its table: they may be freed once it is not. The pools stay
-    open until `stop` or `close`.
+    the child, and so do the blocks of its table: they may be freed once it is not. The pool of a
+    model stays open until the model is removed, or `stop` or `close`.
+
+    Models come and go at any time (`add_model`, `remove_model`), also while the child runs or is
+    being started anew; tasks of others go on. Tasks of a model that the child does not have yet
+    wait. Models whose tasks wait take turns by the tokens that their tasks attend to.
 
     The thread that calls start, collect and supervise must live as long as the child is to: the
     system ends a child with the thread that started it.
@@ -57,20 +62,16 @@ class HostAttention:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Maps memory.
+        """Maps memory; `models` are those of the first indices.
 
-        Raises ValueError without models and where a pool is closed, OSError where there is too
-        little memory.
+        Raises ValueError where a pool is closed, OSError where there is too little memory.
         """
-        if not models:
-            raise ValueError("models: at least one is needed")
-        self._models = tuple(models)
         self._settings = settings
         self._clock = clock
-        self._require_open_pools(ValueError)
-        self._memory = HostMemory.create(self._models, settings.num_slots)
-        self._books = TaskBooks(self._models, settings.num_slots, self._memory, len(settings.cores))
-        self._tables = BlockTables(self._models, self._memory.slots)
+        self._ring = RingMemory.create(settings.num_slots)
+        self._books = TaskBooks(settings.num_slots, self._ring, len(settings.cores))
+        self._tables = BlockTables()
+        self._models = AddedModels(settings.num_slots)
         self._supervisor = Supervisor(
             self._spawn,
             self._recover,
@@ -80,11 +81,55 @@ class HostAttention:
         )
         self._next_look_s = 0.0
         self._abandoned = False
+        for model in models:
+            self.add_model(model)
+
+    def add_model(self, model: HostModel) -> int:
+        """Its index: the lowest that is free. It is ready once the child has compiled its kernel.
+
+        Never waits. Raises ValueError where the pool is closed or there are too many models,
+        OSError where there is too little memory; then nothing has changed.
+        """
+        if not model.pool.is_open:
+            raise ValueError(f"models[{self._models.free_index}].pool: the pool is closed")
+        added = self._models.add(model)
+        self._books.add_model(added.index, model, added.memory.slots)
+        self._tables.add_model(added.index, model, added.memory.slots)
+        if self._supervisor.child is not None:
+            self._supervisor.child.add_model(added)
+        return added.index
+
+    def remove_model(self, model: int) -> None:
+        """Frees the index and gives the memory of the slots back, here and in the child.
+
+        Never waits: the child unmaps slots and pool when it comes to it, which is after kernels
+        that it still has to compile. The pool may be closed at once. Arrays of the slots stay
+        valid as long as somebody has them. Raises ValueError where a slot is in flight.
+        """
+        added = self._models[self._model(model)]
+        self._books.remove_model(model)
+        self._tables.remove_model(model)
+        if self._supervisor.child is not None:
+            self._supervisor.child.remove_model(added)
+        self._models.remove(model)
+
+    def is_model_ready(self, model: int) -> bool:
+        """Whether the child has the model, as `collect` or `supervise` last found it."""
+        return self._models[self._model(model)].is_ready
+
+    def refusal(self, model: int) -> str:
+        """Why the child that runs cannot serve the model; empty where it can or has not said."""
+        return self._models[self._model(model)].refusal
 
     @property
-    def slots(self) -> tuple[SlotArrays, ...]:
-        """Payloads and results, one a model."""
-        return self._memory.slots
+    def models(self) -> list[int]:
+        """Indices of the models that are there, ascending."""
+        return self._models.indices
+
+    @property
+    def slots(self) -> Mapping[int, SlotArrays]:
+        """Payloads and results, by the index of their model."""
+        return {added.index: added.memory.slots for added in self._models}
 
     @property
     def state(self) -> State:
@@ -137,13 +182,14 @@ class HostAttention:
         """Starts the child and returns when it is ready.
 
         Raises as `begin_start` does, and HostAttentionDown with the child's own words where it does
-        not get ready; it is stopped then.
+        not get ready or cannot serve one of the models; it is stopped then.
         """
         self.begin_start()
         while (state := self.supervise()) == "starting":
             time.sleep(_POLL_S)
-        if state != "ready":
-            reason = self.reason
+        refusals = [added.refusal for added in self._models if added.refusal]
+        if state != "ready" or refusals:
+            reason = self.reason if state != "ready" else refusals[0]
             self.stop(0.0)
             raise HostAttentionDown(f"the host attention process did not start: {reason}")
 
@@ -177,26 +223,31 @@ class HostAttention:
 
         slots: integers [n]; the others [n] or one for all. context_lens count the query tokens.
         Raises ValueError naming the first that is not allowed, TypeError where they are no
-        integers, HostAttentionDown where nobody will do them. During a restart tasks wait.
+        integers, HostAttentionDown where nobody will do them. During a restart, and until the model
+        is ready, tasks wait.
 
         Of a slot's block table this looks at the entries of the query tokens; where another one
         that is read was not set, the task ends as BAD_BLOCK.
         """
         if self.state in ("failed", "stopped"):
             raise HostAttentionDown(self._why_down())
-        self._books.add(self._model(model), slots, layers, context_lens, q_lens)
+        if self._models[self._model(model)].refusal:
+            raise HostAttentionDown(f"model {model}: {self._models[model].refusal}")
+        self._books.add(model, slots, layers, context_lens, q_lens)
         self._publish()
 
     def collect(self) -> HostResults:
         """Tasks that ended since; never waits. Supervises now and then.
 
-        Once the process was given up, all that was in flight comes back as CRASHED.
+        Once the process was given up, all that was in flight comes back as CRASHED, and so do tasks
+        of a model that the child cannot serve.
         """
-        now_s = self._clock()
-        if now_s >= self._next_look_s:
+        if self._clock() >= self._next_look_s or self._is_model_awaited:
             self.supervise()
         results = self._books.collect()
         self._publish()
+        if not len(results):
+            results = self._abandon_refused()
         if self.state == "failed" and not self._abandoned and not len(results):
             self._abandoned = True
             results = self._books.abandon()
@@ -216,11 +267,13 @@ class HostAttention:
         """Notices a child that died or is stuck, and starts another one; never waits."""
         now_s = self._clock()
         self._next_look_s = now_s + _LOOK_S
-        return self._supervisor.look(
+        state = self._supervisor.look(
             now_s,
             has_work=self._books.num_unfinished > 0,
-            progress=read_progress(self._memory.control),
+            progress=read_progress(self._ring.control),
         )
+        self._note_known_models()
+        return state
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Ends the child; tasks in flight are dropped and their slots are free."""
@@ -231,16 +284,44 @@ class HostAttention:
     def close(self) -> None:
         """Stops it and gives the memory back; arrays of it stay valid."""
         self.stop()
-        self._memory.memory.close()
+        for index in self.models:
+            self.remove_model(index)
+        self._ring.memory.close()
 
     def _spawn(self) -> HostChild:
         # As when there is no memory: a restart that cannot be made counts as a death.
         self._require_open_pools(OSError)
-        return HostChild(self._settings, self._models, self._memory.memory.fd)
+        return HostChild(self._settings, list(self._models), self._ring.memory.fd)
 
     def _recover(self) -> None:
+        self._models.note_none_ready()
+        for index in self.models:
+            self._books.set_open(index, False)
         self._books.recover(self._settings.max_attempts)
-        self._publish()
+
+    @property
+    def _is_model_awaited(self) -> bool:
+        return self.state == "ready" and any(added.is_awaited for added in self._models)
+
+    def _note_known_models(self) -> None:
+        child = self._supervisor.child
+        known = {} if child is None else child.take_known()
+        for added in self._models:
+            if added.serial in known:
+                added.refusal = known[added.serial]
+                added.is_ready = not added.refusal
+                self._books.set_open(added.index, added.is_ready)
+        if known:
+            self._publish()
+
+    def _abandon_refused(self) -> HostResults:
+        """Tasks of one model that the child cannot serve; none where there are none."""
+        for added in self._models:
+            if added.refusal and self._books.in_flight(added.index).any():
+                results = self._books.abandon_model(added.index)
+                self._clear_tables()
+                return results
+        return HostResults.none()
 
     def _publish(self) -> None:
         self._books.publish()
@@ -250,13 +331,13 @@ class HostAttention:
         self._tables.clear_free(self._books.in_flight)
 
     def _require_open_pools(self, error: type[Exception]) -> None:
-        for index, model in enumerate(self._models):
-            if not model.pool.is_open:
-                raise error(f"models[{index}].pool: the pool is closed")
+        for added in self._models:
+            if not added.model.pool.is_open:
+                raise error(f"models[{added.index}].pool: the pool is closed")
 
     def _model(self, model: int) -> int:
-        if not 0 <= operator.index(model) < len(self._models):
-            raise ValueError(f"model {model}: 0..{len(self._models) - 1} are allowed")
+        if operator.index(model) not in self._models:
+            raise ValueError(f"model {model}: {self.models} are there")
         return model
 
     def _why_down(self) -> str:

@@ -1,7 +1,7 @@
 """The block tables of request slots, as their users set and give them up."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,10 +17,19 @@ class BlockTables:
     first `clear_free` after that.
     """
 
-    def __init__(self, models: Sequence[HostModel], slots: Sequence[SlotArrays]) -> None:
-        self._num_blocks = [model.pool.num_blocks for model in models]
-        self._tables = [arrays.block_tables for arrays in slots]
+    def __init__(self) -> None:
+        self._num_blocks: dict[int, int] = {}
+        self._tables: dict[int, NDArray[np.int32]] = {}
         self._released: set[tuple[int, int]] = set()
+
+    def add_model(self, index: int, model: HostModel, slots: SlotArrays) -> None:
+        self._num_blocks[index] = model.pool.num_blocks
+        self._tables[index] = slots.block_tables
+
+    def remove_model(self, index: int) -> None:
+        """None of its slots is in flight."""
+        del self._num_blocks[index], self._tables[index]
+        self._released = {entry for entry in self._released if entry[0] != index}
 
     def set(self, model: int, slot: int, block_ids: ArrayLike, first: int) -> None:
         """See HostAttention.set_block_table; `model` was checked and the slot is not in flight."""
@@ -49,7 +58,7 @@ class BlockTables:
         """Clears the tables of released slots that are not in flight: [num_slots] of a model."""
         if not self._released:
             return
-        busy = [in_flight(model) for model in range(len(self._tables))]
+        busy = {model: in_flight(model) for model in {model for model, _ in self._released}}
         free = [(model, slot) for model, slot in self._released if not busy[model][slot]]
         for model, slot in free:
             self._tables[model][slot] = NO_BLOCK

@@ -1,16 +1,17 @@
 """Tasks in flight, as arrays: `ledger` with its memory, for one publisher."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cpu_attn.host import ledger
-from cpu_attn.host.descriptor import HostStatus
+from cpu_attn.host import ledger, recovery
+from cpu_attn.host import turns as t
+from cpu_attn.host.descriptor import MAX_MODELS, HostStatus
 from cpu_attn.host.settings import HostModel
-from cpu_attn.host.slots import HostMemory
+from cpu_attn.host.slots import RingMemory, SlotArrays
 
 _Ints = NDArray[np.int64]
 
@@ -30,31 +31,67 @@ class HostResults:
     def __len__(self) -> int:
         return len(self.slot)
 
+    @classmethod
+    def none(cls) -> Self:
+        return cls(*np.zeros((ledger.RESULT_FIELDS, 0), dtype=np.int64))
+
 
 class TaskBooks:
     """Which slot has which task; for one thread at a time."""
 
-    def __init__(
-        self, models: Sequence[HostModel], num_slots: int, memory: HostMemory, num_workers: int
-    ) -> None:
-        num_tasks = len(models) * num_slots
+    def __init__(self, num_slots: int, memory: RingMemory, num_workers: int) -> None:
+        """Without a model; `num_slots` of each that comes."""
+        # Zeros that nobody touched take no memory.
+        num_tasks = MAX_MODELS * num_slots
         self.counters: _Ints = np.zeros(ledger.NUM_COUNTERS, dtype=np.int64)
         self.counters[[ledger.TAIL, ledger.OLDEST]] = 1
+        self.turns: _Ints = np.zeros((MAX_MODELS, t.TURN_FIELDS), dtype=np.int64)
         self._num_slots = num_slots
         self._num_workers = num_workers
-        self._memory = memory
         self._ring = (memory.control, memory.cells, memory.mask)
-        self._models, self._layers = _limits(models, memory)
+        self._models: _Ints = np.zeros((MAX_MODELS, ledger.MODEL_FIELDS), dtype=np.int64)
+        self._kept: dict[int, tuple[_Ints, SlotArrays]] = {}
+        """Of each model, what its row has addresses of."""
         self._tasks: _Ints = np.zeros((num_tasks, ledger.TASK_FIELDS), dtype=np.int64)
         self._epochs: _Ints = np.zeros(num_tasks, dtype=np.int64)
-        self._queue: _Ints = np.zeros(num_tasks, dtype=np.int64)
+        self._queues: _Ints = np.zeros((MAX_MODELS, num_slots), dtype=np.int64)
         self._cell_tasks: _Ints = np.full(memory.num_cells, -1, dtype=np.int64)
-        self._requests: _Ints = np.zeros((num_tasks, ledger.REQUEST_FIELDS), dtype=np.int64)
+        self._requests: _Ints = np.zeros((num_slots, ledger.REQUEST_FIELDS), dtype=np.int64)
         self._results: _Ints = np.zeros((num_tasks, ledger.RESULT_FIELDS), dtype=np.int64)
+
+    def add_model(self, index: int, model: HostModel, arrays: SlotArrays) -> None:
+        """At a free index; its tasks wait until it is opened."""
+        assert index not in self._kept
+        layout = model.pool.layout
+        layers = np.array(
+            [(model.window(i), model.sink_tokens) for i in range(layout.num_layers)], dtype=np.int64
+        )
+        tables = arrays.block_tables
+        self._kept[index] = (layers, arrays)
+        self._of_model(self._epochs, index)[:] = 0
+        self.turns[index] = 0
+        self._models[index] = (
+            *(layout.num_layers, model.max_q_len, model.max_blocks * layout.block_size),
+            *(layers.ctypes.data, layout.block_size, model.pool.num_blocks),
+            *(tables.ctypes.data, tables.strides[0]),
+        )
+
+    def set_open(self, model: int, is_open: bool) -> None:
+        """Whether the model's tasks may be published, as the process knows it or not yet."""
+        self.turns[model, t.IS_OPEN] = is_open
+
+    def remove_model(self, model: int) -> None:
+        """Raises ValueError where a slot is in flight."""
+        num_busy = int(np.count_nonzero(self.in_flight(model)))
+        if num_busy:
+            raise ValueError(f"model {model} has tasks in flight in {num_busy} slots")
+        self._models[model] = 0
+        self.turns[model] = 0
+        del self._kept[model]
 
     @property
     def num_in_flight(self) -> int:
-        return int(np.count_nonzero(self._tasks[:, ledger.POSITION]))
+        return sum(int(np.count_nonzero(self.in_flight(model))) for model in self._kept)
 
     @property
     def num_unfinished(self) -> int:
@@ -100,10 +137,10 @@ class TaskBooks:
             count,
             requests,
             self._models,
-            self._layers,
             self._tasks,
             self._epochs,
-            self._queue,
+            self.turns,
+            self._queues,
             self.counters,
             self._num_workers,
         )
@@ -111,14 +148,14 @@ class TaskBooks:
             raise ValueError(self._explain(model, error))
 
     def publish(self) -> None:
-        """Publishes what waits, as far as the ring has room."""
-        if self.counters[ledger.QUEUE_HEAD] < self.counters[ledger.QUEUE_TAIL]:
+        """Publishes what waits, as far as the ring has room; models take turns."""
+        if self.counters[ledger.NUM_WAITING]:
             ledger.flush(
                 *self._ring,
-                self._num_slots,
                 self._tasks,
                 self._epochs,
-                self._queue,
+                self.turns,
+                self._queues,
                 self._cell_tasks,
                 self.counters,
             )
@@ -127,9 +164,9 @@ class TaskBooks:
         """Results that came since; their slots are free."""
         count = ledger.gather(
             *self._ring,
-            self._num_slots,
             self._tasks,
             self._epochs,
+            self.turns,
             self._cell_tasks,
             self.counters,
             self._results,
@@ -142,14 +179,19 @@ class TaskBooks:
         if rows.size and not (rows.min() >= 0 and rows.max() < self._num_slots):
             raise ValueError(f"slots: 0..{self._num_slots - 1} are allowed")
         self._of_model(self._epochs, model)[rows] += 1
+        if self.turns[model, t.NUM_WAITING]:
+            ledger.drop_released(
+                model, self._tasks, self._epochs, self.turns, self._queues, self.counters
+            )
 
     def recover(self, max_attempts: int) -> None:
-        """See `ledger.recover`."""
-        ledger.recover(
+        """See `recovery.recover`."""
+        recovery.recover(
             *self._ring,
             self._tasks,
             self._epochs,
-            self._queue,
+            self.turns,
+            self._queues,
             self._cell_tasks,
             self.counters,
             max_attempts,
@@ -157,7 +199,21 @@ class TaskBooks:
 
     def abandon(self) -> HostResults:
         """All tasks in flight as CRASHED, in the order of slots; the process must be gone."""
-        lost = np.flatnonzero(self._tasks[:, ledger.POSITION])
+        return self._crash(np.flatnonzero(self._tasks[:, ledger.POSITION]), self._free_all)
+
+    def abandon_model(self, model: int) -> HostResults:
+        """A closed model's tasks as CRASHED; none of them may be published."""
+        first = model * self._num_slots
+        lost = first + np.flatnonzero(self.in_flight(model))
+        assert len(lost) == self.turns[model, t.NUM_WAITING], "tasks are published"
+        return self._crash(lost, lambda: self._forget_waiting(model))
+
+    def _forget_waiting(self, model: int) -> None:
+        self._of_model(self._tasks, model)[:, ledger.POSITION] = ledger.FREE
+        self.counters[ledger.NUM_WAITING] -= self.turns[model, t.NUM_WAITING]
+        self.turns[model, t.NUM_WAITING] = 0
+
+    def _crash(self, lost: NDArray[np.intp], free: Callable[[], None]) -> HostResults:
         wanted = lost[self._tasks[lost, ledger.EPOCH] == self._epochs[lost]]
         results = self._results[: len(wanted)]
         results[:, ledger.RESULT_MODEL] = wanted // self._num_slots
@@ -166,17 +222,18 @@ class TaskBooks:
         results[:, ledger.RESULT_STATUS] = HostStatus.CRASHED
         results[:, ledger.RESULT_EPOCH] = self._epochs[wanted]
         self.counters[[ledger.NUM_DONE, ledger.NUM_CRASHED]] += len(wanted)
-        self._free_all(num_dropped=len(lost) - len(wanted))
+        self.counters[ledger.NUM_DROPPED] += len(lost) - len(wanted)
+        free()
         return _as_results(results)
 
     def drop_all(self) -> None:
         """Frees all slots without a result; the process must be gone."""
-        self._free_all(num_dropped=self.num_in_flight)
+        self.counters[ledger.NUM_DROPPED] += self.num_in_flight
+        self._free_all()
 
-    def _free_all(self, *, num_dropped: int) -> None:
+    def _free_all(self) -> None:
         self._tasks[:, ledger.POSITION] = ledger.FREE
-        ledger.withdraw(*self._ring, self._cell_tasks, self.counters)
-        self.counters[ledger.NUM_DROPPED] += num_dropped
+        recovery.withdraw(*self._ring, self.turns, self._cell_tasks, self.counters)
 
     def _of_model(self, column: NDArray[Any], model: int) -> NDArray[Any]:
         return column[model * self._num_slots : (model + 1) * self._num_slots]
@@ -210,21 +267,3 @@ def _integers(name: str, values: ArrayLike) -> NDArray[Any]:
         raise TypeError(f"{name}: {array.dtype}, integers are needed")
     # An empty list is one of floats to numpy.
     return array if array.size else array.astype(np.int64)
-
-
-def _limits(models: Sequence[HostModel], memory: HostMemory) -> tuple[_Ints, _Ints]:
-    rows: list[tuple[int, ...]] = []
-    layers: list[tuple[int, int]] = []
-    for model, arrays in zip(models, memory.slots, strict=True):
-        layout = model.pool.layout
-        max_tokens = model.max_blocks * layout.block_size
-        tables = arrays.block_tables
-        rows.append(
-            (
-                *(layout.num_layers, model.max_q_len, max_tokens, len(layers)),
-                *(layout.block_size, model.pool.num_blocks),
-                *(tables.ctypes.data, tables.strides[0]),
-            )
-        )
-        layers += [(model.window(i), model.sink_tokens) for i in range(layout.num_layers)]
-    return np.array(rows, dtype=np.int64), np.array(layers, dtype=np.int64)

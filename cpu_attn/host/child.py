@@ -4,39 +4,74 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import cpu_attn
+from cpu_attn.host.added_models import AddedModel
+from cpu_attn.host.channel import Channel
 from cpu_attn.host.errors import HostAttentionDown
-from cpu_attn.host.handshake import READY, STOP, Start
-from cpu_attn.host.settings import HostModel, HostSettings
+from cpu_attn.host.handshake import (
+    AddModel,
+    CannotStart,
+    ModelAdded,
+    Ready,
+    RemoveModel,
+    Start,
+    Stop,
+)
+from cpu_attn.host.settings import HostSettings
 
 _REAP_S = 10.0
 
 
 class HostChild:
-    """Starts the process when made; its workers serve once `ready`."""
+    """Starts the process when made; its workers serve once `ready`, a model once it is known."""
 
-    def __init__(self, settings: HostSettings, models: Sequence[HostModel], memory_fd: int) -> None:
+    def __init__(self, settings: HostSettings, models: Sequence[AddedModel], ring_fd: int) -> None:
+        """`models` are there before it is ready, or it has said of each why it is not."""
         self.ready = False
         self.last_words = ""
         """Why it could not start, where it said so."""
-        self._connection, theirs = Pipe()
-        fds = {theirs.fileno(), memory_fd, *(model.pool.fd for model in models)}
+        self._known: dict[int, str] = {}
+        """By serial, empty or why the model cannot be served, until somebody asks."""
+        self._outbox: deque[tuple[object, tuple[int, ...]]] = deque()
+        self._channel, theirs = Channel.pair()
         # -P and the package's own place: whatever the working directory holds is not imported.
         command = [sys.executable, "-P", "-m", "cpu_attn.host.process", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
-                command, pass_fds=sorted(fds), env=_environment(), stdin=subprocess.DEVNULL
+                command, pass_fds=[theirs.fileno()], env=_environment(), stdin=subprocess.DEVNULL
             )
         # Its start takes seconds of computing, not to be had at the cost of whoever started it.
         # Where the system refuses, the child will say so of its workers.
         with suppress(OSError):
             os.sched_setaffinity(self.pid, settings.cores)
-        self._send(Start(os.getpid(), memory_fd, settings, tuple(models)))
+        self._say(Start(os.getpid(), settings, len(models)), (ring_fd,))
+        for added in models:
+            self.add_model(added)
+
+    def add_model(self, added: AddedModel) -> None:
+        """Hands a model over; `take_known` will tell what became of it."""
+        fds = (added.memory.memory.fd, added.model.pool.fd)
+        self._say(AddModel(added.serial, added.index, added.model), fds)
+
+    def remove_model(self, added: AddedModel) -> None:
+        """Takes it away. Its descriptors may be closed after this."""
+        remove = RemoveModel(added.index)
+        for place, (message, _) in enumerate(self._outbox):
+            if isinstance(message, AddModel) and message.serial == added.serial:
+                # Not just left out: a child that starts waits for so many messages.
+                self._outbox[place] = (remove, ())
+                return
+        self._say(remove)
+
+    def take_known(self) -> dict[int, str]:
+        """By serial, what became of models since it was last asked: "" or why it is not served."""
+        known, self._known = self._known, {}
+        return known
 
     @property
     def pid(self) -> int:
@@ -46,8 +81,8 @@ class HostChild:
         """Its exit status once it is gone for good, all threads with it; None before."""
         status = self._process.poll()
         # After that, so that the words of one that is gone have all been said.
-        if not self.ready:
-            self._listen()
+        self._listen()
+        self._post()
         return status
 
     def kill(self) -> None:
@@ -59,10 +94,11 @@ class HostChild:
 
         Raises HostAttentionDown where the machine does not let it go: its memory is not safe then.
         """
-        if not self._connection.closed:
+        if self._channel.fileno() >= 0:
             # Said, for closing alone goes unnoticed while another process has a copy of this end.
-            self._send(STOP)
-            self._connection.close()
+            self._outbox.clear()
+            self._say(Stop())
+            self._channel.close()
         try:
             self._process.wait(grace_s)
             return
@@ -73,21 +109,29 @@ class HostChild:
         except subprocess.TimeoutExpired as error:
             raise HostAttentionDown(f"process {self.pid} was killed and does not end") from error
 
-    def _send(self, message: object) -> None:
+    def _say(self, message: object, fds: tuple[int, ...] = ()) -> None:
+        self._outbox.append((message, fds))
+        self._post()
+
+    def _post(self) -> None:
+        """Sends what the channel has room for, in order."""
         try:
-            self._connection.send(message)
+            while self._outbox and self._channel.send(*self._outbox[0]):
+                self._outbox.popleft()
         except OSError:
             # It is dead already, which `poll` will find.
-            return
+            self._outbox.clear()
 
     def _listen(self) -> None:
-        try:
-            if not self._connection.closed and self._connection.poll():
-                words = self._connection.recv()
-                self.ready = words == READY
-                self.last_words = "" if self.ready else str(words)
-        except (EOFError, OSError):
-            return
+        with suppress(EOFError, OSError):
+            while received := self._channel.receive(waits=False):
+                match received[0]:
+                    case Ready():
+                        self.ready = True
+                    case ModelAdded(serial, error):
+                        self._known[serial] = error
+                    case CannotStart(reason):
+                        self.last_words = reason
 
 
 def describe_exit(status: int) -> str:

@@ -41,6 +41,9 @@ LOW_BITS = 8
 LOW_MASK = (1 << LOW_BITS) - 1
 MAX_PARTS = LOW_MASK
 
+MAX_MODELS = 32
+"""At a time; tables have a row for each from the start and never grow."""
+
 
 class HostStatus(IntEnum):
     """How a task ended."""

@@ -194,6 +194,14 @@ class HostKvPool:
             self._memory.give_back(first * block_bytes, (last + 1) * block_bytes)
         return before - self.resident_bytes
 
+    def discard(self) -> None:
+        """Gives all memory back, in every process that maps it: whatever was stored is zeros.
+
+        For a pool that is about to be closed while another process still has it mapped.
+        """
+        self._require_open()
+        self._memory.give_back(0, self._memory.num_bytes)
+
     def check_integrity(self, tables: Iterable[Sequence[int]] | None = None) -> None:
         """Raises PoolIntegrityError, with both numbers, where the books disagree.
 
@@ -207,7 +215,8 @@ class HostKvPool:
         """Unmaps the memory here and closes `fd`.
 
         Nothing may run on `address` any more. A HostAttention that was given `memory` must have
-        stopped: it cannot be started, nor start anew after a death, without it.
+        stopped, or its model been removed: it cannot be started, nor start anew after a death,
+        without it.
         """
         self._arena = None
         self._memory.close()

@@ -1,85 +1,133 @@
 """The host attention process: `python -m cpu_attn.host.process FD`, started by HostAttention.
 
-FD is one end of a connection: the parent sends a Start, the child answers READY or why it cannot.
-The main thread then waits for the connection's end and does nothing else; workers hold no lock of
-the interpreter.
+FD is one end of a channel: the parent sends a Start and the models that are there, the child
+answers Ready or why it cannot. The main thread then takes models that come and lets go of those
+that leave, and does nothing else; workers hold no lock of the interpreter, so they go on meanwhile.
 """
 
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
-from multiprocessing.connection import Connection
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpu_attn.host import worker
-from cpu_attn.host.handshake import READY, Start
+from cpu_attn.host.channel import Channel
+from cpu_attn.host.handshake import AddModel, CannotStart, ModelAdded, Ready, RemoveModel, Start
 from cpu_attn.host.ring import request_stop
-from cpu_attn.host.slots import HostMemory
+from cpu_attn.host.settings import HostSettings
+from cpu_attn.host.slots import ModelMemory, RingMemory
 from cpu_attn.host.tables import WorkerTables
 
 _PR_SET_PDEATHSIG = 1
 _CACHE_LINE = 64
+_COMPILER_NICENESS = 10
+"""Against a worker on the same core the main thread gets about a tenth: compiling a kernel takes
+tens of seconds, in which tasks of other models go on almost undisturbed."""
 
 
 def main() -> int:
-    """Serves until the parent closes the connection or dies."""
+    """Serves until the parent closes the channel or dies."""
     # Ctrl-C in a terminal reaches every process in it; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Connection(int(sys.argv[1])) as connection:
+    with Channel(socket.socket(fileno=int(sys.argv[1]))) as channel:
         try:
-            start = connection.recv()
+            start, (ring_fd,) = _receive(channel)
+            assert isinstance(start, Start)
             _die_with(start.parent_pid)
-            _serve(start, connection)
-        except (EOFError, BrokenPipeError):
+            _serve(start, ring_fd, channel)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             # The parent has gone, or does not want it any more.
             return 0
         except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")
+            with suppress(OSError):
+                channel.send(CannotStart(f"{type(error).__name__}: {error}"), waits=True)
             raise
     return 0
 
 
+def _receive(channel: Channel) -> tuple[object, list[int]]:
+    received = channel.receive(waits=True)
+    assert received is not None
+    return received
+
+
 def _die_with(parent_pid: int) -> None:
-    """A stopped process does not see its connection end, but this ends it too."""
+    """A stopped process does not see its channel end, but this ends it too."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         raise EOFError("the parent is gone")
 
 
-def _serve(start: Start, connection: Connection) -> None:
+def _serve(start: Start, ring_fd: int, channel: Channel) -> None:
     settings = start.settings
-    memory = HostMemory.attach(start.memory_fd, start.models, settings.num_slots)
-    tables = WorkerTables(start.models, memory, num_workers=len(settings.cores))
+    ring = RingMemory.attach(ring_fd, settings.num_slots)
+    tables = WorkerTables(num_workers=len(settings.cores))
+    for _ in range(start.num_models):
+        _take(channel, tables, settings)
     spin_ns = int(settings.spin_s * 1e9)
-    workers = [_Worker(core, memory, tables, spin_ns) for core in settings.cores]
+    workers = [_Worker(core, ring, tables, spin_ns) for core in settings.cores]
     for thread in workers:
         thread.start()
     for thread in workers:
         thread.wait_until_pinned()
-    connection.send(READY)
-    try:
-        connection.recv()
-    except (EOFError, OSError):
-        pass
-    request_stop(memory.control)
+    channel.send(Ready(), waits=True)
+    with suppress(OSError):
+        # Of this thread alone. A kernel compiled by now was waited for, from now on others work.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPILER_NICENESS)
+    with suppress(EOFError, OSError):
+        while _take(channel, tables, settings):
+            pass
+    request_stop(ring.control)
     for thread in workers:
         thread.join()
+
+
+def _take(channel: Channel, tables: WorkerTables, settings: HostSettings) -> bool:
+    """Does what the next message says; False where that is to stop."""
+    message, fds = _receive(channel)
+    if isinstance(message, AddModel):
+        channel.send(ModelAdded(message.serial, _add(message, fds, tables, settings)), waits=True)
+        return True
+    if isinstance(message, RemoveModel):
+        # It is not there where it could not be added.
+        if message.index in tables:
+            tables.remove(message.index)
+        return True
+    return False
+
+
+def _add(message: AddModel, fds: list[int], tables: WorkerTables, settings: HostSettings) -> str:
+    """Why the model cannot be served, or nothing."""
+    slots_fd, pool_fd = fds
+    try:
+        try:
+            memory = ModelMemory.attach(slots_fd, message.model, settings.num_slots)
+        except BaseException:
+            os.close(pool_fd)
+            raise
+        tables.add(message.index, message.model, memory, pool_fd)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 class _Worker(threading.Thread):
     """One worker on one core, with its scratch."""
 
-    def __init__(self, core: int, memory: HostMemory, tables: WorkerTables, spin_ns: int) -> None:
+    def __init__(self, core: int, ring: RingMemory, tables: WorkerTables, spin_ns: int) -> None:
         super().__init__(name=f"host-attention-{core}", daemon=True)
         self._core = core
-        self._memory = memory
-        self._tables = tables
+        self._ring = ring
+        self._models = tables.models
         self._spin_ns = spin_ns
         self._scratch = _aligned_words(worker.SCRATCH_WORDS)
+        tables.scratches.append(self._scratch)
         self._pinned = threading.Event()
         self._error: OSError | None = None
 
@@ -99,11 +147,10 @@ class _Worker(threading.Thread):
         finally:
             self._pinned.set()
         worker.serve(
-            self._memory.control,
-            self._memory.cells,
-            self._memory.mask,
-            self._tables.models,
-            self._tables.layers,
+            self._ring.control,
+            self._ring.cells,
+            self._ring.mask,
+            self._models,
             self._scratch,
             self._spin_ns,
         )

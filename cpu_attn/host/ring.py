@@ -26,7 +26,11 @@ from the start: workers never reserve, wait for each other, or find a ring full.
    any counts WAKE up and wakes. Of the two looks at least one sees the other side's store; if only
    the publisher's does, it counts after the sleeper has read, and the wait ends at once or is
    woken.
-7. Death. Only when the process is gone for good may the publisher take tasks back or change the
+7. Withdrawal. The publisher takes a task back that nobody began by swapping TICKET from (p, parts)
+   to (p, 0). Either that or the first claim succeeds. After it workers find nothing at p and go on;
+   the cell stays as it is until its position was counted as collected, so that none of them can
+   take it for what they looked for. The task may be published again at a new position.
+8. Death. Only when the process is gone for good may the publisher take tasks back or change the
    control block. A task whose DONE is there was finished; any other is published again at a new
    position. Doing it twice is harmless: keys and values are appended by position.
 """
@@ -81,6 +85,13 @@ def read_ticket(cell: int) -> int:
 def claim(cell: int, ticket: int) -> bool:
     """Takes a part of the task whose ticket was read; False where others were quicker."""
     return bool(compare_and_swap(cell + _TICKET, ticket, ticket - 1))
+
+
+@compiled(types.boolean(_i64, _i64, _i64))
+def withdraw(cell: int, position: int, num_parts: int) -> bool:
+    """The publisher takes back a task of so many parts; False where a part of it was claimed."""
+    ticket = position << _LOW_BITS
+    return bool(compare_and_swap(cell + _TICKET, ticket | num_parts, ticket))
 
 
 @compiled(types.boolean(_i64, _i64))

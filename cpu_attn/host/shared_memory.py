@@ -69,12 +69,13 @@ class SharedMemory:
 
     @classmethod
     def attach(cls, fd: int, num_bytes: int, *, huge_pages: bool = False) -> Self:
-        """Memory that another process made; `fd` is closed with it.
+        """Memory that another process made; `fd` is closed with it, and where this raises.
 
-        Raises ValueError where it has another size.
+        Raises ValueError where it has another size, OSError where it cannot be mapped.
         """
         actual = os.fstat(fd).st_size
         if actual != num_bytes:
+            os.close(fd)
             raise ValueError(f"num_bytes {num_bytes}: the memory has {actual} bytes")
         return cls(fd, num_bytes, huge_pages)
 

@@ -1,6 +1,5 @@
-"""The memory that parent and child share beside the pools: control block, ring, request slots."""
+"""The memory that parent and child share beside the pools: the ring, and request slots by model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ from cpu_attn.host.shared_memory import SharedMemory
 NO_BLOCK = -1
 """An entry of a block table that was not set; a task that needs it is refused."""
 _ALIGNMENT = 4096
-_CELLS_PER_SLOT = 4
-"""Room for tasks that overtake a long one, before the ring has to wait for it."""
+_CELLS_PER_SLOT = 8
+"""Room for tasks that overtake a long one, or are called back and published again, before the ring
+has to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,11 @@ class SlotArrays:
 
 
 @dataclass(frozen=True, slots=True)
-class HostMemory:
-    """Views of the shared memory in this process."""
+class RingMemory:
+    """Control block and ring, as this process sees them; one for all models."""
 
     memory: SharedMemory
     num_cells: int
-    slots: tuple[SlotArrays, ...]
-    """One a model."""
 
     @property
     def control(self) -> int:
@@ -66,54 +64,67 @@ class HostMemory:
         return self.num_cells - 1
 
     @classmethod
-    def create(cls, models: Sequence[HostModel], num_slots: int) -> "HostMemory":
-        """New memory: block tables of NO_BLOCK, else zeros whose pages exist once touched."""
-        num_bytes = _Places(models, num_slots).num_bytes
-        created = cls._view(SharedMemory.create("omniserve-host", num_bytes), models, num_slots)
-        for arrays in created.slots:
-            arrays.block_tables[:] = NO_BLOCK
+    def create(cls, num_slots: int) -> "RingMemory":
+        """New memory for models of so many slots each; zeros."""
+        num_cells = _num_cells(num_slots)
+        return cls(SharedMemory.create("omniserve-ring", _ring_bytes(num_cells)), num_cells)
+
+    @classmethod
+    def attach(cls, fd: int, num_slots: int) -> "RingMemory":
+        """The memory that another process made for as many slots; takes `fd` over."""
+        num_cells = _num_cells(num_slots)
+        return cls(SharedMemory.attach(fd, _ring_bytes(num_cells)), num_cells)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """Memory of one model's slots, mapped into this process."""
+
+    memory: SharedMemory
+    slots: SlotArrays
+
+    @classmethod
+    def create(cls, model: HostModel, num_slots: int) -> "ModelMemory":
+        """New memory: block tables of NO_BLOCK, else zeros whose pages exist once touched.
+
+        Raises OSError where the machine cannot map so much.
+        """
+        num_bytes = _places(model, num_slots)[1]
+        created = cls._view(SharedMemory.create("omniserve-slots", num_bytes), model, num_slots)
+        created.slots.block_tables[:] = NO_BLOCK
         return created
 
     @classmethod
-    def attach(cls, fd: int, models: Sequence[HostModel], num_slots: int) -> "HostMemory":
-        """The memory that another process made for the same models and slots."""
-        num_bytes = _Places(models, num_slots).num_bytes
-        return cls._view(SharedMemory.attach(fd, num_bytes), models, num_slots)
+    def attach(cls, fd: int, model: HostModel, num_slots: int) -> "ModelMemory":
+        """The memory that another process made for the same model and slots; takes `fd` over."""
+        num_bytes = _places(model, num_slots)[1]
+        return cls._view(SharedMemory.attach(fd, num_bytes), model, num_slots)
 
     @classmethod
-    def _view(
-        cls, memory: SharedMemory, models: Sequence[HostModel], num_slots: int
-    ) -> "HostMemory":
-        places = _Places(models, num_slots)
-        slots = tuple(
-            SlotArrays(
-                *(
-                    memory.array(dtype, shape, offset_bytes=offset)
-                    for offset, dtype, shape in arrays
-                )
-            )
-            for arrays in places.models
-        )
-        return cls(memory, places.num_cells, slots)
+    def _view(cls, memory: SharedMemory, model: HostModel, num_slots: int) -> "ModelMemory":
+        places, _ = _places(model, num_slots)
+        arrays = (memory.array(dtype, shape, offset_bytes=at) for at, dtype, shape in places)
+        return cls(memory, SlotArrays(*arrays))
 
 
-class _Places:
-    """Where each array begins."""
+def _num_cells(num_slots: int) -> int:
+    return 1 << (_CELLS_PER_SLOT * num_slots - 1).bit_length()
 
-    def __init__(self, models: Sequence[HostModel], num_slots: int) -> None:
-        wanted = _CELLS_PER_SLOT * num_slots * len(models)
-        self.num_cells = 1 << (wanted - 1).bit_length()
-        self.num_bytes = _aligned(CONTROL_BYTES + self.num_cells * CELL_BYTES)
-        self.models = [
-            [self._place(dtype, (num_slots, *shape)) for dtype, shape in _rows(model)]
-            for model in models
-        ]
 
-    def _place(self, dtype: Any, shape: tuple[int, ...]) -> tuple[int, Any, tuple[int, ...]]:
-        offset = self.num_bytes
-        num_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        self.num_bytes = _aligned(offset + num_bytes)
-        return offset, dtype, shape
+def _ring_bytes(num_cells: int) -> int:
+    return _aligned(CONTROL_BYTES + num_cells * CELL_BYTES)
+
+
+def _places(model: HostModel, num_slots: int) -> tuple[list[tuple[int, Any, tuple[int, ...]]], int]:
+    """Offset, dtype and shape of each of SlotArrays; bytes of all."""
+    places = []
+    num_bytes = 0
+    for dtype, row in _rows(model):
+        shape = (num_slots, *row)
+        places.append((num_bytes, dtype, shape))
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        num_bytes = _aligned(num_bytes + size)
+    return places, num_bytes
 
 
 def _rows(model: HostModel) -> list[tuple[Any, tuple[int, ...]]]:

@@ -1,7 +1,23 @@
 """What a worker thread runs: one compiled loop without the interpreter's lock.
 
-Addresses are of the process that runs it. A worker has tables that all share and a scratch that is
-its own; it takes parts of tasks from the ring (see `ring`), checks them and calls their kernel.
+Addresses are of the process that runs it. A worker has a table of models that all share and a
+scratch that is its own; it takes parts of tasks from the ring (see `ring`), checks them and calls
+their kernel.
+
+Models come and go while workers run, and nobody takes a lock:
+
+1. Coming. The main thread maps the model's memory, compiles its kernel and fills its row, all but
+   STATE; then it stores STATE = PRESENT with release order. A worker loads STATE with acquire order
+   before anything else of the row, so who finds PRESENT sees the whole row and what it points at.
+   Only then is the publisher told, and only after that does it publish tasks of the model.
+2. Going. The publisher asks for it when no task of the model is in flight: no worker has a part of
+   one that it did not end. So nobody may look at the row; but a descriptor may lie, and must not be
+   believed. Hence the main thread stores STATE = ABSENT, fences, and looks at BUSY of each worker:
+   odd while the worker is at a part. It waits until each was even or has changed since, and only
+   then unmaps. A worker stores an odd BUSY and fences before it loads STATE. Of worker and main
+   thread at least one sees the other's store (as in `ring`, rule 6): either the worker finds
+   ABSENT, and the task ends as BAD_MODEL, or the main thread finds it busy and waits for it.
+3. Coming again. A row is filled anew only after such a wait, so that no worker mixes two models.
 """
 
 import numpy as np
@@ -12,11 +28,13 @@ from cpu_attn._jit import compiled
 from cpu_attn.host import descriptor as d
 from cpu_attn.host.atomics import (
     call_kernel,
+    full_fence,
     futex_wait,
     load_acquire,
     load_plain,
     monotonic_ns,
     pause,
+    store_release,
 )
 from cpu_attn.host.ring import (
     announce_sleep,
@@ -34,8 +52,9 @@ from cpu_attn.memory import load_i32
 
 # Fields of a model's row in the table `models`, int64. Addresses and strides are in bytes and of
 # slots; keys, values, queries and outputs of a slot are [q_len, heads, head_dim].
-FIRST_LAYER, NUM_LAYERS = 0, 1
-"""Rows of the table `layers`: kernel tasks in which all is set that does not depend on the slot."""
+LAYERS, NUM_LAYERS = 0, 1
+"""Address and rows of the model's own table of kernel tasks, int64 [num_layers, NUM_FIELDS], in
+which all is set that does not depend on the slot."""
 NUM_BLOCKS, BLOCK_SIZE = 2, 3
 NUM_SLOTS, MAX_Q_LEN, MAX_BLOCKS = 4, 5, 6
 KERNEL = 7
@@ -44,12 +63,16 @@ K, V, KV_STRIDE = 10, 11, 12
 OUT, LSE, LSE_STRIDE = 13, 14, 15
 TABLES = 16
 PARTIALS, PARTIALS_STRIDE = 17, 18
-MODEL_FIELDS = 19
+STATE = 19
+ABSENT, PRESENT = 0, 1
+MODEL_FIELDS = 20
 
-# A worker's scratch, int64: a kernel task, then an item (int32), then a context length (int32).
+# A worker's scratch, int64: a kernel task, then an item (int32), then a context length (int32),
+# then, on a line of its own because the main thread looks at it, BUSY.
 _ITEM = kernel_task.NUM_FIELDS
 _CONTEXT_LEN = _ITEM + (kernel_task.ITEM_FIELDS + 1) // 2
-SCRATCH_WORDS = -(-(_CONTEXT_LEN + 1) // d.LINE_WORDS) * d.LINE_WORDS
+BUSY = -(-(_CONTEXT_LEN + 1) // d.LINE_WORDS) * d.LINE_WORDS
+SCRATCH_WORDS = BUSY + d.LINE_WORDS
 
 _SPINS_PER_CLOCK = 64
 _OK, _NO_MEMORY = int(d.HostStatus.OK), int(d.HostStatus.NO_MEMORY)
@@ -75,13 +98,15 @@ def _check_blocks(table: int, first: int, stop: int, num_blocks: int) -> int:
     return _OK
 
 
-@compiled(_i64(_i64, _table, _table))
-def check_descriptor(cell, models, layers):
+@compiled(_i64(_i64, _table))
+def check_descriptor(cell, models):
     """The HostStatus of a descriptor before any of it is used; BAD_PARTS is for `fill_part`."""
     model_id = load_plain(cell + _MODEL)
     if model_id < 0 or model_id >= models.shape[0]:
         return _BAD_MODEL
     model = models[model_id]
+    if load_acquire(model.ctypes.data + 8 * STATE) != PRESENT:
+        return _BAD_MODEL
     slot = load_plain(cell + _SLOT)
     if slot < 0 or slot >= model[NUM_SLOTS]:
         return _BAD_SLOT
@@ -94,10 +119,10 @@ def check_descriptor(cell, models, layers):
     block_size = model[BLOCK_SIZE]
     if context_len < q_len or context_len > model[MAX_BLOCKS] * block_size:
         return _BAD_CONTEXT_LEN
-    template = layers[model[FIRST_LAYER] + layer]
-    sink_stop, first = visible_tokens(
-        context_len, q_len, template[kernel_task.WINDOW], template[kernel_task.SINK_TOKENS]
-    )
+    template = model[LAYERS] + 8 * kernel_task.NUM_FIELDS * layer
+    window = load_plain(template + 8 * kernel_task.WINDOW)
+    sink_tokens = load_plain(template + 8 * kernel_task.SINK_TOKENS)
+    sink_stop, first = visible_tokens(context_len, q_len, window, sink_tokens)
     # Every part looks at all blocks, not at its own only: so all of them say the same.
     table = model[TABLES] + 4 * model[MAX_BLOCKS] * slot
     stop_block = (context_len + block_size - 1) // block_size
@@ -108,15 +133,17 @@ def check_descriptor(cell, models, layers):
     return status
 
 
-@compiled(_i64(_i64, _i64, _table, _table, _vector))
-def fill_part(cell, unclaimed, models, layers, scratch):
+@compiled(_i64(_i64, _i64, _table, _vector))
+def fill_part(cell, unclaimed, models, scratch):
     """Writes the kernel's task for a part of a checked descriptor; its HostStatus."""
     model = models[load_plain(cell + _MODEL)]
     slot = load_plain(cell + _SLOT)
     context_len, q_len = load_plain(cell + _CONTEXT), load_plain(cell + _Q_LEN)
     num_parts = load_plain(cell + _NUM_PARTS)
     part = num_parts - unclaimed
-    scratch[:_ITEM] = layers[model[FIRST_LAYER] + load_plain(cell + _LAYER)]
+    template = model[LAYERS] + 8 * kernel_task.NUM_FIELDS * load_plain(cell + _LAYER)
+    for field in range(kernel_task.NUM_FIELDS):
+        scratch[field] = load_plain(template + 8 * field)
     first, stop = part_tokens(
         context_len,
         q_len,
@@ -153,12 +180,15 @@ def fill_part(cell, unclaimed, models, layers, scratch):
     return _OK
 
 
-@compiled(types.void(_i64, _i64, _i64, _table, _table, _vector))
-def run_part(control, cell, ticket, models, layers, scratch):
+@compiled(types.void(_i64, _i64, _i64, _table, _vector))
+def run_part(control, cell, ticket, models, scratch):
     """Runs the part that was claimed by swapping this ticket, to the end of its duties."""
-    status = check_descriptor(cell, models, layers)
+    busy = scratch.ctypes.data + 8 * BUSY
+    store_release(busy, scratch[BUSY] + 1)
+    full_fence()
+    status = check_descriptor(cell, models)
     if status == _OK:
-        status = fill_part(cell, ticket & _LOW_MASK, models, layers, scratch)
+        status = fill_part(cell, ticket & _LOW_MASK, models, scratch)
     if status == _OK:
         kernel = models[load_plain(cell + _MODEL), KERNEL]
         call_kernel(kernel, scratch.ctypes.data)
@@ -169,9 +199,23 @@ def run_part(control, cell, ticket, models, layers, scratch):
         is_last = scratch[kernel_task.NUM_FINISHED] > 0
     else:
         is_last = fail_part(cell, status)
+    store_release(busy, scratch[BUSY] + 1)
     if is_last:
         publish_result(cell, ticket >> _LOW_BITS)
     count_progress(control)
+
+
+@compiled(types.void(_table, _i64, _i64))
+def set_state(models, model, state):
+    """Stored after everything else in the row; ABSENT is seen by all who begin a part later."""
+    store_release(models[model].ctypes.data + 8 * STATE, state)
+    full_fence()
+
+
+@compiled(_i64(_vector))
+def read_busy(scratch):
+    """A worker's count of parts begun and ended: odd while it is at one."""
+    return load_acquire(scratch.ctypes.data + 8 * BUSY)
 
 
 @compiled(types.void(_i64, _i64, _i64))
@@ -182,12 +226,12 @@ def _sleep(control, cell, position):
     end_sleep(control)
 
 
-@compiled(types.void(_i64, _i64, _i64, _table, _table, _vector, _i64))
-def serve(control, cells, mask, models, layers, scratch, spin_ns):
+@compiled(types.void(_i64, _i64, _i64, _table, _vector, _i64))
+def serve(control, cells, mask, models, scratch, spin_ns):
     """Takes parts until told to stop; spins for `spin_ns` without work, then sleeps.
 
-    control, cells: addresses in the arena; mask: cells of the ring - 1; models, layers: tables of
-    all workers; scratch: int64 [SCRATCH_WORDS] of this one.
+    control, cells: addresses in the arena; mask: cells of the ring - 1; models: int64 [MAX_MODELS,
+    MODEL_FIELDS], the table of all workers; scratch: int64 [SCRATCH_WORDS] of this one.
     """
     position = load_acquire(control + _OLDEST)
     num_spins = 0
@@ -212,4 +256,4 @@ def serve(control, cells, mask, models, layers, scratch, spin_ns):
         elif ticket & _LOW_MASK == 0:
             position += 1
         elif claim(cell, ticket):
-            run_part(control, cell, ticket, models, layers, scratch)
+            run_part(control, cell, ticket, models, scratch)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,7 +14,6 @@ from omniserve.devices.elements import ELEMENTS
 from omniserve.errors import ConfigError
 from omniserve.logs import get_logger, log_event
 from omniserve.models.decoder import DecoderModel
-from omniserve.piggyback.calibration import measure_host_speed
 from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.device_path import open_exchange, open_swapper
 from omniserve.piggyback.governor import Governor
@@ -155,19 +154,19 @@ def _say_unavailable(settings: ModelSettings, reason: Exception) -> None:
     )
 
 
-def host_cores(models: Sequence[HostedModel], device: Device) -> tuple[int, ...]:
+def host_cores(models: Mapping[str, PiggybackSettings], device: Device) -> tuple[int, ...]:
     """The last cores of this process: as many as the model that asks for most.
 
     Raises:
         ConfigError: there are too few.
     """
     cores = sorted(os.sched_getaffinity(0))
-    hungriest = max(models, key=lambda hosted: hosted.settings.host_attention_threads)
-    num_threads = hungriest.settings.host_attention_threads
+    hungriest = max(models, key=lambda name: models[name].host_attention_threads)
+    num_threads = models[hungriest].host_attention_threads
     num_left = len(cores) - (device.torch_device.type == "cpu")
     if num_threads > num_left:
         raise ConfigError(
-            f"models.{hungriest.name}.piggyback.host_attention_threads: {num_threads} is more than "
+            f"models.{hungriest}.piggyback.host_attention_threads: {num_threads} is more than "
             f"the {num_left} cores that this process can spare"
         )
     return tuple(cores[-num_threads:])
@@ -182,79 +181,127 @@ def build_piggybacks(
         ConfigError: there are too few cores, no memory or process is to be had, or the device's
             runtime cannot lock a host pool.
     """
-    cores = host_cores(models, device)
-    core_split = CoreSplit(cores) if device.torch_device.type == "cpu" else None
-    # Before the process starts: compiling kernels it would disturb the measurement.
-    governors = [_open_governor(hosted, core_split, len(cores)) for hosted in models]
-    link = _open_link(models, cores, core_split)
+    link = open_link({hosted.name: hosted.settings for hosted in models}, device)
     try:
-        piggybacks = {
-            hosted.name: _build_piggyback(index, hosted, link, cores, device, governor)
-            for index, (hosted, governor) in enumerate(zip(models, governors, strict=True))
-        }
+        # Before the process starts: compiling kernels it would disturb the measurement.
+        for hosted in models:
+            if _has_governor(hosted, link) and link.speeds.of(hosted.model) is None:
+                assert link.core_split is not None
+                link.speeds.begin(hosted.model, link.core_split, link.num_cores).finish()
+        piggybacks = {hosted.name: add_piggyback(hosted, link, device) for hosted in models}
+        _start(link, piggybacks)
     except BaseException:
         link.close()
         raise
     return link, piggybacks
 
 
-def _open_link(
-    models: Sequence[HostedModel], cores: Sequence[int], core_split: CoreSplit | None
-) -> HostLink:
-    num_lanes = max(hosted.settings.max_offloaded_requests for hosted in models)
+def open_link(models: Mapping[str, PiggybackSettings], device: Device) -> HostLink:
+    """A host process without models, not started: with the cores and lanes of the model that asks
+    for most. Those that come later get no more.
+
+    models: by name; one at least.
+
+    Raises:
+        ConfigError: there are too few cores, or no memory.
+    """
+    cores = host_cores(models, device)
+    core_split = CoreSplit(cores) if device.torch_device.type == "cpu" else None
+    num_lanes = max(settings.max_offloaded_requests for settings in models.values())
     try:
-        return HostLink([hosted.host.model for hosted in models], cores, num_lanes, core_split)
+        return HostLink(cores, num_lanes, core_split)
     except OSError as error:
         if core_split is not None:
             core_split.unite()
-        names = ", ".join(hosted.name for hosted in models)
-        raise ConfigError(f"piggyback of {names}: host attention cannot start: {error}") from error
+        raise _cannot_start(models, error) from error
+
+
+def add_piggyback(hosted: HostedModel, link: HostLink, device: Device) -> Piggyback:
+    """A model's own part, while others work; never waits for the host process.
+
+    Nothing of the model is offloaded until the process has its kernel, and until speeds are
+    measured where they decide: no model of its shape was measured yet, and `poll` does it, a layer
+    at a time. `Piggyback.leave` takes the model away again.
+
+    Raises:
+        ConfigError: it asks for more lanes than the process has, no memory is to be had, or the
+            device's runtime cannot lock the host pool. Nothing is left of it then but the pool.
+    """
+    _require_lanes(hosted, link)
+    book = LaneBook(hosted.settings.max_offloaded_requests, hosted.model.num_layers)
+    try:
+        index = link.add(hosted.host.model, book)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"models.{hosted.name}.piggyback: {error}") from error
+    try:
+        return _build_piggyback(index, hosted, link, device, book)
+    except BaseException:
+        link.remove(index)
+        raise
+
+
+def _require_lanes(hosted: HostedModel, link: HostLink) -> None:
+    num_lanes = hosted.settings.max_offloaded_requests
+    if num_lanes > link.num_lanes:
+        raise ConfigError(
+            f"models.{hosted.name}.piggyback.max_offloaded_requests: {num_lanes} is more than the "
+            f"{link.num_lanes} that the models at the start of the engine asked for"
+        )
+
+
+def _start(link: HostLink, names: Iterable[str]) -> None:
+    try:
+        link.start()
+    except OSError as error:
+        raise _cannot_start(names, error) from error
+
+
+def _cannot_start(names: Iterable[str], error: OSError) -> ConfigError:
+    return ConfigError(f"piggyback of {', '.join(names)}: host attention cannot start: {error}")
 
 
 def _build_piggyback(
-    index: int,
-    hosted: HostedModel,
-    link: HostLink,
-    cores: Sequence[int],
-    device: Device,
-    governor: Governor | None,
+    index: int, hosted: HostedModel, link: HostLink, device: Device, book: LaneBook
 ) -> Piggyback:
     model = hosted.model
-    book = LaneBook(hosted.settings.max_offloaded_requests, model.num_layers)
+    exchange = open_exchange(
+        link.host, index, model.hidden_size, model.dtype, device.torch_device, book.fail
+    )
     try:
-        swapper = open_swapper(hosted.kv_cache, hosted.host.pool, cores)
+        swapper = open_swapper(hosted.kv_cache, hosted.host.pool, link.cores)
     except OSError as error:
         raise ConfigError(f"models.{hosted.name}.piggyback.host_kv_bytes: {error}") from error
     return Piggyback(
         index,
         hosted.scheduler,
         book,
-        open_exchange(
-            link.host, index, model.hidden_size, model.dtype, device.torch_device, book.fail
-        ),
+        exchange,
         swapper,
         hosted.host.pool,
         link,
         hosted.set_block_table,
         device.torch_device,
         hosted.settings.binding_points,
-        governor,
+        _open_governor(hosted, link) if _has_governor(hosted, link) else None,
     )
 
 
-def _open_governor(
-    hosted: HostedModel, core_split: CoreSplit | None, num_threads: int
-) -> Governor | None:
-    """None where the host's cores cost the device nothing, or where it is not to be asked."""
-    if core_split is None or not core_split.costs_device_threads:
-        return None
-    if hosted.settings.when == "always":
-        return None
-    speed = measure_host_speed(hosted.model, core_split, num_threads)
+def _has_governor(hosted: HostedModel, link: HostLink) -> bool:
+    """Not where the host's cores cost the device nothing, or where it is not to be asked."""
+    return link.costs_device_threads and hosted.settings.when != "always"
+
+
+def _open_governor(hosted: HostedModel, link: HostLink) -> Governor:
+    speed = link.speeds.of(hosted.model)
+    measurement = None
+    if speed is None:
+        assert link.core_split is not None
+        measurement = link.speeds.begin(hosted.model, link.core_split, link.num_cores)
     return Governor(
         hosted.scheduler,
         speed,
         hosted.settings,
         hosted.model.num_layers,
         hosted.host.pool.layout.bytes_per_token,
+        measurement=measurement,
     )

@@ -1,7 +1,11 @@
 """A short look at what steps and reads cost on this machine, with and without the host's cores."""
 
+import math
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,61 +22,160 @@ _READ_BYTES = 64 << 20
 _HOST_SHARE_OF_READ = 0.7
 """Of what a core can read, what an attention kernel gets to."""
 
-
-@torch.inference_mode()
-def measure_host_speed(
-    model: DecoderModel, core_split: CoreSplit, num_host_threads: int
-) -> HostSpeed:
-    """Takes tenths of a second for 100 million parameters, some seconds for billions."""
-    core_split.unite()
-    alone = _device_speed(model)
-    core_split.split()
-    beside = _device_speed(model)
-    host = _HOST_SHARE_OF_READ * num_host_threads * _read_bytes_per_s(1)
-    core_split.unite()
-    # Whatever the number of workers, memory gives no more than it gives all cores.
-    return HostSpeed(alone, beside, min(host, alone.kv_bytes_per_s))
+_Mode = Literal["alone", "beside"]
+"""Whether the device has all cores, or those that the host leaves."""
 
 
-def _device_speed(model: DecoderModel) -> DeviceSpeed:
-    bytes_per_layer = 2 * model.num_parameters // max(1, model.num_layers)
-    num_layers = min(model.num_layers, -(-_LEAST_WEIGHT_BYTES // bytes_per_layer))
-    layers, scale = model.layers[:num_layers], model.num_layers / num_layers
-    one, many = (scale * _best_s(_pass_over(model, layers, rows)) for rows in (1, _MANY_ROWS))
-    row_s = max(0.0, many - one) / (_MANY_ROWS - 1)
-    return DeviceSpeed(one, row_s, _read_bytes_per_s(torch.get_num_threads()))
+_Kind = Literal["one row", "many rows", "read", "read by one core"]
 
 
-def _pass_over(
-    model: DecoderModel, layers: list[DecoderLayer], num_rows: int
-) -> Callable[[], Tensor]:
-    start = torch.zeros(num_rows, model.hidden_size, dtype=model.dtype)
-    rotary = model.rotary.at(torch.zeros(num_rows, dtype=torch.int64))
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One thing that is timed, several times over; the least counts."""
 
-    def run() -> Tensor:
-        residual = start
-        for layer in layers:
-            q, _, _ = layer.pre(residual, rotary)
-            residual = layer.post(residual, q.flatten(1))
-        return residual
+    mode: _Mode
+    kind: _Kind
+    layer: int
+    run: Callable[[], object]
+
+
+class SpeedMeasurement:
+    """A HostSpeed, measured a piece at a time: others wait for a layer of the model at most.
+
+    Tenths of a second in all for 100 million parameters, some seconds for billions.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        core_split: CoreSplit,
+        num_host_threads: int,
+        known: HostSpeed | None,
+        note: Callable[[HostSpeed], None],
+    ) -> None:
+        """known: of another model, for what is the machine's alone: reads are not timed again;
+        None where there is none. note: told the result once it is there."""
+        self._note = note
+        self._core_split = core_split
+        self._num_host_threads = num_host_threads
+        self._known = known
+        bytes_per_layer = 2 * model.num_parameters // max(1, model.num_layers)
+        num_layers = min(model.num_layers, -(-_LEAST_WEIGHT_BYTES // bytes_per_layer))
+        self._scale = model.num_layers / num_layers
+        self._best_s: dict[tuple[_Mode, _Kind, int], float] = {}
+        self._pieces: dict[_Mode, deque[_Piece]] = defaultdict(deque)
+        data = torch.ones(_READ_BYTES // 4 if known is None else 0)
+        modes: tuple[_Mode, _Mode] = ("alone", "beside")
+        for mode in modes:
+            # The first round is slow, as first times are, and counts for nothing.
+            for _ in range(1 + _NUM_REPEATS):
+                self._pieces[mode] += _layer_pieces(mode, model, model.layers[:num_layers])
+                if known is None:
+                    self._pieces[mode] += _read_pieces(mode, data)
+
+    @property
+    def result(self) -> HostSpeed | None:
+        """None until all pieces are measured."""
+        if any(self._pieces.values()):
+            return None
+        if self._known is not None:
+            return replace(
+                self._known,
+                device_alone=self._device_speed("alone", self._known.device_alone),
+                device_beside_host=self._device_speed("beside", self._known.device_beside_host),
+            )
+        alone, beside = self._device_speed("alone"), self._device_speed("beside")
+        one_core = _READ_BYTES / self._total_s("beside", "read by one core")
+        host = _HOST_SHARE_OF_READ * self._num_host_threads * one_core
+        # Whatever the number of workers, memory gives no more than it gives all cores.
+        return HostSpeed(alone, beside, min(host, alone.kv_bytes_per_s))
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Measures one piece, and leaves the cores as they were.
+
+        What all cores can do is not measured while the host has some of them: its workers would be
+        in the way, and the device in theirs.
+        """
+        split = self._core_split
+        was_split = split.is_split
+        mode: _Mode = "beside" if self._pieces["beside"] else "alone"
+        if not self._pieces[mode] or (was_split and mode == "alone"):
+            return
+        self._run(self._pieces[mode].popleft())
+        if split.is_split != was_split:
+            split.update(is_split=was_split)
+        if self.result is not None:
+            self._note(self.result)
+
+    @torch.inference_mode()
+    def finish(self) -> HostSpeed:
+        """Measures all that is left; the device has all cores after it."""
+        for pieces in self._pieces.values():
+            while pieces:
+                self._run(pieces.popleft())
+        self._core_split.unite()
+        assert self.result is not None
+        self._note(self.result)
+        return self.result
+
+    def _run(self, piece: _Piece) -> None:
+        is_split = piece.mode == "beside"
+        if self._core_split.is_split != is_split:
+            self._core_split.update(is_split=is_split)
+            # The first thing that a new number of threads computes is slow.
+            torch.ones(1 << 16).sum()
+        start = time.perf_counter()
+        piece.run()
+        seconds = time.perf_counter() - start
+        key = (piece.mode, piece.kind, piece.layer)
+        # Of the first time there is no telling what it was spent on.
+        self._best_s[key] = min(self._best_s[key], seconds) if key in self._best_s else math.inf
+
+    def _device_speed(self, mode: _Mode, known: DeviceSpeed | None = None) -> DeviceSpeed:
+        one = self._scale * self._total_s(mode, "one row")
+        many = self._scale * self._total_s(mode, "many rows")
+        row_s = max(0.0, many - one) / (_MANY_ROWS - 1)
+        if known is not None:
+            return DeviceSpeed(one, row_s, known.kv_bytes_per_s)
+        return DeviceSpeed(one, row_s, _READ_BYTES / self._total_s(mode, "read"))
+
+    def _total_s(self, mode: _Mode, kind: _Kind) -> float:
+        """Of all layers, where it is one of layers."""
+        return sum(
+            best_s for (of, what, _), best_s in self._best_s.items() if (of, what) == (mode, kind)
+        )
+
+
+def _layer_pieces(mode: _Mode, model: DecoderModel, layers: list[DecoderLayer]) -> list[_Piece]:
+    """A pass over the layers with one row, then with many."""
+    kinds: tuple[tuple[_Kind, int], ...] = (("one row", 1), ("many rows", _MANY_ROWS))
+    return [
+        _Piece(mode, kind, index, _layer_pass(model, layer, num_rows))
+        for kind, num_rows in kinds
+        for index, layer in enumerate(layers)
+    ]
+
+
+def _layer_pass(model: DecoderModel, layer: DecoderLayer, num_rows: int) -> Callable[[], object]:
+    def run() -> None:
+        residual = torch.zeros(num_rows, model.hidden_size, dtype=model.dtype)
+        rotary = model.rotary.at(torch.zeros(num_rows, dtype=torch.int64))
+        q, _, _ = layer.pre(residual, rotary)
+        layer.post(residual, q.flatten(1))
 
     return run
 
 
-def _read_bytes_per_s(num_threads: int) -> float:
+def _read_pieces(mode: _Mode, data: Tensor) -> list[_Piece]:
+    pieces = [_Piece(mode, "read", 0, data.sum)]
+    if mode == "beside":
+        pieces.append(_Piece(mode, "read by one core", 0, lambda: _sum_by_one_core(data)))
+    return pieces
+
+
+def _sum_by_one_core(data: Tensor) -> None:
     before = torch.get_num_threads()
-    data = torch.ones(_READ_BYTES // 4)
-    torch.set_num_threads(num_threads)
-    seconds = _best_s(data.sum)
+    torch.set_num_threads(1)
+    data.sum()
     torch.set_num_threads(before)
-    return _READ_BYTES / seconds
-
-
-def _best_s(run: Callable[[], object]) -> float:
-    run()
-    seconds = []
-    for _ in range(_NUM_REPEATS):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from omniserve.settings import PiggybackSettings
 from scheduler import Scheduler
@@ -10,18 +11,32 @@ from scheduler.offload_rule import HostSpeed, Load, is_worth_offloading
 _PERIOD_S = 0.25
 
 
+class SpeedLearner(Protocol):
+    """A speed that is being measured, piece by piece."""
+
+    @property
+    def result(self) -> HostSpeed | None:
+        """None until all is measured."""
+
+    def advance(self) -> None:
+        """Measures a piece."""
+
+
 class Governor:
     """Asks the rule now and then, with what the scheduler knows of the requests."""
 
     def __init__(
         self,
         scheduler: Scheduler,
-        speed: HostSpeed,
+        speed: HostSpeed | None,
         settings: PiggybackSettings,
         num_layers: int,
         kv_bytes_per_token: int,
         clock: Callable[[], float] = time.monotonic,
+        measurement: SpeedLearner | None = None,
     ) -> None:
+        """Without a speed nothing is offloaded until `learn` has got one from `measurement`."""
+        self._measurement = measurement
         self._scheduler = scheduler
         self.speed = speed
         self._settings = settings
@@ -36,8 +51,23 @@ class Governor:
         self._scheduler = scheduler
         self._allows, self._next_s = False, 0.0
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether speeds are still to be measured."""
+        return self._measurement is not None
+
+    def learn(self) -> None:
+        """Measures a piece of what is not known yet: takes as long as a layer."""
+        if self._measurement is not None:
+            self._measurement.advance()
+            self.speed = self._measurement.result
+            if self.speed is not None:
+                self._measurement = None
+
     def allows(self) -> bool:
         """Whether requests may be offloaded now; to be asked once a step."""
+        if self.speed is None:
+            return False
         now_s = self._clock()
         if now_s >= self._next_s:
             self._next_s = now_s + _PERIOD_S

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cpu_attn.host import HostAttention, HostModel, HostResults, HostSettings, HostStatus
 from omniserve.logs import get_logger, log_event
 from omniserve.piggyback.core_split import CoreSplit
+from omniserve.piggyback.known_speeds import KnownSpeeds
 from omniserve.piggyback.lane_book import LaneBook
 from scheduler import HostCoresRule
 
@@ -25,30 +26,47 @@ class HostLink:
 
     def __init__(
         self,
-        models: Sequence[HostModel],
         cores: Sequence[int],
         num_lanes: int,
         core_split: CoreSplit | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Maps shared memory and starts the process, without waiting for it.
+        """Maps shared memory; models may be added before `start` and after it.
 
-        core_split: None where the device has no part in the host's cores.
+        num_lanes: the most that a model may have. core_split: None where the device has no part in
+        the host's cores. Raises OSError where there is too little memory.
         """
-        self.host = HostAttention(models, HostSettings(tuple(cores), num_slots=num_lanes))
-        self.num_cores = len(cores)
+        self.host = HostAttention([], HostSettings(tuple(cores), num_slots=num_lanes))
+        self.cores = tuple(cores)
+        self.num_lanes = num_lanes
+        self.core_split = core_split
+        self.speeds = KnownSpeeds()
         self._books: dict[int, LaneBook] = {}
-        self._core_split = core_split
         self._rule = HostCoresRule()
         self._are_cores_held = False
         self._clock = clock
         self._failed_s: float | None = None
         self._logged_state = ""
+
+    def start(self) -> None:
+        """Starts the process, without waiting for it: those that are there are its first models."""
         self.host.begin_start()
 
-    def register(self, model: int, book: LaneBook) -> None:
-        """Results of a model go to this book."""
-        self._books[model] = book
+    def add(self, model: HostModel, book: LaneBook) -> int:
+        """The index of a model, whose results go to this book; never waits.
+
+        Raises ValueError where there are too many models or the pool is closed, OSError where
+        there is too little memory.
+        """
+        index = self.host.add_model(model)
+        self._books[index] = book
+        return index
+
+    def remove(self, model: int) -> None:
+        """Forgets a model; its index may be another's next. Raises ValueError while it has tasks
+        in flight."""
+        self.host.remove_model(model)
+        del self._books[model]
 
     def await_ready(self) -> None:
         """Returns when the process takes tasks, or has failed to: it is started anew as always."""
@@ -61,6 +79,12 @@ class HostLink:
         state = self.host.state
         # Of the first start nothing speaks for trouble; tasks wait for it.
         return state == "ready" or (state == "starting" and not self.host.counters.num_restarts)
+
+    def is_model_ready(self, model: int) -> bool:
+        """Whether new tasks of the model are welcome: not while its kernel is being compiled beside
+        others that work, nor where the process cannot serve it."""
+        is_starting = self.host.state == "starting"
+        return self.is_ready and (is_starting or self.host.is_model_ready(model))
 
     def collect(self) -> None:
         """Passes results on to the books; never waits."""
@@ -88,7 +112,7 @@ class HostLink:
     def share_cores(self, num_offloaded: int, pressure: float) -> None:
         """Gives the device the host's cores while nobody is offloaded, and while the pressure of
         latency-sensitive requests is high; to be asked once a step."""
-        split = self._core_split
+        split = self.core_split
         if split is None or not split.costs_device_threads:
             return
         if self._are_cores_held:
@@ -102,9 +126,13 @@ class HostLink:
         )
 
     @property
+    def num_cores(self) -> int:
+        return len(self.cores)
+
+    @property
     def costs_device_threads(self) -> bool:
         """Whether host attention takes cores that the device would use."""
-        return self._core_split is not None and self._core_split.costs_device_threads
+        return self.core_split is not None and self.core_split.costs_device_threads
 
     def hold_cores(self, are_held: bool) -> None:
         """Gives the host its cores until told otherwise, whoever is offloaded."""
@@ -113,12 +141,12 @@ class HostLink:
     @property
     def has_cores(self) -> bool:
         """Whether it has cores now that the device would use otherwise."""
-        return self._core_split is not None and self._core_split.is_split
+        return self.core_split is not None and self.core_split.is_split
 
     @property
     def owns_cores(self) -> bool:
         """Whether its cores are its own now; always where the device has no part in them."""
-        return self._core_split is None or self._core_split.is_split
+        return self.core_split is None or self.core_split.is_split
 
     @property
     def rests(self) -> bool:
@@ -149,5 +177,5 @@ class HostLink:
         # It has nothing to save; one that is stuck must not hold up who waits for the engine's end.
         self.host.stop(_END_GRACE_S)
         self.host.close()
-        if self._core_split is not None:
-            self._core_split.unite()
+        if self.core_split is not None:
+            self.core_split.unite()

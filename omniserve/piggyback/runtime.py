@@ -59,7 +59,6 @@ class Piggyback:
         self._stopping: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._num_steps = 0
         self._num_tokens = 0
-        link.register(model, book)
 
     @property
     def has_host_cores(self) -> bool:
@@ -96,9 +95,12 @@ class Piggyback:
             for lane in failed.tolist():
                 self._scheduler.recompute(self._request_ids[lane])
             self.stop_released()
-        self._scheduler.lanes_open = self._link.is_ready
+        is_ready = self._link.is_model_ready(self._model)
+        self._scheduler.lanes_open = is_ready
         rests = self._scheduler.host_rests = self._link.rests
-        self._scheduler.offload_allowed = self._link.is_ready and not rests and self._may_offload()
+        self._scheduler.offload_allowed = is_ready and not rests and self._may_offload()
+        if self._governor is not None:
+            self._governor.learn()
 
     def _may_offload(self) -> bool:
         if self.may_offload is not None:
@@ -225,6 +227,32 @@ class Piggyback:
         """Raises an AssertionError where lanes, host and copies disagree."""
         in_flight = int(np.count_nonzero(self._link.host.in_flight(self._model)))
         self._book.check_integrity(in_flight + self.exchange.num_leaving)
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether speeds are still being measured, a piece in each `poll`; until then nothing of
+        the model is offloaded."""
+        return self._governor is not None and self._governor.is_learning
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing of the model is on the host, nor on its way: it may leave."""
+        is_busy = self._link.host.in_flight(self._model).any()
+        return not (self.is_settling or is_busy or self.exchange.num_leaving)
+
+    def leave(self) -> None:
+        """Takes the model from the host process, which goes on, and gives its memory back.
+
+        Does not wait for the process. Raises ValueError, and changes nothing, unless it `is_quiet`:
+        requests must have been aborted, and `poll` been called until then.
+        """
+        if not self.is_quiet:
+            raise ValueError(f"model {self._model}: requests still hold something on the host")
+        self._link.remove(self._model)
+        self.swapper.close()
+        # At once: the process may be compiling, and unmaps the pool only after that.
+        self._pool.discard()
+        self._pool.close()
 
     def close(self) -> None:
         """Waits for copies under way, then gives the pool's memory back; the host has stopped."""

@@ -3,6 +3,15 @@
 from dataclasses import dataclass
 
 from omniserve.bench.colocate.contenders import LS_ALONE, PLAIN, Contender
+from omniserve.bench.colocate.control.capacity import (
+    CAPACITY_SHARE,
+    NUM_RATES,
+    NUM_WINDOWS_AT_EDGE,
+    Probe,
+    WindowShare,
+    capacity_of,
+    search_capacity,
+)
 from omniserve.bench.colocate.control.control_plan import ControlPlan
 from omniserve.bench.colocate.control.loads import LOADS, Load, requests_of, slices_of
 from omniserve.bench.colocate.figures import figures_of
@@ -13,22 +22,10 @@ from omniserve.bench.colocate.workload import LS_STREAM, Workload
 from omniserve.bench.load.options import LoadOptions
 from omniserve.errors import OmniServeError
 
-CAPACITY_SHARE = 0.95
-"""LS alone keeps so many of its requests within both objectives up to its capacity."""
-NUM_PROBES = 5
 PROBE_WARM_UP_S, PROBE_S = 3.0, 10.0
+_MOST_PROBES = NUM_RATES * NUM_WINDOWS_AT_EDGE
 NUM_SATURATING = 16
 """LS requests that are always unfinished where throughput is measured."""
-RANGE = 16.0
-"""Highest over lowest rate of the search."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Joint attainment of LS alone at a rate."""
-
-    rate: float
-    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +52,10 @@ class ControlConditions:
     @property
     def text(self) -> str:
         """One line."""
-        held = "; ".join(f"{each.share:.0%} at {each.rate:g}" for each in self.probes)
+        tried = "; ".join(each.text for each in self.probes)
         found = (
-            f", the highest rate at which LS alone kept {CAPACITY_SHARE:.0%} ({held}, one window "
-            "each)"
-            if held
+            f", the highest rate at which LS alone kept {CAPACITY_SHARE:.0%} ({tried})"
+            if tried
             else ", which was given"
         )
         answered = (
@@ -98,21 +94,15 @@ async def find_control_conditions(
         throughput = await _throughput(run, key, plan, workload)
     if control.capacity is not None:
         return ControlConditions(unloaded, objectives, control.capacity, throughput)
-    search = _Search(run, key, plan, control, workload, objectives)
+    windows = _Windows(run, key, plan, control, workload, objectives)
     # Prompts go one after another, so that more than this cannot be answered in time.
-    probes = await search.probes(1e3 / unloaded.ttft_ms)
-    held = [probe.rate for probe in probes if probe.share >= CAPACITY_SHARE]
-    if not held:
-        raise OmniServeError(
-            f"LS alone keeps {probes[-1].share:.0%} of {probes[-1].rate:g} requests/s within "
-            f"TTFT {objectives.ttft_ms:.0f} ms and TPOT {objectives.tpot_ms:.1f} ms: nothing can "
-            "be compared by that; look for what else computes, or give --capacity"
-        )
-    return ControlConditions(unloaded, objectives, max(held), throughput, probes)
+    probes = await search_capacity(1e3 / unloaded.ttft_ms, windows.measure)
+    run.skip(_MOST_PROBES - sum(len(each.windows) for each in probes))
+    return ControlConditions(unloaded, objectives, capacity_of(probes), throughput, probes)
 
 
 def num_condition_windows(control: ControlPlan) -> int:
-    return 1 + _needs_throughput(control) + (NUM_PROBES if control.capacity is None else 0)
+    return 1 + _needs_throughput(control) + (_MOST_PROBES if control.capacity is None else 0)
 
 
 def _needs_throughput(control: ControlPlan) -> bool:
@@ -136,8 +126,8 @@ async def _throughput(run: SceneRun, key: str, plan: Plan, workload: Workload) -
     return round(num_answered / options.duration_s, 2)
 
 
-class _Search:
-    """Halves a range of rates, on a logarithmic scale."""
+class _Windows:
+    """Of LS alone at a rate that is tried."""
 
     def __init__(
         self,
@@ -155,18 +145,10 @@ class _Search:
         self._workload = workload
         self._objectives = objectives
 
-    async def probes(self, most: float) -> tuple[Probe, ...]:
-        low, high = most / RANGE, most
-        found = []
-        for _ in range(NUM_PROBES):
-            rate = round((low * high) ** 0.5, 2)
-            found.append(Probe(rate, await self._share(rate)))
-            low, high = (rate, high) if found[-1].share >= CAPACITY_SHARE else (low, rate)
-        return tuple(found)
-
-    async def _share(self, rate: float) -> float:
+    async def measure(self, rate: float, number: int) -> WindowShare:
         """Its seed is that of no round: what it finds should hold for all."""
-        seed = f"{self._plan.seed} capacity"
+        suffix = "" if number == 1 else f"-{number}"
+        seed = f"{self._plan.seed} capacity{suffix}"
         slices = slices_of(Load("steady", 1.0, 1.0), rate, PROBE_WARM_UP_S, PROBE_S, seed)
         arrivals = requests_of(slices, self._workload.ls_trace, seed)
         contender = Contender(LS_ALONE, PLAIN, ())
@@ -175,13 +157,13 @@ class _Search:
             warm_up_s=PROBE_WARM_UP_S,
             drain_s=self._control.drain_s,
             seed=self._plan.seed,
-            title=f"{contender.title}, {rate:g} LS requests/s",
+            title=f"{contender.title}, {rate:g} LS requests/s, window {number}",
         )
         streams = self._workload.timed_streams(
             self._run.scene, contender, arrivals, 0, self._objectives
         )
-        key = WindowKey(self._key, f"capacity-{rate:g}")
-        share = figures_of(await self._run.window(key, streams, options)).ls_joint
-        if share is None:
+        key = WindowKey(self._key, f"capacity-{rate:g}{suffix}")
+        figures = figures_of(await self._run.window(key, streams, options))
+        if figures.ls_joint is None:
             raise OmniServeError(f"no LS request came at {rate:g}/s: give --capacity")
-        return share
+        return WindowShare(figures.num_ls, round(figures.ls_joint * figures.num_ls))

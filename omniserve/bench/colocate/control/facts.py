@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from omniserve.bench.colocate.control.conditions import CAPACITY_SHARE, NUM_SATURATING
+from omniserve.bench.colocate.control.capacity import CAPACITY_SHARE, NUM_WINDOWS_AT_EDGE
+from omniserve.bench.colocate.control.conditions import NUM_SATURATING
 from omniserve.bench.colocate.control.control_plan import ControlPlan
 from omniserve.bench.colocate.control.loads import LOADS, SLICE_S
 from omniserve.bench.colocate.plan import Plan
@@ -24,9 +25,10 @@ def control_procedure(plan: Plan, control: ControlPlan) -> list[str]:
         f"Objectives of control: {control.ttft_factor:g} times the p50 of TTFT and "
         f"{control.tpot_factor:g} times that of TPOT of LS requests that are alone with a daemon. "
         f"Capacity: the highest rate at which LS alone keeps {CAPACITY_SHARE:.0%} of its requests "
-        "within both. Throughput: the rate at which LS alone answers where "
-        f"{NUM_SATURATING} requests are always unfinished; beyond it a queue grows whatever the "
-        "server does.",
+        f"within both, in {NUM_WINDOWS_AT_EDGE} windows together near the edge and in one at rates "
+        "that are clearly held or clearly too high. Throughput: the rate at which LS alone answers "
+        f"where {NUM_SATURATING} requests are always unfinished; beyond it a queue grows whatever "
+        "the server does.",
         f"LS of control: lengths drawn from {plan.trace} as scaled, a rate for every "
         f"{SLICE_S:g} s, as many requests as it says at random times of these, sent whatever the "
         f"server does; the same for all contenders. BE: {backlog.num_requests} requests always "
