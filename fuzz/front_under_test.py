@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from api_servers import make_reloader
+from api_servers import make_manager, make_reloader
 from service_builders import ScriptedEngine, make_config
 
 from fuzz.defects import PLANTED_TOKEN, check
@@ -14,6 +14,7 @@ from omniserve.config import Config
 from omniserve.config_listen import LimitsConfig
 from omniserve.config_tenant import QuotaConfig, TenantConfig
 from omniserve.metrics import Metrics
+from omniserve.model_life.manager import ModelManager
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.status.reporter import StatusReporter
@@ -40,6 +41,7 @@ class Front:
     service: GenerationService
     engine: ScriptedEngine
     reloader: Reloader
+    models: ModelManager
     reporter: StatusReporter
 
     def check_idle(self) -> None:
@@ -61,4 +63,5 @@ def _front(config: Config) -> Front:
     engine = make_engine()
     service = GenerationService(config, engine, Metrics())
     reloader = make_reloader(service, Path("not-there.yaml"))
-    return Front(service, engine, reloader, StatusReporter(service, reloader))
+    models = make_manager(service, Path("not-there.yaml"))
+    return Front(service, engine, reloader, models, StatusReporter(service, reloader))

@@ -117,7 +117,7 @@ class GrpcFront:
         table: Any = _MethodTable()
         service = front.service
         omniserve_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(service), table)
-        admin = AdminServicer(service, front.reloader, front.reporter)
+        admin = AdminServicer(service, front.reloader, front.reporter, front.models)
         omniserve_pb2_grpc.add_AdminServicer_to_server(admin, table)
         self._handlers = table.handlers
         outer = (CallInterceptor(service.calls), ErrorInterceptor())

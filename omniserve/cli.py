@@ -61,6 +61,7 @@ def _add_daemon_commands(subparsers: "Subparsers[argparse.ArgumentParser]") -> N
     """Running a daemon, and looking after one that runs."""
     from omniserve.access.token_command import add_token_command
     from omniserve.commands.config import add_config_commands
+    from omniserve.commands.model import add_model_commands
     from omniserve.commands.serve import add_serve_command
     from omniserve.commands.status import add_status_command
     from omniserve.explain_command import add_explain_command
@@ -71,6 +72,7 @@ def _add_daemon_commands(subparsers: "Subparsers[argparse.ArgumentParser]") -> N
     add_serve_command(subparsers)
     add_config_commands(subparsers)
     add_reload_command(subparsers)
+    add_model_commands(subparsers)
     add_token_command(subparsers)
     add_status_command(subparsers)
     add_top_command(subparsers)
@@ -97,9 +99,7 @@ def _add_workshop_commands(subparsers: "Subparsers[argparse.ArgumentParser]") ->
     from omniserve.kernels_command import add_kernels_command
     from omniserve.profile_command import add_profile_command
     from omniserve.simulate.command import add_simulate_commands
-    from omniserve.synthetic.commands import add_model_commands
 
-    add_model_commands(subparsers)
     add_kernels_command(subparsers)
     add_profile_command(subparsers)
     add_demo_command(subparsers)

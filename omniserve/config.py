@@ -64,6 +64,8 @@ class ModelConfig(Section):
     """Size of the model's KV pool on the device."""
     max_model_len: int | None = Field(default=None, ge=2, le=1 << 30)
     """Longest prompt plus output, in tokens; unset takes what the model and the KV pool allow."""
+    pinned: bool = False
+    """Whether it stays: a pinned model is unloaded only by force."""
     default_tier: Name | None = None
     """Tier of a request that names none; unset takes the first tier."""
     max_step_tokens: int = Field(default=512, ge=1, le=1 << 20)
@@ -221,35 +223,46 @@ class Config(Section):
         """
         piggybacking = self.piggybacking(machine)
         models = tuple(
-            ModelSettings(
-                **model.model_dump(
-                    exclude={
-                        *("aliases", "default_tier", "device_kv_bytes", "piggyback", "step_times"),
-                        "best_effort_tokens_beside_ls",
-                    }
-                ),
-                device_kv_bytes=model.device_kv_bytes,
-                best_effort_tokens_beside_ls=model.tokens_beside_ls,
-                piggyback=each if isinstance(each, PiggybackSettings) else None,
-                step_time=_step_time(index, model.step_times),
-                measures_step_time=model.step_times == MEASURED,
-            )
-            for index, (model, each) in enumerate(
-                zip(self.models, piggybacking.values(), strict=True)
-            )
+            _model_settings(model, piggybacking[model.name], f"models[{index}].")
+            for index, model in enumerate(self.models)
         )
         return EngineSettings(DeviceSettings(self.device.kind, self.device.threads), models)
 
+    def settings_of(self, name: str, machine: Machine | None = None) -> ModelSettings:
+        """Of one of its models alone; raises ConfigError as `engine_settings` does."""
+        model = self.model(name)
+        assert model is not None
+        return _model_settings(model, self.piggybacking(machine)[name], "")
 
-def _step_time(index: int, source: str) -> LinearStepTime | None:
-    """Of the model at this place in the file; raises ConfigError, which names the key."""
+
+def _model_settings(
+    model: ModelConfig, piggyback: PiggybackSettings | PiggybackOff, key: str
+) -> ModelSettings:
+    """`key` is what messages call the entry; raises ConfigError."""
+    return ModelSettings(
+        **model.model_dump(
+            exclude={
+                *("aliases", "default_tier", "pinned", "device_kv_bytes", "piggyback"),
+                *("step_times", "best_effort_tokens_beside_ls"),
+            }
+        ),
+        device_kv_bytes=model.device_kv_bytes,
+        best_effort_tokens_beside_ls=model.tokens_beside_ls,
+        piggyback=piggyback if isinstance(piggyback, PiggybackSettings) else None,
+        step_time=_step_time(key, model.step_times),
+        measures_step_time=model.step_times == MEASURED,
+    )
+
+
+def _step_time(key: str, source: str) -> LinearStepTime | None:
+    """Of the model whose keys are called so; raises ConfigError, which names the key."""
     if source in (MEASURED, UNLIMITED):
         return None
     try:
         return load_profile(Path(source)).step_time
     except ConfigError as error:
         problem = str(error).removeprefix(f"{source}: ")
-        raise ConfigError(f"models[{index}].step_times = {source!r}: {problem}") from None
+        raise ConfigError(f"{key}step_times = {source!r}: {problem}") from None
 
 
 def without_step_times(config: Config) -> Config:

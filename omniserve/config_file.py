@@ -41,14 +41,19 @@ class ConfigFile:
 
 def read_config_file(path: Path) -> ConfigFile:
     """Raises ConfigError where the file cannot be read or is not one plain YAML document."""
-    text = _read_text(path)
+    return parse_config(path, read_text(path), "'models' and 'tiers'")
+
+
+def parse_config(path: Path, text: str, needed: str) -> ConfigFile:
+    """What stands in a file, or in what came in place of one, called `path` in messages.
+
+    `needed` are the keys that it has at least. Raises ConfigError.
+    """
     try:
         loader = _LimitedLoader(text)
         node = loader.get_single_node()
         if node is None:
-            raise ConfigError(
-                f"{path}:1: the file is empty; it needs at least 'models' and 'tiers'"
-            )
+            raise ConfigError(f"{path}:1: the file is empty; it needs at least {needed}")
         builder = _Builder(loader)
         data = builder.build(node, (), node.start_mark.line + 1)
     except yaml.MarkedYAMLError as error:
@@ -67,7 +72,8 @@ def shown_problem(text: str) -> str:
     return text if len(text) <= MAX_PROBLEM_CHARS else text[:MAX_PROBLEM_CHARS] + "…"
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Of a regular file of UTF-8, at most as large as a configuration; raises ConfigError."""
     try:
         raw = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:

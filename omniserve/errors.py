@@ -27,6 +27,14 @@ class EngineUnavailable(OmniServeError):
     """The engine is starting, restarting or draining; the same request may be sent again."""
 
 
+class ModelUnavailable(EngineUnavailable):
+    """The model is being loaded, or unloaded; elsewhere or later it may be served."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Overloaded(OmniServeError):
     """Taken now, the request would not meet its objective; later it may."""
 
@@ -64,6 +72,18 @@ class ReloadRefused(OmniServeError):
     """A configuration was not taken over; the one before it stays in force."""
 
 
+class ModelExists(OmniServeError):
+    """A model of that name, or alias, is there already."""
+
+
+class ModelBusy(OmniServeError):
+    """What is being done with the model, or its pin, does not go with what was asked."""
+
+
+class LoadCancelled(OmniServeError):
+    """The loading of a model was given up, because somebody unloaded it or the daemon stops."""
+
+
 class RequestCancelled(OmniServeError):
     """The client went away or its deadline passed."""
 
@@ -77,11 +97,11 @@ class EngineError(OmniServeError):
 
 
 class ConfigError(OmniServeError):
-    """The configuration cannot be used; never reaches a client."""
+    """The configuration cannot be used; reaches operators and no other clients."""
 
 
 class CheckpointError(OmniServeError):
-    """A checkpoint is missing, broken or not supported; never reaches a client."""
+    """A checkpoint is missing, broken or not supported; reaches operators as ConfigError does."""
 
 
 STATUS_TABLE: dict[type[OmniServeError], tuple[str, int]] = {
@@ -94,6 +114,11 @@ STATUS_TABLE: dict[type[OmniServeError], tuple[str, int]] = {
     DeadlineExceeded: ("DEADLINE_EXCEEDED", 504),
     UnknownRequest: ("NOT_FOUND", 404),
     ReloadRefused: ("FAILED_PRECONDITION", 412),
+    ModelExists: ("ALREADY_EXISTS", 409),
+    ModelBusy: ("FAILED_PRECONDITION", 409),
+    LoadCancelled: ("ABORTED", 409),
+    ConfigError: ("INVALID_ARGUMENT", 400),
+    CheckpointError: ("INVALID_ARGUMENT", 400),
     RequestCancelled: ("CANCELLED", 499),
     ClientTooSlow: ("RESOURCE_EXHAUSTED", 429),
     EngineError: ("INTERNAL", 500),
@@ -113,6 +138,6 @@ _RETRY_UNAVAILABLE_S = 1.0
 
 def retry_after_s_of(error: BaseException) -> float | None:
     """When the same request may be sent again; None where that would not help."""
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | ModelUnavailable):
         return error.retry_after_s
     return _RETRY_UNAVAILABLE_S if isinstance(error, EngineUnavailable) else None

@@ -15,6 +15,7 @@ from omniserve.config_values import split_address
 from omniserve.engine_client import EngineClient
 from omniserve.listening import status_address
 from omniserve.metrics import Metrics
+from omniserve.model_life.manager import ModelManager
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.status.reporter import StatusReporter
@@ -34,10 +35,12 @@ class Front:
         """
         self._service = service = GenerationService(config, engine, Metrics())
         self._tracing = open_tracing(config.tracing, service)
-        self._reloader = Reloader(config_path, config, service, engine, tls)
+        self._models = ModelManager(service, engine, config_path)
+        engine.on_state_change(self._models.follow_engine)
+        self._reloader = Reloader(config_path, config, service, engine, self._models, tls)
         self._reporter = StatusReporter(service, self._reloader)
         self._reporting: asyncio.Task[NoReturn] | None = None
-        servicer = AdminServicer(service, self._reloader, self._reporter)
+        servicer = AdminServicer(service, self._reloader, self._reporter, self._models)
         self._grpc = GrpcServer(service, config.listen.grpc, tls)
         self._admin = GrpcAdminServer(service, servicer, config.listen.admin)
         pages = status_routes(self._reporter)
@@ -112,6 +115,7 @@ class Front:
         if self._reporting is not None:
             # Ends the streams of status pages, which would else take all of the time.
             self._reporting.cancel()
+        await self._models.close()
         servers = [each for each in (self._http, self._status) if each is not None]
         await asyncio.gather(
             self._grpc.stop(grace_s),

@@ -66,6 +66,7 @@ class GenerationStream:
         self._deadline_s = sequences[0].deadline_s
         self._clock = clock
         self._alarm: asyncio.TimerHandle | None = None
+        self._has_failed = False
 
     @property
     def tier(self) -> str:
@@ -78,6 +79,9 @@ class GenerationStream:
             loop = asyncio.get_running_loop()
             left_s = max(0.0, self._deadline_s - self._clock())
             self._alarm = loop.call_later(left_s, self._miss_deadline)
+        if self._has_failed:
+            # Its model was unloaded before it could begin.
+            return self
         try:
             for index, sequence in enumerate(self._sequences):
                 self._engine.submit(sequence, _ChoiceSink(self, index))
@@ -156,6 +160,7 @@ class GenerationStream:
 
     def fail(self, error: Exception) -> None:
         """Ends the request, once what was given before is taken; the first error counts."""
+        self._has_failed = True
         self._buffer.fail(error)
         self._record.on_failure()
         self._abort()

@@ -22,6 +22,7 @@ from omniserve.attainment import Attainment
 from omniserve.calls.refusal_reason import RefusalReason
 from omniserve.daemon_metrics import DaemonMetrics
 from omniserve.engine_metrics import EngineCollector
+from omniserve.model_life.metrics import ModelLifeMetrics
 from omniserve.settings import ModelStats
 
 Outcome = Literal[
@@ -114,6 +115,7 @@ class Metrics:
             get_args(SpanFate),
         )
         self.daemon = DaemonMetrics(self._registry)
+        self.models = ModelLifeMetrics(self._registry)
         self.attainment = Attainment(clock)
         self._registry.register(self.attainment)
 

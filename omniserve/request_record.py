@@ -18,6 +18,7 @@ from omniserve.errors import (
 from omniserve.front_notes import RequestNotes
 from omniserve.generation import Prompt, Usage
 from omniserve.metrics import Metrics, Outcome
+from omniserve.model_life.requests_here import ModelLease
 from omniserve.promise import Promise
 from omniserve.reload.arrivals import Arrival
 from omniserve.requests import EngineRequest, RequestOutput
@@ -77,6 +78,8 @@ class RequestRecord:
         self._num_counted_piggybacked = 0
         self._count_due_s = -inf
         self._promise: Promise | None = None
+        self.lease: ModelLease | None = None
+        """Its claim on the model, once that is known."""
         self._charge: Charge | None = None
         """None where nobody keeps a quota of it."""
         self._arrivals: Sequence[Arrival] = ()
@@ -214,6 +217,8 @@ class RequestRecord:
         if self._charge is not None:
             had_nothing = isinstance(error, _REFUSALS) and not self._first_s
             self._charge.close(had_nothing=had_nothing)
+        if self.lease is not None:
+            self.lease.close()
         self._board.end(self, error)
         self._note_end(outcome, error)
         e2e_s = self._clock() - self._arrival_s

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -30,6 +30,8 @@ from omniserve.front_notes import FrontNotes
 from omniserve.generation import GenerationRequest, Prompt
 from omniserve.generation_stream import GenerationStream
 from omniserve.metrics import Metrics
+from omniserve.model_life.requests_here import ModelRequests
+from omniserve.model_life.standing import ModelRoster
 from omniserve.model_table import ModelTable
 from omniserve.reload.arrivals import ArrivalRecord
 from omniserve.request_checks import (
@@ -47,6 +49,7 @@ from omniserve.sampling import check_sampling
 from omniserve.served_model import ServedModel
 from omniserve.settings import ModelInfo, ModelStats
 from omniserve.status.request_board import RequestBoard
+from omniserve.tenant_threads import TenantThreads
 from omniserve.tier_table import TierTable
 
 _HELD_SHARE = 16
@@ -113,12 +116,23 @@ class GenerationService:
         self.board = RequestBoard(clock)
         """Requests that are here, and refusals of late."""
         self._request_numbers = itertools.count(1)
-        self.models = ModelTable(config.models)
+        self.text_threads = TenantThreads()
+        """For long texts of all models."""
+        self.models = ModelTable.load(config.models, self.text_threads)
+        """The models that new requests may have; `set_models` puts others in their place."""
+        self.roster = ModelRoster(config.models, self._start_s)
+        """What becomes of each model."""
+        self.model_requests = ModelRequests()
         metrics.expect(self.models.models, (tier.name for tier in config.tiers))
         metrics.watch_engine(lambda: engine.stats)
         metrics.daemon.watch_supervision(self._engine_condition)
+        metrics.models.watch_models(lambda: [each.state for each in self.roster])
         self.calls = CallLog(metrics, self.board)
         """Where servers follow what they are asked."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self._clock
 
     @property
     def state(self) -> str:
@@ -168,7 +182,7 @@ class GenerationService:
         try:
             check_words(request_id, request.caller)
             record.tenant = request.caller.tenant
-            sequences = await self._sequences(request, record)
+            served, sequences = await self._sequences(request, record)
         except BaseException as error:
             record.end(error)
             if isinstance(error, QuotaExceeded):
@@ -177,16 +191,32 @@ class GenerationService:
         # What the caller may not use has no part in what a tier means to it.
         asked_tier = request.tier if request.caller.tiers is None else record.tier
         record.tell_lengths(self.arrivals.note(asked_tier, request.arrival_s, sequences))
-        tokenizer = self.models.models[record.model].tokenizer
         max_pending = self.config.limits.unread_tokens
-        return GenerationStream(self.engine, sequences, record, tokenizer, self._clock, max_pending)
+        stream = GenerationStream(
+            self.engine, sequences, record, served.tokenizer, self._clock, max_pending
+        )
+        assert record.lease is not None
+        record.lease.on_end(stream.fail)
+        return stream
 
-    def set_tiers(self, tiers: tuple[TierConfig, ...]) -> None:
+    def set_tiers(self, tiers: Sequence[TierConfig]) -> None:
         """From now on requests get these tiers; raises ReloadRefused, and changes nothing, where a
         model's default is not among them."""
-        table = self.tiers.with_tiers(tiers)
-        self.metrics.expect(self.models.models, (tier.name for tier in tiers))
-        self.tiers = table
+        self.set_served(tiers, self.models)
+
+    def set_models(self, models: ModelTable) -> None:
+        """From now on requests get these models; raises ReloadRefused, and changes nothing, where
+        the default tier of one of them is not among the tiers."""
+        self.set_served(self.tiers.tiers, models)
+
+    def set_served(self, tiers: Sequence[TierConfig], models: ModelTable) -> None:
+        """From now on requests get these tiers and models: none sees the one without the other.
+
+        Raises ReloadRefused as `set_models` does.
+        """
+        table = TierTable(tiers, models.configs)
+        self.metrics.expect(models.models, (tier.name for tier in tiers))
+        self.tiers, self.models = table, models
 
     async def explain(self, request_id: str) -> tuple[Decision, ...]:
         """What became of a request and why; raises UnknownRequest or EngineUnavailable."""
@@ -197,7 +227,7 @@ class GenerationService:
     ) -> tuple[int, ...]:
         """The token ids that generation would start from."""
         info = self.model_info(model, caller)
-        served, name = self.models.models[info.name], prompt_name((prompt,), 0)
+        served, name = self.models.resolve(model, caller), prompt_name((prompt,), 0)
         if not caller.is_known:
             return await served.token_ids(prompt, info, name, caller.tenant)
         quotas = self.access.quotas
@@ -218,16 +248,17 @@ class GenerationService:
         caller: Caller = ANYONE,
     ) -> str:
         info = self.model_info(model, caller)
-        served = self.models.models[info.name]
+        served = self.models.resolve(model, caller)
         return served.detokenize(token_ids, info, keep_special_tokens=keep_special_tokens)
 
     async def _sequences(
         self, request: GenerationRequest, record: RequestRecord
-    ) -> tuple[EngineRequest, ...]:
+    ) -> tuple[ServedModel, tuple[EngineRequest, ...]]:
         caller = request.caller
         tiers = self.tiers
         served = self.models.resolve(request.model, caller, tiers.default_model(request.tier))
         record.model = served.name
+        record.lease = self.model_requests.enter(served.name)
         tier = tiers.settings(tiers.resolve(served.name, request.tier, caller))
         record.tier = tier.name
         deadline_s = deadline_s_of(request)
@@ -264,7 +295,7 @@ class GenerationService:
             for choice in range(request.n)
         )
         record.take_input()
-        return sequences
+        return served, sequences
 
     async def _tokenised(
         self,

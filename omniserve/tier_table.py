@@ -27,8 +27,8 @@ class TierTable:
             default = self._by_name.get(model.default_tier or self.tiers[0].name)
             if default is None:
                 raise ReloadRefused(
-                    f"tier {model.default_tier!r} must stay while the daemon runs: "
-                    f"model {model.name!r} has it as its default_tier"
+                    f"tier {model.default_tier!r} must stay: model {model.name!r}, which is "
+                    "served, has it as its default_tier"
                 )
             self._default_by_model[model.name] = default
 
@@ -36,13 +36,18 @@ class TierTable:
         """Other tiers for the same models; raises ReloadRefused as the constructor does."""
         return type(self)(tiers, self._models)
 
+    def with_models(self, models: Sequence[ModelConfig]) -> Self:
+        """The same tiers for other models; raises ReloadRefused as the constructor does."""
+        return type(self)(self.tiers, models)
+
     def allowed(self, caller: Caller) -> tuple[TierConfig, ...]:
         """Those that the caller may use, in order."""
         return tuple(tier for tier in self.tiers if caller.may_use_tier(tier.name))
 
     def default(self, model: str, caller: Caller = ANYONE) -> TierConfig:
-        """The tier of a request for this served model that names none; raises PermissionDenied."""
-        default = self._default_by_model[model]
+        """The tier of a request for this model that names none; raises PermissionDenied."""
+        # Requests of an hour ago may be of a model that is gone.
+        default = self._default_by_model.get(model, self.tiers[0])
         if caller.may_use_tier(default.name):
             return default
         # Tiers may have changed since the caller was let in.

@@ -14,6 +14,7 @@ from omniserve.api.grpc_admin_server import GrpcAdminServer
 from omniserve.api.grpc_server import GrpcServer
 from omniserve.api.http_server import HttpServer
 from omniserve.api.status_page.routes import status_routes
+from omniserve.model_life.manager import ModelManager
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.status.reporter import StatusReporter
@@ -34,10 +35,19 @@ class Servers:
 
 
 def make_reloader(
-    service: GenerationService, config_path: Path, tls: Tls | None = None
+    service: GenerationService,
+    config_path: Path,
+    tls: Tls | None = None,
+    models: ModelManager | None = None,
 ) -> Reloader:
     assert isinstance(service.engine, ScriptedEngine)
-    return Reloader(config_path, service.config, service, service.engine, tls)
+    models = models or make_manager(service, config_path)
+    return Reloader(config_path, service.config, service, service.engine, models, tls)
+
+
+def make_manager(service: GenerationService, config_path: Path) -> ModelManager:
+    assert isinstance(service.engine, ScriptedEngine)
+    return ModelManager(service, service.engine, config_path)
 
 
 @asynccontextmanager
@@ -46,9 +56,10 @@ async def serving(
 ) -> AsyncIterator[Servers]:
     """`config_path` is what is read at reloads. With `tls`, `channel` and `url` need certificates
     that they do not have."""
-    reloader = make_reloader(service, config_path, tls)
+    models = make_manager(service, config_path)
+    reloader = make_reloader(service, config_path, tls, models)
     reporter = StatusReporter(service, reloader)
-    servicer = AdminServicer(service, reloader, reporter)
+    servicer = AdminServicer(service, reloader, reporter, models)
     grpc_server = GrpcServer(service, "127.0.0.1:0", tls)
     admin_server = GrpcAdminServer(service, servicer, "127.0.0.1:0")
     http_server = HttpServer(service, "127.0.0.1:0", tls, status_routes(reporter))
@@ -71,6 +82,7 @@ async def serving(
                 f"{'http' if tls is None else 'https'}://{http_server.address}",
             )
     finally:
+        await models.close()
         await http_server.stop(1)
         await admin_server.stop(0)
         await grpc_server.stop(0)

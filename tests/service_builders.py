@@ -1,7 +1,7 @@
 """Builders for tests of the front: a configuration, and an engine that follows a script."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from omniserve.decision import Decision
 from omniserve.engine_streams import OutputSink
 from omniserve.errors import EngineUnavailable
 from omniserve.generation import GenerationRequest, GenerationResult, Prompt
+from omniserve.messages import ModelProgress
 from omniserve.metrics import Metrics
 from omniserve.requests import (
     EngineRequest,
@@ -34,6 +35,7 @@ VOCAB_SIZE = 4096
 MAX_MODEL_LEN = 256
 
 Script = Callable[[EngineRequest], AsyncGenerator[RequestOutput, None]]
+LoadScript = Callable[[ModelSettings, Callable[[ModelProgress], None]], Awaitable[None]]
 
 
 def make_config(checkpoint: Path, default_tier: str | None = None) -> Config:
@@ -161,6 +163,11 @@ class ScriptedEngine:
     tiers: tuple[TierSettings, ...] = ()
     """As it was last told."""
     shares: dict[str, float] = field(default_factory=dict)
+    load_script: "LoadScript | None" = None
+    """What a load does before it is done; None: nothing."""
+    unloaded: list[str] = field(default_factory=list)
+    cancelled_loads: list[str] = field(default_factory=list)
+    failed_models: dict[str, str] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -177,6 +184,28 @@ class ScriptedEngine:
             eos_token_ids=(0,),
         )
         return {model.name: replace(info, name=model.name) for model in self.settings.models}
+
+    async def load_model(
+        self, settings: ModelSettings, on_progress: Callable[[ModelProgress], None]
+    ) -> ModelInfo:
+        if not self.ready:
+            raise EngineUnavailable(f"the engine is {self.state}; try again")
+        try:
+            if self.load_script is not None:
+                await self.load_script(settings, on_progress)
+        except asyncio.CancelledError:
+            self.cancelled_loads.append(settings.name)
+            raise
+        self.settings = replace(self.settings, models=(*self.settings.models, settings))
+        return self.models[settings.name]
+
+    async def unload_model(self, name: str) -> None:
+        await asyncio.sleep(0)
+        if not self.ready:
+            raise EngineUnavailable(f"the engine is {self.state}; try again")
+        kept = tuple(each for each in self.settings.models if each.name != name)
+        self.settings = replace(self.settings, models=kept)
+        self.unloaded.append(name)
 
     def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None:
         self.tiers = tiers

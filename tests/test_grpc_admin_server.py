@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from api_servers import make_reloader, serving
+from api_servers import make_manager, make_reloader, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service_builders import make_service
 
@@ -25,7 +25,8 @@ from omniserve.v1 import omniserve_pb2_grpc
 def make_server(checkpoint: Path, address: str) -> GrpcAdminServer:
     service = make_service(checkpoint)
     reloader = make_reloader(service, Path("not-there.yaml"))
-    servicer = AdminServicer(service, reloader, StatusReporter(service, reloader))
+    models = make_manager(service, Path("not-there.yaml"))
+    servicer = AdminServicer(service, reloader, StatusReporter(service, reloader), models)
     return GrpcAdminServer(service, servicer, address)
 
 

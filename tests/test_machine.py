@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from omniserve.machine import memory_limit_bytes, this_machine
+from omniserve.machine import this_machine
+from omniserve.memory_limit import available_bytes, memory_limit_bytes
 
 
 def make_groups(directory: Path, own: str, limits: dict[str, str]) -> tuple[Path, Path]:
@@ -38,3 +39,9 @@ def test_in_a_container_the_root_is_its_own_group(tmp_path: Path) -> None:
 def test_no_limit(tmp_path: Path) -> None:
     assert memory_limit_bytes(*make_groups(tmp_path, "/a", {"a": "max\n"})) is None
     assert memory_limit_bytes(tmp_path / "missing", tmp_path) is None
+
+
+def test_available_memory_is_what_the_kernel_says(tmp_path: Path) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:       900 kB\nMemAvailable:   7 kB\nHugePages_Total:       0\n")
+    assert available_bytes(told) == 7 << 10

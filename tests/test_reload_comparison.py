@@ -3,8 +3,11 @@
 from typing import Any
 
 from omniserve.config import Config
+from omniserve.config_tier import TierConfig
+from omniserve.model_life.standing import ModelRoster
 from omniserve.reload.change_text import change_text
-from omniserve.reload.comparison import compare
+from omniserve.reload.comparison import Comparison, compare
+from omniserve.reload.model_changes import plan_models
 from omniserve.reload.tier_change import TierChange
 
 CHAT = {"name": "chat", "class": "latency_sensitive", "ttft_ms": 500, "tpot_ms": 50}
@@ -19,19 +22,25 @@ def make_config(*tiers: dict[str, Any], **sections: Any) -> Config:
     return Config.model_validate(data, by_name=False)
 
 
+def compared(
+    started: Config, after: Config, tiers: tuple[TierConfig, ...] | None = None
+) -> Comparison:
+    """With a file, where models and, unless others are given, tiers are those of the start."""
+    models = plan_models(ModelRoster(started.models, 0.0), after.models)
+    return compare(started, tiers or started.tiers, started.tenants, after, models)
+
+
 def changes(after: Config, before: Config | None = None) -> list[TierChange]:
-    started = before or make_config()
-    return list(compare(started, started.tiers, started.tenants, after).changes)
+    return list(compared(before or make_config(), after).changes)
 
 
 def restart_keys(after: Config, before: Config | None = None) -> tuple[str, ...]:
-    started = before or make_config()
-    return compare(started, started.tiers, started.tenants, after).needs_restart
+    return compared(before or make_config(), after).needs_restart
 
 
 def test_nothing_changed() -> None:
-    assert compare(make_config(), make_config().tiers, (), make_config()) == compare(
-        make_config(), make_config().tiers, (), make_config(CHAT | {"percentile": 99}, BATCH)
+    assert compared(make_config(), make_config()) == compared(
+        make_config(), make_config(CHAT | {"percentile": 99}, BATCH)
     )
     assert changes(make_config()) == []
     assert restart_keys(make_config()) == ()
@@ -88,7 +97,7 @@ def test_another_order_is_another_default() -> None:
 
 def test_tiers_in_force_count_and_not_those_of_the_start() -> None:
     started, in_force = make_config(), make_config(CHAT | {"ttft_ms": 100}, BATCH).tiers
-    assert compare(started, in_force, (), started).changes == (
+    assert compared(started, started, in_force).changes == (
         TierChange("chat", "ttft_ms", "100", "500"),
     )
 
@@ -99,20 +108,20 @@ def test_all_else_needs_a_restart() -> None:
         daemon={"shutdown_grace_s": 1},
         models=[
             DEMO | {"block_size": 16, "default_tier": "batch"},
-            {"name": "other", "path": "/models/other"},
         ],
     )
     assert restart_keys(after) == (
         *("listen.grpc", "daemon.shutdown_grace_s"),
-        *("models.demo.default_tier", "models.demo.block_size", "models.other"),
+        "models.demo.block_size",
     )
     assert set(restart_keys(make_config(), before=after)) == set(restart_keys(after))
-    assert changes(after) == []
+    assert changes(after) == [TierChange("", "models.demo.default_tier", "", "batch")]
 
 
-def test_models_in_another_order_need_a_restart() -> None:
+def test_models_in_another_order_are_no_change() -> None:
     models = [DEMO, {"name": "other", "path": "/models/other"}]
-    assert restart_keys(make_config(models=models[::-1]), make_config(models=models)) == ("models",)
+    found = compared(make_config(models=models[::-1]), make_config(models=models))
+    assert (found.changes, found.needs_restart) == ((), ())
 
 
 def test_first_best_effort_tier_turns_piggybacking_on_at_a_restart() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from api_servers import Servers, make_reloader, serving
+from api_servers import Servers, make_manager, make_reloader, serving
 from forecast_children import forecast_processes
 from service_builders import ScriptedEngine, make_config, make_service, until
 
@@ -13,6 +13,7 @@ from omniserve.cli import main
 from omniserve.commands.exit_status import EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from omniserve.config import load_config
 from omniserve.errors import ConfigError
+from omniserve.model_life.entries import WantedEntry
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2 as pb
 from scheduler import Objectives
@@ -133,17 +134,22 @@ async def test_a_file_that_is_gone_and_one_that_breaks_the_reader(
 
 
 @pytest.mark.asyncio
-async def test_the_default_tier_of_a_model_stays(
-    tiny_checkpoint: Path, config_path: Path, engine: ScriptedEngine
+async def test_the_default_tier_of_a_model_that_is_not_of_the_file_stays(
+    service: GenerationService, tiny_checkpoint: Path, config_path: Path, engine: ScriptedEngine
 ) -> None:
-    service = make_service(tiny_checkpoint, engine, default_tier="voice")
-    write_config(config_path, tiny_checkpoint)
+    models = make_manager(service, config_path)
+    entry = f"{{name: guest, path: {tiny_checkpoint}, default_tier: voice}}"
+    await models.load(WantedEntry(entry))
     data = yaml.safe_load(config_path.read_text())
     data["tiers"] = [tier for tier in data["tiers"] if tier["name"] != "voice"]
     config_path.write_text(yaml.safe_dump(data))
-    answer = await make_reloader(service, config_path).reload()
-    assert "'voice' must stay" in answer.error
+    reloader = make_reloader(service, config_path, models=models)
+    answer = await reloader.reload()
+    assert "'voice' must stay: model 'guest'" in answer.error
     assert engine.tiers == ()
+    await models.unload("guest", 0.0, force=False)
+    assert (await reloader.reload()).is_accepted
+    assert [tier.name for tier in service.tiers.tiers] == ["interactive", "batch"]
 
 
 @pytest.mark.asyncio
@@ -195,9 +201,11 @@ async def test_the_command_tells_changes_and_a_dry_run_with_its_forecast(
         assert capsys.readouterr().out == "taken over:\n" + told
         assert service.tiers.tiers[0].ttft_ms == 5
         assert await asyncio.to_thread(main, [*ask]) == EXIT_OK
-        assert capsys.readouterr().out.startswith("tiers and tenants are as they were; ")
+        assert capsys.readouterr().out.startswith("tiers, tenants and models are as they were; ")
         assert await asyncio.to_thread(main, [*ask, "--dry-run"]) == EXIT_OK
-        assert capsys.readouterr().out.startswith("tiers and tenants would stay as they are\n")
+        assert capsys.readouterr().out.startswith(
+            "tiers, tenants and models would stay as they are\n"
+        )
 
 
 @pytest.mark.asyncio

@@ -13,7 +13,7 @@ from weight_builders import write_family
 
 from omniserve.commands.sharing import sharing_fields, sharing_sum, sharing_table
 from omniserve.engine.core import Engine
-from omniserve.messages import ModelRefused
+from omniserve.engine.model_news import Refused
 from omniserve.metrics import Metrics
 from omniserve.models.weight_sharing import WeightSharing, weight_sharing
 from omniserve.models.weight_store import StoredWeight
@@ -109,7 +109,7 @@ def test_a_model_that_comes_and_goes_leaves_the_others_as_they_were(tmp_path: Pa
 def settle(engine: Engine) -> None:
     while engine.is_changing:
         engine.step()
-        assert not any(isinstance(news, ModelRefused) for news in engine.take_news())
+        assert not any(isinstance(news, Refused) for news in engine.take_news())
 
 
 def told(stats: ModelStats) -> WeightStats:

@@ -4,9 +4,11 @@ import asyncio
 
 from omniserve.api.grpc_codec import explanation_message
 from omniserve.api.grpc_handlers import Context
+from omniserve.api.grpc_models import stream_load
 from omniserve.api.grpc_reload import dry_run_message, reload_message
 from omniserve.calls.call_record import current_call
 from omniserve.errors import InvalidRequest
+from omniserve.model_life.manager import ModelManager
 from omniserve.reload.reloader import Reloader
 from omniserve.service import GenerationService
 from omniserve.status.reporter import StatusReporter
@@ -22,11 +24,16 @@ class AdminServicer(omniserve_pb2_grpc.AdminServicer):
     """Answers in every state of the engine."""
 
     def __init__(
-        self, service: GenerationService, reloader: Reloader, reporter: StatusReporter
+        self,
+        service: GenerationService,
+        reloader: Reloader,
+        reporter: StatusReporter,
+        models: ModelManager,
     ) -> None:
         self._service = service
         self._reloader = reloader
         self._reporter = reporter
+        self._models = models
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.Status:
         return self._reporter.status()
@@ -55,3 +62,21 @@ class AdminServicer(omniserve_pb2_grpc.AdminServicer):
         if not request.request_id:
             raise InvalidRequest("request_id: must be given", "request_id")
         return explanation_message(await self._service.explain(request.request_id))
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> None:
+        await stream_load(self._models, self._service, request, context)
+
+    async def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: Context
+    ) -> pb.UnloadModelResponse:
+        drain_s = request.drain_s if request.HasField("drain_s") else None
+        unloaded = await self._models.unload(request.name, drain_s, force=request.force)
+        return pb.UnloadModelResponse(
+            num_finished=unloaded.num_finished,
+            num_ended=unloaded.num_ended,
+            state=unloaded.state,
+        )
+
+    async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.PinModelResponse:
+        self._models.pin(request.name, request.pinned)
+        return pb.PinModelResponse()

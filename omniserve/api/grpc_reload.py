@@ -17,6 +17,7 @@ def reload_message(reload: Reload) -> pb.ReloadTiersResponse:
         ],
         needs_restart=reload.needs_restart,
         error=reload.error,
+        notes=reload.notes,
     )
 
 

@@ -3,10 +3,15 @@
 from typing import Literal
 
 from omniserve.errors import (
+    CheckpointError,
     ClientTooSlow,
+    ConfigError,
     DeadlineExceeded,
     EngineUnavailable,
     InvalidRequest,
+    LoadCancelled,
+    ModelBusy,
+    ModelExists,
     Overloaded,
     PermissionDenied,
     QuotaExceeded,
@@ -37,6 +42,11 @@ _REASONS: dict[type[BaseException], RefusalReason] = {
     InvalidRequest: "invalid",
     UnknownRequest: "invalid",
     ReloadRefused: "invalid",
+    ModelExists: "invalid",
+    ModelBusy: "invalid",
+    LoadCancelled: "invalid",
+    ConfigError: "invalid",
+    CheckpointError: "invalid",
     EngineUnavailable: "unavailable",
     DeadlineExceeded: "deadline",
     ClientTooSlow: "client_too_slow",

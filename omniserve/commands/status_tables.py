@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from omniserve.bench.report.rows import TextTable
 from omniserve.charts.text import NOTHING, format_age, format_ms, format_rate, format_share
+from omniserve.commands.model_state import model_state
 from omniserve.terminal import printable
 from omniserve.v1 import omniserve_pb2 as pb
 
@@ -30,6 +31,9 @@ def head_lines(status: pb.Status) -> Iterator[str]:
         if host.memory_total_bytes:
             line += f"; memory: {_used(host.memory_used_bytes, host.memory_total_bytes)}"
         yield line
+    for model in status.models:
+        if model.error:
+            yield printable(f"model {model.name} could not be loaded: {model.error}")
     for problem in status.reload_error.splitlines():
         yield printable(f"the changed configuration file was refused: {problem}")
 
@@ -64,10 +68,14 @@ def _tiers(status: pb.Status) -> TextTable:
 
 
 def _models(status: pb.Status) -> TextTable:
-    headings = ("model", "KV used", "prompt tokens", "cached", "output tokens", "steps", "step ms")
+    headings = (
+        *("model", "state", "KV used", "prompt tokens", "cached", "output tokens", "steps"),
+        "step ms",
+    )
     rows = [
         [
             printable(model.name),
+            printable(model_state(model)),
             _used(model.kv_used_bytes, model.kv_total_bytes),
             f"{model.prompt_tokens:,}",
             f"{model.cached_tokens:,}",

@@ -47,6 +47,12 @@ class BuiltModel:
     hosted: HostedModel | None
     """None where the model does not piggyback."""
 
+    def discard(self) -> None:
+        """It comes to nothing: what others could hold on to is given back."""
+        if self.hosted is not None:
+            self.hosted.host.pool.discard()
+            self.hosted.host.pool.close()
+
 
 Progress = Callable[[LoadPhase, int, int], None]
 """Told the phase of a load, and how many bytes of how many are read; may end the load by raising

@@ -8,8 +8,9 @@ import torch
 from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
 from omniserve.engine.build import build_runtimes, make_runtime
-from omniserve.engine.model_changes import ModelChanges, News, Placement
+from omniserve.engine.model_changes import ModelChanges, Placement
 from omniserve.engine.model_load import ModelLoad, Prepare
+from omniserve.engine.model_news import News
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.stepping import Stepping
 from omniserve.engine.tiers_in_force import TiersInForce
@@ -18,6 +19,8 @@ from omniserve.engine.trial import warm_up_request
 from omniserve.errors import CheckpointError, UnknownModel
 from omniserve.models.weight_sharing import WeightSharing
 from omniserve.models.weight_store import WeightStore
+from omniserve.piggyback.build import HostedModel, add_piggyback, open_piggyback
+from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelSettings, ModelStats
 
@@ -119,8 +122,8 @@ class Engine:
         """Begins to load a model beside those that run; goes on with every `step`.
 
         No step waits for it longer than about a layer takes. `prepare` completes the settings, in
-        a thread of its own. Among the `take_news` will be `ModelProgress` and then `ModelLoaded`
-        or, where nothing of it is left, `ModelRefused`; all with `question`. May be called at layer
+        a thread of its own. Among the `take_news` will be `LoadAdvanced` and then `Loaded`
+        or, where nothing of it is left, `Refused`; all with `question`. May be called at layer
         boundaries.
         """
         self._changes.begin_load(question, settings, prepare)
@@ -129,7 +132,7 @@ class Engine:
         """Takes a model out before the next step; goes on with every `step`.
 
         The requests that it has end with an error that asks to try again; a load of it is given
-        up. `ModelUnloaded` is among the news once its memory is given back, or if it was not
+        up. `Unloaded` is among the news once its memory is given back, or if it was not
         there. May be called at layer boundaries.
         """
         self._changes.begin_unload(question, model)
@@ -225,14 +228,26 @@ class Engine:
 
     def _join(self, load: ModelLoad) -> ModelRuntime:
         assert load.built is not None
-        runtime = make_runtime(load.built, self._torch_device, None)
+        hosted = load.built.hosted
+        piggyback = None if hosted is None else self._add_piggyback(hosted)
+        runtime = make_runtime(load.built, self._torch_device, piggyback)
         load.built = None
         runtime.set_terms(self._tiers.terms)
         runtime.scheduler.set_shares(self._shares)
         self._runtimes[runtime.info.name] = runtime
         return runtime
 
-    def _leave(self, model: str) -> ModelRuntime:
-        runtime = self._runtimes.pop(model)
-        self._stepping.forget(runtime)
-        return runtime
+    def _add_piggyback(self, hosted: HostedModel) -> Piggyback:
+        if self._host is not None:
+            return add_piggyback(hosted, self._host, self._torch_device)
+        self._host, piggyback = open_piggyback(hosted, self._torch_device)
+        self._stepping.use_host(self._host)
+        return piggyback
+
+    def _leave(self, model: str) -> tuple[ModelRuntime | None, list[RequestOutput]]:
+        runtime = self._runtimes[model]
+        ends = runtime.end_all(f"model {model!r} was unloaded; it may be served again later")
+        if not self._stepping.forget(runtime):
+            return None, ends
+        del self._runtimes[model]
+        return runtime, ends

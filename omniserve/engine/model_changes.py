@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from omniserve.devices.device import Device
 from omniserve.engine.memory_return import MemoryReturn
 from omniserve.engine.model_load import ModelLoad, Prepare
+from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.trial import Trial
 from omniserve.errors import CheckpointError, ConfigError
-from omniserve.messages import ModelLoaded, ModelProgress, ModelRefused, ModelUnloaded
 from omniserve.models.weight_store import WeightStore
 from omniserve.requests import RequestOutput
 from omniserve.settings import LoadPhase, ModelSettings
-
-News = ModelProgress | ModelLoaded | ModelRefused | ModelUnloaded
 
 _SAY_EVERY_S = 0.2
 
@@ -27,7 +25,8 @@ class Placement:
 
     join: Callable[[ModelLoad], ModelRuntime]
     """Takes what the load has built. Raises ConfigError."""
-    leave: Callable[[str], ModelRuntime]
+    leave: Callable[[str], tuple[ModelRuntime | None, list[RequestOutput]]]
+    """Ends its requests; None where a step of it has to come to its end first."""
 
 
 class ModelChanges:
@@ -45,7 +44,9 @@ class ModelChanges:
         self._load: ModelLoad | None = None
         self._trial: Trial | None = None
         """Of the model that is being loaded, once it has joined."""
-        self._leaving: deque[tuple[int, str]] = deque()
+        self._leaving: deque[tuple[int | None, str]] = deque()
+        self._staying: list[tuple[int | None, str]] = []
+        self._quieting: list[tuple[int | None, ModelRuntime]] = []
         self._returns: list[tuple[int | None, MemoryReturn]] = []
         self._news: list[News] = []
         self._ended_by: int | None = None
@@ -53,19 +54,27 @@ class ModelChanges:
         self._said: tuple[LoadPhase, float] | None = None
 
     def begin_load(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
-        """At any time. `ModelLoaded` or `ModelRefused` will be among the news."""
+        """At any time. `Loaded` or `Refused` will be among the news."""
         self._waiting.append(ModelLoad(question, settings, prepare))
 
     def begin_unload(self, question: int, model: str) -> None:
-        """At any time. `ModelUnloaded` will be among the news, also where there is no such model.
+        """At any time. `Unloaded` will be among the news, also where there is no such model.
 
         A load of it that is under way is refused.
         """
         self._leaving.append((question, model))
+        # Now, so that one that is begun after this is not meant.
+        for load in (*self._waiting, *([self._load] if self._load is not None else ())):
+            if load.settings.name == model:
+                load.end()
 
     @property
     def are_under_way(self) -> bool:
-        return bool(self._waiting or self._load or self._leaving or self._returns or self._news)
+        return bool(
+            (self._waiting or self._load)
+            or (self._leaving or self._quieting or self._returns)
+            or self._news
+        )
 
     @property
     def joining(self) -> str | None:
@@ -82,11 +91,14 @@ class ModelChanges:
         outputs: list[RequestOutput] = []
         while self._leaving:
             outputs += self._unload(*self._leaving.popleft(), is_there)
+        self._leaving.extend(self._staying)
+        self._staying.clear()
+        self._note_quiet()
         self._note_returns()
         if self._load is None and self._waiting:
             self._begin_next(is_there)
         elif self._trial is not None:
-            self._note_trial(self._trial)
+            self._note_trial(self._trial, is_there)
         elif self._load is not None:
             self._note_load(self._load)
         return outputs
@@ -98,6 +110,9 @@ class ModelChanges:
     def _begin_next(self, is_there: Callable[[str], bool]) -> None:
         load = self._waiting.popleft()
         name = load.settings.name
+        if load.is_ended:
+            self._refuse(load, None)
+            return
         if is_there(name):
             self._refuse(load, ConfigError(f"models.{name}: there is a model of this name already"))
             return
@@ -117,63 +132,74 @@ class ModelChanges:
                 return
             except ConfigError as problem:
                 error = ConfigError(str(problem))
-        load.built = None
+        if load.built is not None:
+            load.built.discard()
+            load.built = None
         self._load = None
         self._refuse(load, error)
         self._returns.append((self._ended_by, MemoryReturn(None)))
         self._ended_by = None
 
-    def _note_trial(self, trial: Trial) -> None:
+    def _note_trial(self, trial: Trial, is_there: Callable[[str], bool]) -> None:
         load = self._load
         assert load is not None
         if trial.error is not None:
-            self._drop_trial(CheckpointError(trial.error))
+            self._unload(None, self._give_up_trial(CheckpointError(trial.error)), is_there)
         elif trial.is_over:
             self._load = self._trial = None
-            self._news.append(
-                ModelLoaded(load.question, trial.runtime.info, load.settings.step_time)
-            )
+            self._news.append(Loaded(load.question, trial.runtime.info, load.settings.step_time))
         else:
             trial.look()
 
-    def _drop_trial(self, error: CheckpointError | None) -> MemoryReturn:
-        load, trial = self._load, self._trial
-        assert load is not None and trial is not None
+    def _give_up_trial(self, error: CheckpointError | None) -> str:
+        """The name of the model, which has still to leave."""
+        load = self._load
+        assert load is not None
         self._load = self._trial = None
-        runtime = self._placement.leave(load.settings.name)
         self._refuse(load, error)
-        given_back = MemoryReturn(runtime)
-        self._returns.append((None, given_back))
-        return given_back
+        return load.settings.name
 
     def _unload(
-        self, question: int, name: str, is_there: Callable[[str], bool]
+        self, question: int | None, name: str, is_there: Callable[[str], bool]
     ) -> list[RequestOutput]:
-        for load in [load for load in self._waiting if load.settings.name == name]:
-            self._waiting.remove(load)
-            self._refuse(load, None)
+        is_trial = False
         if self._load is not None and self._load.settings.name == name:
-            if self._trial is not None:
-                self._returns[-1:] = [(question, self._drop_trial(None))]
-                return []
-            if self._ended_by is None:
+            if self._trial is None and self._ended_by is None:
                 # Its thread ends soon; what it has read goes with it.
-                self._load.end()
                 self._ended_by = question
                 return []
+            is_trial = self._trial is not None
+            if is_trial:
+                self._give_up_trial(None)
         if not is_there(name):
-            self._news.append(ModelUnloaded(question))
+            self._tell_unloaded(question)
             return []
-        runtime = self._placement.leave(name)
-        outputs = runtime.end_all(f"model {name!r} was unloaded; it may be served again later")
-        self._returns.append((question, MemoryReturn(runtime)))
-        return outputs
+        runtime, outputs = self._placement.leave(name)
+        if runtime is None:
+            # Once more in the next step.
+            self._staying.append((question, name))
+        else:
+            self._quieting.append((question, runtime))
+        return [] if is_trial else outputs
+
+    def _note_quiet(self) -> None:
+        """The host lets go of the requests that a model had there, in its own time."""
+        for entry in tuple(self._quieting):
+            question, runtime = entry
+            runtime.poll()
+            if runtime.is_quiet:
+                self._quieting.remove(entry)
+                runtime.leave_host()
+                self._returns.append((question, MemoryReturn(runtime)))
+
+    def _tell_unloaded(self, question: int | None) -> None:
+        if question is not None:
+            self._news.append(Unloaded(question))
 
     def _note_returns(self) -> None:
         for entry in [entry for entry in self._returns if entry[1].is_done]:
             self._returns.remove(entry)
-            if entry[0] is not None:
-                self._news.append(ModelUnloaded(entry[0]))
+            self._tell_unloaded(entry[0])
 
     def _refuse(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> None:
         """None: it was ended."""
@@ -181,7 +207,7 @@ class ModelChanges:
         if error is not None:
             text = str(error)
         is_checkpoint = isinstance(error, CheckpointError)
-        self._news.append(ModelRefused(load.question, text, is_checkpoint))
+        self._news.append(Refused(load.question, text, is_checkpoint))
 
     def _tell_progress(self, load: ModelLoad) -> None:
         now_s = time.monotonic()
@@ -191,5 +217,5 @@ class ModelChanges:
                 return
         self._said = (load.phase, now_s)
         self._news.append(
-            ModelProgress(load.question, load.phase, load.done_bytes, load.total_bytes)
+            LoadAdvanced(load.question, load.phase, load.done_bytes, load.total_bytes)
         )

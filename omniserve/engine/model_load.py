@@ -83,7 +83,7 @@ class ModelLoad:
             pass
         except (CheckpointError, ConfigError) as error:
             self.error = type(error)(str(error))
-        except MemoryError:
+        except (MemoryError, torch.OutOfMemoryError):
             self.error = ConfigError(f"models.{self.settings.name}: there is no memory left for it")
         except Exception as error:
             # Whatever it is, models that run have no part in it.

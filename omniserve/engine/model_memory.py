@@ -3,7 +3,7 @@
 import torch
 
 from omniserve.errors import ConfigError
-from omniserve.machine import this_machine
+from omniserve.memory_limit import available_bytes
 from omniserve.models.linear import can_pack
 from omniserve.models.loading import DTYPES, OpenedModel
 from omniserve.models.weight_store import WeightStore
@@ -51,6 +51,6 @@ def require_room(settings: ModelSettings, device: torch.device, num_bytes: int) 
 def free_bytes(device: torch.device) -> int:
     """Of the memory that a device computes in."""
     if device.type == "cpu":
-        return this_machine().available_bytes
+        return available_bytes()
     free: int = torch.accelerator.get_memory_info(device)[0]
     return free

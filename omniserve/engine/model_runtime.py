@@ -172,8 +172,22 @@ class ModelRuntime:
         return True
 
     def end_all(self, reason: str) -> list[RequestOutput]:
-        """What ends the requests that are here; to be called when the model is to do no more."""
-        return [sequence.unavailable(reason) for sequence in self._sequences]
+        """Forgets all requests; returns what tells those who sent them."""
+        ends = [sequence.unavailable(reason) for sequence in self._sequences]
+        for end in ends:
+            self.abort(end.request_id)
+        return ends
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing of it is on the host, nor on its way there or back."""
+        return self._piggyback is None or self._piggyback.is_quiet
+
+    def leave_host(self) -> None:
+        """Takes it from the host attention process, which goes on; it must be quiet."""
+        if self._piggyback is not None:
+            self._piggyback.leave()
+            self._piggyback = None
 
     def take_apart(self) -> Iterator[None]:
         """Drops what is large, piece by piece; the model can do nothing any more."""

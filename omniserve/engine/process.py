@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import zmq
 
+from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused
 from omniserve.errors import (
     CheckpointError,
     ConfigError,
@@ -28,7 +29,9 @@ from omniserve.messages import (
     Explained,
     LoadModel,
     ModelLoaded,
+    ModelProgress,
     ModelRefused,
+    ModelUnloaded,
     Outputs,
     SetShares,
     SetTiers,
@@ -100,7 +103,7 @@ class EngineProcess:
             if outputs:
                 self._send(Outputs(outputs=tuple(outputs)))
             for news in self._engine.take_news():
-                self._send(news)
+                self._send(_message_of(news))
 
     def _load_added(self, step_times: dict[str, LinearStepTime]) -> dict[str, str]:
         """Models that came at run time, one after the other; why those that failed did.
@@ -115,9 +118,9 @@ class EngineProcess:
                 self._receive_all()
                 self._engine.step()
                 for news in self._engine.take_news():
-                    if isinstance(news, ModelRefused):
+                    if isinstance(news, Refused):
                         failed[model.name] = news.message
-                    elif isinstance(news, ModelLoaded) and news.step_time is not None:
+                    elif isinstance(news, Loaded) and news.step_time is not None:
                         step_times[model.name] = news.step_time
         for name, reason in failed.items():
             log_event(_LOG, "model_lost", level=logging.ERROR, model=name, reason=reason)
@@ -216,6 +219,17 @@ def _say_compiling() -> None:
 
     kept_in = cache_folder()
     log_event(_LOG, "compiling_kernels", takes="a minute or so", kept_in=str(kept_in or "nothing"))
+
+
+def _message_of(news: News) -> ToFront:
+    match news:
+        case LoadAdvanced(question, phase, done_bytes, total_bytes):
+            return ModelProgress(question, phase, done_bytes, total_bytes)
+        case Loaded(question, info, step_time):
+            return ModelLoaded(question, info, step_time)
+        case Refused(question, message, is_checkpoint):
+            return ModelRefused(question, message, is_checkpoint)
+    return ModelUnloaded(news.question)
 
 
 def _end_with_front() -> None:

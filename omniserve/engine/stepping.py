@@ -40,10 +40,21 @@ class Stepping:
         """Whether a step stands between two of its layers."""
         return self._parked is not None
 
-    def forget(self, runtime: ModelRuntime) -> None:
-        """A model is not among the runtimes any more; its parked step is dropped."""
-        if self._parked is not None and self._parked[0] is runtime:
-            self._parked = None
+    def use_host(self, host: HostLink) -> None:
+        """The first model that piggybacks has come."""
+        self._host = host
+
+    def forget(self, runtime: ModelRuntime) -> bool:
+        """A model is about to go: its parked step is dropped.
+
+        False where rows of that step may have gone to the host: it has to come to its end before.
+        """
+        if self._parked is None or self._parked[0] is not runtime:
+            return True
+        if self._parked[1].cursor.lanes is not None:
+            return False
+        self._parked = None
+        return True
 
     def step(self) -> list[RequestOutput]:
         """As `Engine.step`; for callers in inference mode."""

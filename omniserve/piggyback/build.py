@@ -196,6 +196,23 @@ def build_piggybacks(
     return link, piggybacks
 
 
+def open_piggyback(hosted: HostedModel, device: Device) -> tuple[HostLink, Piggyback]:
+    """For the first model that piggybacks on an engine that runs: as `add_piggyback`, with a host
+    process, started, that is not waited for either.
+
+    Raises:
+        ConfigError: as `open_link` and `add_piggyback` say.
+    """
+    link = open_link({hosted.name: hosted.settings}, device)
+    try:
+        piggyback = add_piggyback(hosted, link, device)
+        _start(link, [hosted.name])
+    except BaseException:
+        link.close()
+        raise
+    return link, piggyback
+
+
 def open_link(models: Mapping[str, PiggybackSettings], device: Device) -> HostLink:
     """A host process without models, not started: with the cores and lanes of the model that asks
     for most. Those that come later get no more.

@@ -11,19 +11,22 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_UNCHANGED = "tiers and tenants are as they were; certificates, if there are any, were read again"
-_NOTHING_TO_CHANGE = "tiers and tenants would stay as they are"
+_UNCHANGED = (
+    "tiers, tenants and models are as they were; certificates, if there are any, were read again"
+)
+_NOTHING_TO_CHANGE = "tiers, tenants and models would stay as they are"
 
 
 def add_reload_command(subparsers: "Subparsers") -> None:
     """Register `reload`; its handler returns an exit status."""
     parser = subparsers.add_parser(
         "reload",
-        help="have a daemon take over tiers, tenants and certificates of its changed file",
+        help="have a daemon take over tiers, tenants, models and certificates of its changed file",
         description="Has a running daemon read its own configuration file again and take over its "
-        "tiers and tenants, and the files of its certificates: all of it or, where anything is "
-        "wrong, nothing. Tells what changed and what takes effect at the next start only. The exit "
-        "status is 2 where the file is refused, 3 where the daemon does not answer.",
+        "tiers, tenants and models, and the files of its certificates: all of it or, where "
+        "anything is wrong, nothing. Models that are new or gone are loaded and unloaded after "
+        "that. Tells what changed and what takes effect at the next start only. The exit status is "
+        "2 where the file is refused, 3 where the daemon does not answer.",
     )
     add_admin_argument(parser)
     parser.add_argument(
@@ -90,6 +93,7 @@ def _change_lines(answer: "pb.ReloadTiersResponse", *, is_dry_run: bool) -> list
     if answer.needs_restart:
         lines.append("these keys differ too, and need a restart:")
         lines += [f"  {key}" for key in answer.needs_restart]
+    lines += [f"note: {note}" for note in answer.notes]
     return lines
 
 

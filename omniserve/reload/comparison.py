@@ -7,6 +7,7 @@ from typing import Any
 from omniserve.config import Config
 from omniserve.config_tenant import TenantConfig
 from omniserve.config_tier import TierConfig
+from omniserve.reload.model_changes import ModelPlan
 from omniserve.reload.tenant_changes import tenant_changes
 from omniserve.reload.tier_change import TierChange, shown, shown_keys
 
@@ -17,7 +18,9 @@ class Comparison:
 
     changes: tuple[TierChange, ...]
     needs_restart: tuple[str, ...]
-    """Key paths outside of tiers and tenants; models are called by their names."""
+    """Key paths; models are called by their names."""
+    notes: tuple[str, ...] = ()
+    """What is to be known besides."""
 
 
 def compare(
@@ -25,12 +28,18 @@ def compare(
     tiers: Sequence[TierConfig],
     tenants: Sequence[TenantConfig],
     found: Config,
+    models: ModelPlan,
 ) -> Comparison:
     """What a daemon that was started with one configuration, and has these tiers and tenants in
-    force, could take over of another one, and what it could not."""
+    force, could take over of another one, which means `models`, and what it could not."""
     return Comparison(
-        (*_tier_changes(tiers, found.tiers), *tenant_changes(tenants, found.tenants)),
-        tuple(dict.fromkeys(_restart_keys(started, found))),
+        (
+            *_tier_changes(tiers, found.tiers),
+            *tenant_changes(tenants, found.tenants),
+            *models.changes,
+        ),
+        tuple(dict.fromkeys(_restart_keys(started, found, models))),
+        models.notes,
     )
 
 
@@ -59,28 +68,22 @@ def _keys(tier: TierConfig) -> dict[str, Any]:
     return tier.model_dump(mode="json", exclude={"name"}, exclude_none=True)
 
 
-def _restart_keys(started: Config, found: Config) -> Iterable[str]:
-    old, new = _by_model(started), _by_model(found)
+def _restart_keys(started: Config, found: Config, models: ModelPlan) -> Iterable[str]:
     rest = {"tiers", "models", "tenants"}
     yield from _differences(
         started.model_dump(mode="json", exclude=rest), found.model_dump(mode="json", exclude=rest)
     )
-    yield from _differences({"models": old}, {"models": new})
-    if list(old) != list(new) and set(old) == set(new):
-        yield "models"
+    yield from models.needs_restart
     if bool(started.tenants) != bool(found.tenants):
         # Who may listen where depends on it.
         yield "tenants"
     # What the tiers decide besides: without a best_effort tier nothing is piggybacked.
     with_tiers = started.model_copy(update={"tiers": found.tiers})
     before, after = started.piggybacking(), with_tiers.piggybacking()
+    kept = {model.name for model in models.kept}
     for name in before:
-        if type(before[name]) is not type(after[name]):
+        if name in kept and type(before[name]) is not type(after[name]):
             yield f"models.{name}.piggyback"
-
-
-def _by_model(config: Config) -> dict[str, Any]:
-    return {model.name: model.model_dump(mode="json") for model in config.models}
 
 
 def _differences(

@@ -7,6 +7,7 @@ from prometheus_client import Counter
 from omniserve.access.quotas import TenantStatus
 from omniserve.config_tier import TierConfig
 from omniserve.metrics import Outcome
+from omniserve.model_life.standing import LoadProgress, ModelStanding
 from omniserve.service import GenerationService
 from omniserve.settings import ModelStats, PiggybackStats, WeightStats
 from omniserve.status.history import ModelTier
@@ -35,7 +36,7 @@ def status_message(
         device=status.device,
         uptime_s=status.uptime_s,
         num_engine_restarts=status.num_engine_restarts,
-        models=_models(service, status.stats),
+        models=_models(service, status.stats, now_s),
         tiers=_tiers(service, status.stats, tokens_per_s),
         host=_host(host, status.stats),
         requests=_requests(service.board, status.stats, now_s),
@@ -56,10 +57,16 @@ def totals_by_tier(counter: Counter, label: str, values: Collection[str]) -> dic
     return totals
 
 
-def _models(service: GenerationService, stats: Mapping[str, ModelStats]) -> list[pb.ModelStatus]:
+def _models(
+    service: GenerationService, stats: Mapping[str, ModelStats], now_s: float
+) -> list[pb.ModelStatus]:
     messages = []
-    for model in service.config.models:
+    for model in service.roster:
         message = _model(model.name, stats.get(model.name))
+        _tell_standing(message, model, now_s)
+        if model.state == "serving" and not service.engine.ready:
+            # An engine that starts loads all of them.
+            message.state = "loading"
         message.prompt_tokens = service.metrics.num_tokens(model.name, "prompt")
         message.cached_tokens = service.metrics.num_tokens(model.name, "cached")
         message.output_tokens = service.metrics.num_tokens(model.name, "output")
@@ -94,6 +101,25 @@ def _weights(stats: WeightStats) -> pb.WeightStatus:
     )
 
 
+def _tell_standing(message: pb.ModelStatus, model: ModelStanding, now_s: float) -> None:
+    message.state = model.state
+    message.state_age_s = max(0.0, now_s - model.since_s)
+    message.origin = model.origin
+    message.pinned = model.is_pinned
+    message.error = model.error
+    message.aliases.extend(model.config.aliases)
+    if model.progress is not None:
+        message.progress.CopyFrom(progress_message(model.progress))
+
+
+def progress_message(progress: LoadProgress) -> pb.ModelProgress:
+    return pb.ModelProgress(
+        phase=progress.phase,
+        done_bytes=progress.done_bytes,
+        total_bytes=progress.total_bytes,
+    )
+
+
 def _piggyback(stats: PiggybackStats) -> pb.PiggybackStatus:
     return pb.PiggybackStatus(
         active=stats.active,
@@ -120,7 +146,9 @@ def _tiers(
     tokens = totals_by_tier(metrics.tokens, "kind", ("output",))
     refused = totals_by_tier(metrics.requests, "outcome", _REFUSED)
     messages = []
-    for model in service.config.models:
+    for model in service.roster:
+        if model.state not in ("serving", "draining"):
+            continue
         of_model = stats.get(model.name)
         for tier in service.tiers.tiers:
             name = model.name, tier.name

@@ -16,15 +16,8 @@ _QUIET_S = 1.0
 _REPORT_EVERY_S = 2.0
 
 
-def add_model_commands(subparsers: "Subparsers") -> None:
-    """Register `model` with its subcommands; each sets `handler`, which returns an exit code."""
-    model = subparsers.add_parser(
-        "model",
-        help="make a model on the spot, or describe one",
-        description="Makes and inspects checkpoints.",
-    )
-    commands = model.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
-
+def add_checkpoint_commands(commands: "Subparsers") -> None:
+    """Register `new` and `info`; each sets `handler`, which returns an exit code."""
     new = commands.add_parser(
         "new",
         help="write a checkpoint with random weights",

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omniserve.charts.text import NOTHING, format_age, format_ms, format_share
+from omniserve.commands.model_state import model_state
 from omniserve.terminal import printable
 from omniserve.top.text_table import Cell, text_table
 from omniserve.v1 import omniserve_pb2 as pb
@@ -14,16 +15,18 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 _MAX_LAYER_GROUPS = 12
 _BAR_CELLS = 8
 _MIB = 1 << 20
+_STATE_STYLES = {"serving": "dim", "failed": "bold red"}
 
 
 def models_table(models: Sequence[pb.ModelStatus]) -> Table:
-    headings = ("model", "device KV", "host KV", "lanes by layer", "offloaded>", "steps>")
+    headings = ("model", "state", "device KV", "host KV", "lanes by layer", "offloaded>", "steps>")
     rows: list[list[Cell]] = []
     for model in models:
         piggyback = model.piggyback if model.HasField("piggyback") else None
         rows.append(
             [
                 _name(model.name),
+                _state(model),
                 pool(model.kv_used_bytes, model.kv_total_bytes),
                 ""
                 if piggyback is None
@@ -35,6 +38,14 @@ def models_table(models: Sequence[pb.ModelStatus]) -> Table:
             ]
         )
     return text_table((*headings, "step ms>"), rows)
+
+
+def _state(model: pb.ModelStatus) -> Text:
+    """Nothing where there is nothing to say: it serves, and may go."""
+    if model.state == "serving" and not model.pinned:
+        return Text()
+    style = _STATE_STYLES.get(model.state, "yellow")
+    return Text(printable(model_state(model)), style=style)
 
 
 def _lanes(piggyback: pb.PiggybackStatus) -> str:

@@ -66,6 +66,10 @@ class View:
 
     def _body(self, status: pb.Status, num_lines: int) -> Iterator[RenderableType]:
         yield _host(status.host)
+        for model in status.models:
+            if model.error:
+                words = f"model {model.name} could not be loaded: {model.error}"
+                yield _line((printable(words), "red"))
         for problem in status.reload_error.splitlines():
             yield _line((f"the configuration file was refused: {printable(problem)}", "red"))
         yield Text()

@@ -417,7 +417,7 @@ class TenantStatus(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., num_concurrent: _Optional[int] = ..., num_queued: _Optional[int] = ..., input_tokens_share: _Optional[float] = ..., output_tokens_share: _Optional[float] = ..., num_refused: _Optional[int] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback", "weights")
+    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback", "state", "state_age_s", "origin", "pinned", "progress", "error", "aliases", "weights")
     class RunningEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -444,6 +444,13 @@ class ModelStatus(_message.Message):
     NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     PIGGYBACK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     running: _containers.ScalarMap[str, int]
@@ -457,8 +464,15 @@ class ModelStatus(_message.Message):
     num_preemptions: int
     step_ms: float
     piggyback: PiggybackStatus
+    state: str
+    state_age_s: float
+    origin: str
+    pinned: bool
+    progress: ModelProgress
+    error: str
+    aliases: _containers.RepeatedScalarFieldContainer[str]
     weights: WeightStatus
-    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ..., weights: _Optional[_Union[WeightStatus, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ..., state: _Optional[str] = ..., state_age_s: _Optional[float] = ..., origin: _Optional[str] = ..., pinned: _Optional[bool] = ..., progress: _Optional[_Union[ModelProgress, _Mapping]] = ..., error: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[WeightStatus, _Mapping]] = ...) -> None: ...
 
 class WeightStatus(_message.Message):
     __slots__ = ("own_bytes", "shared_bytes", "saved_bytes", "shared_with")
@@ -478,6 +492,16 @@ class WeightStatus(_message.Message):
     saved_bytes: int
     shared_with: _containers.ScalarMap[str, int]
     def __init__(self, own_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., shared_with: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class ModelProgress(_message.Message):
+    __slots__ = ("phase", "done_bytes", "total_bytes")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    done_bytes: int
+    total_bytes: int
+    def __init__(self, phase: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class PiggybackStatus(_message.Message):
     __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens", "rows_on_host", "rows_ready", "num_swaps_out", "num_swaps_in")
@@ -512,7 +536,7 @@ class ReloadTiersRequest(_message.Message):
     def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
 
 class ReloadTiersResponse(_message.Message):
-    __slots__ = ("accepted", "changes", "needs_restart", "error", "forecast", "num_arrivals", "arrivals_s", "no_forecast", "forecast_notes")
+    __slots__ = ("accepted", "changes", "needs_restart", "error", "forecast", "num_arrivals", "arrivals_s", "no_forecast", "forecast_notes", "notes")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     NEEDS_RESTART_FIELD_NUMBER: _ClassVar[int]
@@ -522,6 +546,7 @@ class ReloadTiersResponse(_message.Message):
     ARRIVALS_S_FIELD_NUMBER: _ClassVar[int]
     NO_FORECAST_FIELD_NUMBER: _ClassVar[int]
     FORECAST_NOTES_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     changes: _containers.RepeatedCompositeFieldContainer[TierChange]
     needs_restart: _containers.RepeatedScalarFieldContainer[str]
@@ -531,7 +556,8 @@ class ReloadTiersResponse(_message.Message):
     arrivals_s: float
     no_forecast: str
     forecast_notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, accepted: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[TierChange, _Mapping]]] = ..., needs_restart: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., forecast: _Optional[_Iterable[_Union[TierForecast, _Mapping]]] = ..., num_arrivals: _Optional[int] = ..., arrivals_s: _Optional[float] = ..., no_forecast: _Optional[str] = ..., forecast_notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, accepted: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[TierChange, _Mapping]]] = ..., needs_restart: _Optional[_Iterable[str]] = ..., error: _Optional[str] = ..., forecast: _Optional[_Iterable[_Union[TierForecast, _Mapping]]] = ..., num_arrivals: _Optional[int] = ..., arrivals_s: _Optional[float] = ..., no_forecast: _Optional[str] = ..., forecast_notes: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TierChange(_message.Message):
     __slots__ = ("tier", "key", "before", "after")
@@ -568,6 +594,54 @@ class TierOutcome(_message.Message):
     tpot_attainment: float
     tokens_per_s: float
     def __init__(self, num_requests: _Optional[int] = ..., num_refused: _Optional[int] = ..., ttft_attainment: _Optional[float] = ..., tpot_attainment: _Optional[float] = ..., tokens_per_s: _Optional[float] = ...) -> None: ...
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("name", "entry")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    entry: str
+    def __init__(self, name: _Optional[str] = ..., entry: _Optional[str] = ...) -> None: ...
+
+class ModelEvent(_message.Message):
+    __slots__ = ("progress", "loaded")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    progress: ModelProgress
+    loaded: Model
+    def __init__(self, progress: _Optional[_Union[ModelProgress, _Mapping]] = ..., loaded: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("name", "drain_s", "force")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    drain_s: float
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., drain_s: _Optional[float] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("num_finished", "num_ended", "state")
+    NUM_FINISHED_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENDED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    num_finished: int
+    num_ended: int
+    state: str
+    def __init__(self, num_finished: _Optional[int] = ..., num_ended: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+
+class PinModelRequest(_message.Message):
+    __slots__ = ("name", "pinned")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    pinned: bool
+    def __init__(self, name: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class PinModelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)

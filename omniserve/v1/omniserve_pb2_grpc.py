@@ -95,7 +95,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists models and tiers.
+        """Lists models that are served, and tiers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -302,6 +302,21 @@ class AdminStub:
                 request_serializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersRequest.SerializeToString,
                 response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_stream(
+                '/omniserve.v1.Admin/LoadModel',
+                request_serializer=omniserve_dot_v1_dot_omniserve__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.ModelEvent.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/omniserve.v1.Admin/UnloadModel',
+                request_serializer=omniserve_dot_v1_dot_omniserve__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.PinModel = channel.unary_unary(
+                '/omniserve.v1.Admin/PinModel',
+                request_serializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/omniserve.v1.Admin/Explain',
                 request_serializer=omniserve_dot_v1_dot_omniserve__pb2.ExplainRequest.SerializeToString,
@@ -327,8 +342,32 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReloadTiers(self, request, context):
-        """Reads the server's configuration file again and takes over its tiers and tenants, and the files
-        of its certificates: all of it or, where anything is wrong, nothing.
+        """Reads the server's configuration file again and takes over its tiers, tenants and models, and
+        the files of its certificates: all of it or, where anything is wrong, nothing. Models that are
+        new or gone are loaded and unloaded after the answer; the status tells how far that is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """Has a model served as well. Tells how far that is until the last event, which has the model.
+        Cancelling the call cancels the loading.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Takes no new requests for a model, lets those that are here end, and gives its memory back.
+        Goes on to the end where the call is cancelled. A model that is being loaded is given up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinModel(self, request, context):
+        """Pins a model, or unpins it: a pinned one is unloaded only by force.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -358,6 +397,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ReloadTiers,
                     request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersRequest.FromString,
                     response_serializer=omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.LoadModelRequest.FromString,
+                    response_serializer=omniserve_dot_v1_dot_omniserve__pb2.ModelEvent.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.UnloadModelRequest.FromString,
+                    response_serializer=omniserve_dot_v1_dot_omniserve__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelRequest.FromString,
+                    response_serializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -447,6 +501,87 @@ class Admin:
             '/omniserve.v1.Admin/ReloadTiers',
             omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersRequest.SerializeToString,
             omniserve_dot_v1_dot_omniserve__pb2.ReloadTiersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/omniserve.v1.Admin/LoadModel',
+            omniserve_dot_v1_dot_omniserve__pb2.LoadModelRequest.SerializeToString,
+            omniserve_dot_v1_dot_omniserve__pb2.ModelEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omniserve.v1.Admin/UnloadModel',
+            omniserve_dot_v1_dot_omniserve__pb2.UnloadModelRequest.SerializeToString,
+            omniserve_dot_v1_dot_omniserve__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omniserve.v1.Admin/PinModel',
+            omniserve_dot_v1_dot_omniserve__pb2.PinModelRequest.SerializeToString,
+            omniserve_dot_v1_dot_omniserve__pb2.PinModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

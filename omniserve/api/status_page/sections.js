@@ -80,8 +80,11 @@ const duration_ms = (ms) => (ms < 1000 ? `${number(ms)} ms` : `${rate(ms / 1000)
 
 export function models(status, history) {
   return status.models.map((model) => {
-    const made = element("div", "card", element("h3", "", model.name), ...pool("Device KV",
-      model.kv_used_bytes, model.kv_total_bytes));
+    const title = element("h3", "", model.name, " ", element("span", `pill ${stateKind(model)}`, stateOf(model)));
+    if (model.state === "loading" || model.state === "failed") {
+      return element("div", "card", title, ...progressOf(model));
+    }
+    const made = element("div", "card", title, ...pool("Device KV", model.kv_used_bytes, model.kv_total_bytes));
     const numbers = [["steps", number(model.num_steps)], ["last step", `${rate(model.step_ms)} ms`],
       ["preemptions", number(model.num_preemptions)],
       ["prompt tokens", number(model.prompt_tokens)],
@@ -99,6 +102,16 @@ export function models(status, history) {
       figures(numbers), ...lanesOf(piggyback));
     return made;
   });
+}
+
+const stateKind = (model) => (model.state === "serving" ? "fast" : model.state === "failed" ? "bad" : "quiet");
+const stateOf = (model) => (model.pinned ? `${model.state}, pinned` : model.state);
+
+function progressOf(model) {
+  if (model.state === "failed") return [note(model.error)];
+  if (model.progress === null) return [note("The engine is starting.")];
+  const { phase, done_bytes, total_bytes } = model.progress;
+  return [...pool(phase.replace("_", " "), done_bytes, total_bytes), note(`for ${duration(model.state_age_s)}`)];
 }
 
 function lanesOf(piggyback) {

@@ -1,0 +1,129 @@
+"""What operators ask of models: to be loaded, unloaded, pinned."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from omniserve.errors import (
+    EngineUnavailable,
+    LoadCancelled,
+    ModelBusy,
+    UnknownModel,
+)
+from omniserve.logs import get_logger, log_event
+from omniserve.model_life.drain_time import check_drain_s
+from omniserve.model_life.drains import ModelDrains, Unloaded, UnloadsModels
+from omniserve.model_life.entries import Wanted, read_wanted, settings_beside, shown_name
+from omniserve.model_life.loads import Load, LoadsModels, ModelLoads
+from omniserve.model_life.standing import LoadProgress, ModelStanding
+from omniserve.service import GenerationService
+from omniserve.settings import ModelInfo
+
+_logger = get_logger(__name__)
+
+
+class HoldsModels(LoadsModels, UnloadsModels, Protocol):
+    """What the life of models needs of the engine's client."""
+
+    @property
+    def failed_models(self) -> Mapping[str, str]:
+        """That were loaded while the engine ran, and that the one after it could not load; why."""
+
+
+class ModelManager:
+    """Of one daemon. Made inside a running event loop."""
+
+    def __init__(self, service: GenerationService, engine: HoldsModels, config_path: Path) -> None:
+        """`config_path` is where models are looked up that are asked for by name."""
+        self._service = service
+        self._engine = engine
+        self._forgetting: set[asyncio.Task[None]] = set()
+        self._config_path = config_path
+        self.loads = ModelLoads(service, engine)
+        self.drains = ModelDrains(service, engine)
+
+    async def load(
+        self, wanted: Wanted, on_progress: Callable[[LoadProgress], None] = lambda progress: None
+    ) -> ModelInfo:
+        """Has a model served besides; whoever waits may be cancelled, and with that the load.
+
+        Raises ConfigError, CheckpointError, UnknownModel, ModelExists, EngineUnavailable, and
+        LoadCancelled where it is unloaded meanwhile.
+        """
+        # In a thread: a file that is read slowly holds up nobody.
+        config = await asyncio.to_thread(read_wanted, wanted, self._config_path)
+        service = self._service
+        if service.draining:
+            raise EngineUnavailable("the server is shutting down; no model is loaded any more")
+        # From here to the begin nothing else happens: two loads of one name cannot both pass.
+        others = [each.config for each in service.roster.present]
+        settings = settings_beside(config, others, service.tiers.tiers, service.config.device)
+        task = self.loads.begin(Load(config, settings, "operator"), on_progress=on_progress)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            await self.loads.cancel(config.name)
+            raise
+        if task.cancelled():
+            raise LoadCancelled(f"the loading of model {config.name!r} was given up")
+        return task.result()
+
+    async def unload(self, name: str, drain_s: float | None, *, force: bool) -> Unloaded:
+        """Lets requests of a model end for `drain_s`, None for as long as at a stop of the daemon,
+        ends what is left of them, and gives its memory back. Goes on where it is cancelled.
+
+        Raises InvalidRequest, UnknownModel, and ModelBusy for one that is pinned, unless by
+        `force`, or is being unloaded.
+        """
+        if drain_s is None:
+            drain_s = self._service.config.daemon.shutdown_grace_s
+        check_drain_s(drain_s)
+        standing = self._standing(name)
+        if standing.state == "failed":
+            self._service.roster.remove(name)
+            return Unloaded("failed")
+        if standing.state == "draining":
+            raise ModelBusy(f"model {name!r} is being unloaded already")
+        if standing.is_pinned and not force:
+            raise ModelBusy(f"model {name!r} is pinned; unpin it first, or unload it by force")
+        if standing.state == "loading":
+            await self.loads.cancel(name)
+            return Unloaded("loading")
+        return await asyncio.shield(self.drains.begin(standing, drain_s))
+
+    def pin(self, name: str, is_pinned: bool) -> None:
+        """A pinned model stays; raises UnknownModel, and ModelBusy for one that goes already."""
+        standing = self._standing(name)
+        if standing.state not in ("serving", "loading"):
+            raise ModelBusy(f"model {name!r} is {standing.state}")
+        self._service.roster.put(replace(standing, is_pinned=is_pinned))
+        log_event(_logger, "model_pinned" if is_pinned else "model_unpinned", model=name)
+
+    def follow_engine(self, state: str) -> None:
+        """The state of the engine changed; one that is ready anew may lack models."""
+        if state != "ready":
+            return
+        for name, reason in self._engine.failed_models.items():
+            standing = self._service.roster.get(name)
+            if standing is not None and standing.state == "serving":
+                self.loads.lose(name, reason)
+            # Else it would come back with a later engine, and nobody would know of it.
+            task = asyncio.create_task(self.drains.forget(name), name=f"forget-model-{name}")
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
+
+    async def close(self) -> None:
+        """Gives up what is under way; the daemon stops."""
+        await self.loads.cancel_all()
+        await self.drains.cancel_all()
+        for task in self._forgetting:
+            task.cancel()
+
+    def _standing(self, name: str) -> ModelStanding:
+        standing = self._service.roster.get(name)
+        if standing is None:
+            known = ", ".join(each.name for each in self._service.roster) or "none"
+            raise UnknownModel(f"model {shown_name(name)} is not loaded; there: {known}")
+        return standing

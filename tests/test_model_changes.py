@@ -1,0 +1,344 @@
+"""Models that come to an engine and leave it while others run, in this process."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_builders import GREEDY, make_engine, make_model_settings, make_request
+from oracle import Oracle
+from safetensors.torch import load_file, save_file
+
+from omniserve.engine import model_memory
+from omniserve.engine.core import Engine
+from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
+from omniserve.models.weight_files import WeightFiles
+from omniserve.requests import EngineRequest, ServiceClassName
+from omniserve.settings import ModelSettings
+from omniserve.synthetic.create import write_checkpoint
+
+ARCHITECTURES = ("llama", "qwen3", "qwen3_moe")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("models")
+    return {
+        arch: write_checkpoint(directory / arch, arch=arch, preset="tiny", seed=index)
+        for index, arch in enumerate(ARCHITECTURES)
+    }
+
+
+@pytest.fixture(scope="module")
+def oracles(checkpoints: dict[str, Path]) -> dict[str, Oracle]:
+    return {name: Oracle(path) for name, path in checkpoints.items()}
+
+
+def settings_of(checkpoints: dict[str, Path], name: str) -> ModelSettings:
+    return make_model_settings(checkpoints[name], name=name, device_kv_bytes=600_000)
+
+
+@dataclass
+class Run:
+    """An engine that is stepped, and what came of it."""
+
+    engine: Engine
+    requests: dict[str, EngineRequest] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    news: list[News] = field(default_factory=list)
+
+    def add(self, model: str, service_class: ServiceClassName, num_tokens: int = 12) -> str:
+        index = len(self.requests)
+        prompt = [5 + (7 * index + 3 * place) % 490 for place in range(20 + 5 * (index % 7))]
+        sampling = replace(GREEDY, max_tokens=num_tokens)
+        request = make_request(f"r{index}", prompt, sampling, service_class, model)
+        self.requests[request.request_id] = request
+        self.tokens[request.request_id] = []
+        self.engine.add(request)
+        return request.request_id
+
+    def step(self) -> None:
+        for output in self.engine.step():
+            assert output.request_id not in self.ended
+            self.tokens[output.request_id] += output.token_ids
+            if output.error is not None:
+                assert output.is_unavailable
+                self.errors[output.request_id] = output.error
+            if output.finish_reason is not None:
+                self.ended.add(output.request_id)
+        self.news += self.engine.take_news()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        end_s = time.monotonic() + 60.0
+        while not condition():
+            self.step()
+            # Threads that load must get on where nothing is to be computed.
+            time.sleep(1e-4)
+            assert time.monotonic() < end_s
+
+    def settle(self) -> None:
+        self.until(lambda: not self.engine.is_changing and not self.engine.has_unfinished)
+        self.engine.check_integrity()
+
+    def load(self, settings: ModelSettings) -> News:
+        self.engine.begin_load(1, settings)
+        self.until(lambda: not self.engine.is_changing)
+        return self.news[-1]
+
+    def unload(self, name: str) -> None:
+        self.engine.begin_unload(2, name)
+        self.until(lambda: not self.engine.is_changing)
+
+    def check(self, oracles: dict[str, Oracle]) -> None:
+        """Every token is the oracle's; requests that were not cut off have all of theirs."""
+        for request_id, request in self.requests.items():
+            tokens = self.tokens[request_id]
+            if request_id not in self.errors:
+                assert len(tokens) == request.sampling.max_tokens
+            compared = oracles[request.model].compare(request.prompt_token_ids, tokens)
+            assert compared.num_wrong == 0, request_id
+
+
+def news_of(run: Run, kind: type[News]) -> list[Any]:
+    return [news for news in run.news if isinstance(news, kind)]
+
+
+def test_three_models_come_and_go_and_every_token_is_right(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle]
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama"), poll_arrivals=lambda: None))
+    for _ in range(2):
+        for name in ("qwen3", "qwen3_moe"):
+            run.engine.begin_load(1, settings_of(checkpoints, name))
+        while run.engine.is_changing:
+            if len(run.requests) - len(run.ended) < 3:
+                run.add("llama", "latency_sensitive")
+            run.step()
+        for index in range(4):
+            for name in ARCHITECTURES:
+                is_urgent = name == "llama" or index % 2
+                run.add(name, "latency_sensitive" if is_urgent else "best_effort")
+        for _ in range(6):
+            run.step()
+        cut_off = run.add("qwen3", "best_effort", 200)
+        for _ in range(9):
+            run.step()
+        run.engine.begin_unload(2, "qwen3")
+        run.settle()
+        assert cut_off in run.errors
+        assert {run.requests[each].model for each in run.errors} == {"qwen3"}
+        run.unload("qwen3_moe")
+        assert [model.name for model in run.engine.models] == ["llama"]
+        assert [stats.kv_used_bytes for stats in run.engine.stats()] == [0]
+    assert len(news_of(run, Loaded)) == len(news_of(run, Unloaded)) == 4
+    assert not news_of(run, Refused)
+    run.check(oracles)
+
+
+def test_steps_go_on_between_any_two_pieces_that_are_read(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load waits after each piece until a step has ended: it would wait forever for one that
+    waits for the load."""
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    num_steps, num_pieces = 0, 0
+    read = WeightFiles.read
+
+    def read_and_wait(self: WeightFiles, *args: Any) -> None:
+        nonlocal num_pieces
+        read(self, *args)
+        num_pieces += 1
+        before, end_s = num_steps, time.monotonic() + 20.0
+        while num_steps < before + 1:
+            assert time.monotonic() < end_s, "no step ends while a model is loaded"
+            time.sleep(1e-4)
+
+    monkeypatch.setattr(WeightFiles, "read", read_and_wait)
+    run.engine.begin_load(1, settings_of(checkpoints, "qwen3_moe"))
+    while run.engine.is_changing:
+        if len(run.requests) - len(run.ended) < 2:
+            run.add("llama", "latency_sensitive")
+        run.step()
+        num_steps += 1
+    assert num_pieces > 50
+    assert news_of(run, Loaded)
+    run.settle()
+    run.check(oracles)
+
+
+def test_progress_is_told_by_phase_and_bytes(checkpoints: dict[str, Path]) -> None:
+    run = Run(make_engine())
+    assert isinstance(run.load(settings_of(checkpoints, "qwen3_moe")), Loaded)
+    told = news_of(run, LoadAdvanced)
+    phases = [each.phase for each in told]
+    assert phases == sorted(phases, key=["checking", "reading", "warming_up"].index)
+    assert phases[-1] == "warming_up"
+    size = sum(
+        tensor.nbytes
+        for tensor in load_file(checkpoints["qwen3_moe"] / "model.safetensors").values()
+    )
+    assert (told[-1].done_bytes, told[-1].total_bytes) == (size, size)
+
+
+def test_a_parked_step_of_a_model_that_goes_is_dropped(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle]
+) -> None:
+    arrivals: list[str] = []
+
+    def poll() -> None:
+        if arrivals:
+            run.add(arrivals.pop(), "latency_sensitive")
+
+    models = [settings_of(checkpoints, name) for name in ("llama", "qwen3")]
+    run = Run(make_engine(*models, poll_arrivals=poll))
+    gone = run.add("qwen3", "best_effort")
+    arrivals.append("llama")
+    run.until(lambda: run.engine.is_parked)
+    run.unload("qwen3")
+    assert not run.engine.is_parked
+    assert run.errors == {gone: "model 'qwen3' was unloaded; it may be served again later"}
+    run.settle()
+    run.check(oracles)
+
+
+def test_an_engine_without_models_waits_for_one(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle]
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    run.unload("llama")
+    assert (run.engine.models, run.engine.stats(), run.engine.step()) == ((), (), [])
+    assert isinstance(run.load(settings_of(checkpoints, "llama")), Loaded)
+    run.add("llama", "best_effort")
+    run.settle()
+    run.check(oracles)
+
+
+def no_shape(path: Path) -> None:
+    edit(path, lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}))
+
+
+def no_weight(path: Path) -> None:
+    edit(path, lambda tensors: tensors.pop("model.layers.1.mlp.experts.3.up_proj.weight"))
+
+
+def one_too_many(path: Path) -> None:
+    edit(path, lambda tensors: tensors.update({"model.layers.0.ghost.weight": torch.ones(3)}))
+
+
+def not_finite(path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][:] = float("nan")
+
+    edit(path, spoil)
+
+
+def no_tokenizer(path: Path) -> None:
+    (path / "tokenizer.json").write_text("{}")
+
+
+def edit(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_shape, r"mismatched keys .* model.norm.weight has shape \[3\], .* says \[64\]"),
+        (no_weight, r"missing keys .*gate_up_proj \(15 of 16 parts are there\)"),
+        (one_too_many, "unexpected keys .* model.layers.0.ghost.weight"),
+        (not_finite, "logits are not finite"),
+        (no_tokenizer, "not a tokenizer"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused_and_others_go_on(
+    checkpoints: dict[str, Path],
+    oracles: dict[str, Oracle],
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    message: str,
+) -> None:
+    broken = write_checkpoint(tmp_path / "broken", arch="qwen3_moe", preset="tiny", seed=2)
+    spoil(broken)
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    run.add("llama", "latency_sensitive", 60)
+    news = run.load(make_model_settings(broken, name="broken"))
+    assert isinstance(news, Refused)
+    assert news.is_checkpoint
+    assert re.search(message, news.message)
+    assert [model.name for model in run.engine.models] == ["llama"]
+    run.settle()
+    run.check(oracles)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(tmp_path / "cut", arch="llama", preset="tiny", seed=2)
+    read = WeightFiles.read
+
+    def read_cut(self: WeightFiles, *args: Any) -> None:
+        with (path / "model.safetensors").open("r+b") as file:
+            file.truncate(100_000)
+        read(self, *args)
+
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    monkeypatch.setattr(WeightFiles, "read", read_cut)
+    news = run.load(make_model_settings(path, name="cut"))
+    assert isinstance(news, Refused) and news.is_checkpoint
+    assert news.message.endswith("model.safetensors: truncated while it was read")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_read(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    wrong: Any = "int3"
+    small = replace(settings_of(checkpoints, "qwen3"), device_kv_bytes=1)
+    unknown = replace(settings_of(checkpoints, "qwen3"), dtype=wrong)
+    for settings, message in (
+        (small, "hold no KV block"),
+        (unknown, "models.qwen3.dtype: 'int3'; allowed: float32, bfloat16, float16"),
+        (settings_of(checkpoints, "llama"), "there is a model of this name already"),
+    ):
+        news = run.load(settings)
+        assert isinstance(news, Refused) and not news.is_checkpoint
+        assert message in news.message
+    monkeypatch.setattr(model_memory, "free_bytes", lambda device: 900_000)
+    news = run.load(settings_of(checkpoints, "qwen3"))
+    assert isinstance(news, Refused) and not news.is_checkpoint
+    assert "its weights take 0.00 GB in float32" in news.message
+    assert not [each for each in news_of(run, LoadAdvanced) if each.phase == "reading"]
+
+
+@pytest.mark.parametrize("when", ["waiting", "reading", "warming_up"])
+def test_an_unload_ends_a_load(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], when: str
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    run.add("llama", "latency_sensitive", 40)
+    run.engine.begin_load(1, settings_of(checkpoints, "qwen3"))
+    if when != "waiting":
+        run.until(lambda: any(each.phase == when for each in news_of(run, LoadAdvanced)))
+    run.engine.begin_unload(2, "qwen3")
+    run.engine.begin_load(3, settings_of(checkpoints, "qwen3"))
+    run.until(lambda: not run.engine.is_changing)
+    (refused,), (loaded,) = news_of(run, Refused), news_of(run, Loaded)
+    assert (refused.question, loaded.question) == (1, 3)
+    assert [each.question for each in news_of(run, Unloaded)] == [2]
+    run.add("qwen3", "latency_sensitive")
+    run.settle()
+    run.check(oracles)
+
+
+def test_an_unload_of_nothing_is_answered(checkpoints: dict[str, Path]) -> None:
+    run = Run(make_engine())
+    run.unload("ghost")
+    assert run.news == [Unloaded(2)]

@@ -1,0 +1,170 @@
+"""Models that come to a real engine process and leave it, through the client."""
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from engine_builders import GREEDY, make_model_settings
+from oracle import Oracle
+from test_engine_client import QueuedOutputs, until
+
+from omniserve.engine_client import EngineClient
+from omniserve.errors import CheckpointError, EngineUnavailable
+from omniserve.messages import ModelProgress
+from omniserve.requests import EngineRequest, RequestOutput, ServiceClassName
+from omniserve.settings import DeviceSettings, EngineSettings
+from omniserve.synthetic.create import write_checkpoint
+
+NUM_ROUNDS = 12
+
+
+@pytest_asyncio.fixture
+async def client(tiny_checkpoint: Path) -> AsyncIterator[EngineClient]:
+    models = (make_model_settings(tiny_checkpoint, name="first"),)
+    client = EngineClient(EngineSettings(DeviceSettings(kind="cpu", threads=1), models))
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.stop(grace_s=5)
+
+
+async def generate(
+    client: EngineClient, model: str, service_class: ServiceClassName, name: str = "r"
+) -> list[int]:
+    prompt = tuple(range(20, 45))
+    request = EngineRequest(name, model, prompt, GREEDY, service_class, service_class)
+    sink = QueuedOutputs()
+    client.submit(request, sink)
+    tokens: list[int] = []
+    while True:
+        told = await sink.queue.get()
+        if isinstance(told, Exception):
+            raise told
+        assert isinstance(told, RequestOutput) and told.error is None
+        tokens += told.token_ids
+        if told.finish_reason is not None:
+            oracle_says = ORACLES[model].compare(prompt, tokens)
+            assert (oracle_says.num_wrong, len(tokens)) == (0, 16)
+            return tokens
+
+
+ORACLES: dict[str, Oracle] = {}
+
+
+@pytest.mark.asyncio
+async def test_the_process_goes_through_the_whole_life_of_models(
+    client: EngineClient, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "moe", arch="qwen3_moe", preset="tiny", seed=5)
+    ORACLES.update(first=Oracle(tiny_checkpoint), second=Oracle(path))
+    second = make_model_settings(path, name="second")
+    told: list[ModelProgress] = []
+    loading = asyncio.create_task(client.load_model(second, told.append))
+    number = 0
+    while not loading.done():
+        number += 1
+        await generate(client, "first", "latency_sensitive", f"beside-{number}")
+    assert (await loading).architecture == "Qwen3MoeForCausalLM"
+    assert number > 0 and told[-1].done_bytes == told[-1].total_bytes > 0
+    await until(lambda: set(client.stats) == {"first", "second"})
+    await asyncio.gather(
+        generate(client, "first", "latency_sensitive", "a"),
+        generate(client, "second", "best_effort", "b"),
+    )
+    # An engine that is started anew loads both, or the one that it still can.
+    await kill(client)
+    await until(lambda: client.ready)
+    assert set(client.models) == {"first", "second"}
+    await generate(client, "second", "latency_sensitive", "c")
+    (path / "model.safetensors").rename(tmp_path / "kept")
+    await kill(client)
+    await until(lambda: client.ready)
+    assert set(client.models) == {"first"}
+    assert "model.safetensors" in client.failed_models["second"]
+    await generate(client, "first", "latency_sensitive", "d")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        await client.load_model(second, told.append)
+    (tmp_path / "kept").rename(path / "model.safetensors")
+    await client.load_model(second, told.append)
+    await generate(client, "second", "best_effort", "e")
+    await client.unload_model("first")
+    await client.unload_model("second")
+    assert client.models == {}
+    await client.load_model(second, told.append)
+    await generate(client, "second", "best_effort", "f")
+
+
+@pytest.mark.asyncio
+async def test_memory_comes_back(client: EngineClient, tmp_path: Path) -> None:
+    path = write_checkpoint(
+        tmp_path / "large", arch="qwen3", preset="tiny", seed=6, overrides={"hidden_size": 512}
+    )
+    ORACLES["large"] = Oracle(path)
+    large = make_model_settings(path, name="large", device_kv_bytes=8 << 20)
+    assert client.pid is not None
+    process = psutil.Process(client.pid)
+    sizes = []
+    for number in range(NUM_ROUNDS):
+        await client.load_model(large, lambda progress: None)
+        loaded_bytes = process.memory_info().rss
+        await generate(client, "large", "best_effort", f"r{number}")
+        await client.unload_model("large")
+        sizes.append(process.memory_info().rss)
+        assert sizes[-1] < loaded_bytes
+    # What is compiled and imported for a model's kind stays, for the next one of it.
+    assert max(sizes[2:]) < 1.02 * sizes[1], sizes
+
+
+@pytest.mark.asyncio
+async def test_requests_of_a_model_that_goes_may_be_sent_again(
+    client: EngineClient, tiny_checkpoint: Path
+) -> None:
+    sink = QueuedOutputs()
+    sampling = GREEDY.__class__(temperature=0.0, ignore_eos=True, max_tokens=3000)
+    request = EngineRequest("r", "first", (5, 6, 7), sampling, "best_effort", "batch")
+    client.submit(request, sink)
+    await sink.queue.get()
+    await client.unload_model("first")
+    while isinstance(told := await sink.queue.get(), RequestOutput) and told.error is None:
+        pass
+    assert isinstance(told, RequestOutput) and told.is_unavailable
+    # One that was on its way finds it gone.
+    client.submit(request, sink)
+    told = await sink.queue.get()
+    assert isinstance(told, RequestOutput) and told.is_unavailable
+
+
+@pytest.mark.asyncio
+async def test_a_load_that_is_cut_off_by_the_engines_end_fails(
+    client: EngineClient, tmp_path: Path
+) -> None:
+    path = write_checkpoint(tmp_path / "m", arch="llama", preset="tiny", seed=7)
+    told: list[ModelProgress] = []
+    settings = make_model_settings(path, name="m")
+    loading = asyncio.create_task(client.load_model(settings, told.append))
+    await until(lambda: bool(told))
+    await kill(client)
+    with pytest.raises(EngineUnavailable):
+        await loading
+    await until(lambda: client.ready)
+    assert set(client.models) == {"first"}
+    loading = asyncio.create_task(client.load_model(settings, told.append))
+    await asyncio.sleep(0)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert (await client.load_model(settings, told.append)).name == "m"
+    shutil.rmtree(path)
+
+
+async def kill(client: EngineClient) -> None:
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: not client.ready)
