@@ -24,6 +24,7 @@ from omniserve.devices.device import Device, open_device
 from omniserve.devices.elements import ELEMENTS
 from omniserve.models.decoder import DecoderModel
 from omniserve.models.loading import DTYPES, load_config, load_model
+from omniserve.models.weight_store import WeightStore
 from omniserve.settings import DeviceSettings
 
 _POOL_BYTES = 512 << 20
@@ -160,7 +161,13 @@ class Probes:
         self._host_cores = tuple(settings["host_cores"])
         os.sched_setaffinity(0, settings["device_cores"])
         model = load_model(
-            path, load_config(path), dtype, device.torch_device, 4096, device.row_ops(dtype)
+            path,
+            load_config(path),
+            dtype,
+            device.torch_device,
+            4096,
+            device.row_ops(dtype),
+            WeightStore(),
         )
         self._model, self._dense = model, DenseProbe(model, device)
         self._host: HostProbe | None = None

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from omniserve.control_metrics import control_metrics
 from omniserve.layer_wait_metrics import layer_wait_metrics
 from omniserve.settings import ModelStats, PiggybackStats
+from omniserve.weight_metrics import weight_metrics
 
 _Number = Callable[[PiggybackStats], float]
 
@@ -93,6 +94,7 @@ class EngineCollector(Collector):
             *_model_metrics({}, self._zeros),
             *control_metrics({}),
             *layer_wait_metrics({}),
+            *weight_metrics({}),
             *_piggyback_metrics({}),
         )
 
@@ -104,6 +106,9 @@ class EngineCollector(Collector):
         )
         yield from layer_wait_metrics(
             {name: model.layer_waits for name, model in stats.items() if model.layer_waits}
+        )
+        yield from weight_metrics(
+            {name: model.weights for name, model in stats.items() if model.weights}
         )
         yield from _piggyback_metrics(
             {name: model.piggyback for name, model in stats.items() if model.piggyback}

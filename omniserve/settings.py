@@ -101,6 +101,20 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightStats:
+    """The weights of a model in the device's memory; those of other models may be the same ones."""
+
+    own_bytes: int
+    """That no other model holds: what is freed where this one is unloaded."""
+    shared_bytes: int
+    """That at least one other model holds as well."""
+    saved_bytes: int
+    """This model's equal part of what sharing saves; of all models together, all that it saves."""
+    shared_with: dict[str, int]
+    """Bytes shared with each other model."""
+
+
+@dataclass(frozen=True, slots=True)
 class PiggybackStats:
     """A snapshot of a model's work on the host. Counters grow from the engine's start."""
 
@@ -206,3 +220,5 @@ class ModelStats:
     """Ids of the requests whose prompt is being computed: they have their place, and no token."""
     layer_waits: LayerWaitStats | None = None
     """None where it never shared its device with another model."""
+    weights: WeightStats | None = None
+    """None where the engine does not tell."""

@@ -7,7 +7,7 @@ from service_builders import ScriptedEngine, make_piggyback_stats
 from tenant_builders import make_tenant, make_tenanted_service
 
 from omniserve.promise import Verdict
-from omniserve.settings import ControlStats, LayerWaitStats, ModelStats
+from omniserve.settings import ControlStats, LayerWaitStats, ModelStats, WeightStats
 
 CONTROL = ControlStats(
     num_steps=7,
@@ -38,6 +38,7 @@ STATS = ModelStats(
     piggyback=make_piggyback_stats(),
     control=CONTROL,
     layer_waits=WAITS,
+    weights=WeightStats(1 << 20, 3 << 20, 1 << 20, {"other": 3 << 20}),
 )
 
 

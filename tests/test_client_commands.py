@@ -57,6 +57,17 @@ def test_the_status(daemon: RunningDaemon) -> None:
     assert isinstance(status["models"][0]["kv_total_bytes"], int)
 
 
+def test_what_models_share(daemon: RunningDaemon) -> None:
+    admin = daemon.admin_target
+    shown = run_command("models", "--sharing", "--admin", admin)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "MiB are in memory" in shown.stdout.splitlines()[-1]
+    told = json.loads(run_command("models", "--sharing", "--json", OMNISERVE_ADMIN=admin).stdout)
+    (model,) = told["models"]
+    assert model["name"] == "demo" and model["shared_bytes"] == 0
+    assert told["resident_bytes"] == told["held_bytes"] == model["own_bytes"] > 1000
+
+
 def test_a_completion_by_argument_pipe_and_as_json(daemon: RunningDaemon) -> None:
     given = ("--address", daemon.grpc_address, *GREEDY)
     plain = run_command("complete", "Once upon a time", *given)

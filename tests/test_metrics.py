@@ -200,6 +200,8 @@ def test_names_are_the_contract_and_nothing_else(metrics: Metrics, clock: Manual
         ("omniserve_waiting_requests", "gauge"),
         ("omniserve_kv_used_bytes", "gauge"),
         ("omniserve_kv_total_bytes", "gauge"),
+        ("omniserve_weights_bytes", "gauge"),
+        ("omniserve_weights_saved_bytes", "gauge"),
         ("omniserve_piggyback_active", "gauge"),
         ("omniserve_offloaded_requests", "gauge"),
         ("omniserve_lane_rows_joined", "counter"),

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 from omniserve.errors import CheckpointError
 from omniserve.models.families import FAMILIES, family_of
-from omniserve.models.linear import PackedLinear, can_pack, fuse, row_bucket
+from omniserve.models.linear import PackedLinear, can_pack, row_bucket
 from omniserve.models.loading import load_config, load_model
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import TorchRowOps
+from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.synthetic.create import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -25,7 +26,8 @@ def test_fused_linears_compute_each_of_their_parts(packed: bool) -> None:
     x = torch.randn(5, 32)
     with torch.inference_mode():
         expected = torch.cat([part(x) for part in parts], dim=-1)
-        torch.testing.assert_close(fuse(parts, packed)(x), expected)
+        fused = ModelWeights(WeightStore(), CPU, packed).linear(parts)
+        torch.testing.assert_close(fused(x), expected)
     assert all(part.weight.numel() == 0 for part in parts), "the weights are held twice"
 
 
@@ -44,7 +46,7 @@ def test_half_precision_logits_are_near_the_models_own(tmp_path: Path, dtype: to
 
     path = write_checkpoint(tmp_path / "m", arch="qwen3", preset="tiny", dtype="float32")
     config = load_config(path)
-    model = load_model(path, config, dtype, CPU, 64, TorchRowOps())
+    model = load_model(path, config, dtype, CPU, 64, TorchRowOps(), WeightStore())
     oracle: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     ids = torch.arange(40, 60)
     with torch.inference_mode():

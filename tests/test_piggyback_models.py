@@ -12,6 +12,7 @@ from piggyback_builders import running_fleet, settings_of, write_checkpoints
 from omniserve.devices.device import Device, open_device
 from omniserve.engine.build import build_model
 from omniserve.errors import ConfigError
+from omniserve.models.weight_store import WeightStore
 from omniserve.piggyback.build import HostedModel, add_piggyback
 from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.host_link import HostLink
@@ -43,7 +44,9 @@ def link(checkpoints: dict[str, Path]) -> Iterator[HostLink]:
 
 def _hosted(checkpoints: dict[str, Path], device: Device) -> HostedModel:
     settings = settings_of(ARCH, checkpoints[ARCH], "forced", "float32")
-    hosted = build_model(replace(settings, name="another"), device, lambda *_: None).hosted
+    hosted = build_model(
+        replace(settings, name="another"), device, WeightStore(), lambda *_: None
+    ).hosted
     assert hosted is not None
     return hosted
 

@@ -4,7 +4,12 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from omniserve.commands.connection import Connection, add_server_arguments, open_server
+from omniserve.commands.connection import (
+    Connection,
+    add_admin_argument,
+    add_server_arguments,
+    open_server,
+)
 from omniserve.commands.exit_status import EXIT_OK
 
 if TYPE_CHECKING:
@@ -23,6 +28,13 @@ def add_models_command(subparsers: "Subparsers") -> None:
         "that the token may use.",
     )
     add_server_arguments(parser)
+    parser.add_argument(
+        "--sharing",
+        action="store_true",
+        help="tell instead which models hold the same weights in memory, and what that saves; "
+        "asks the daemon's Admin service, as it tells of all models",
+    )
+    add_admin_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(handler=_models)
 
@@ -51,6 +63,10 @@ def list_served(connection: Connection) -> "pb.ListModelsResponse":
 
 
 def _models(args: argparse.Namespace) -> int:
+    if args.sharing:
+        from omniserve.commands.sharing import show_sharing
+
+        return show_sharing(args)
     return _show(args, "models", _models_table)
 
 

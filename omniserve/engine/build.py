@@ -15,13 +15,15 @@ from omniserve.engine.kv_pool import (
     kv_bytes_per_token,
 )
 from omniserve.engine.load_log import LoadLog
-from omniserve.engine.model_memory import dtype_of, require_memory
+from omniserve.engine.model_memory import dtype_of, require_memory, require_room
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import plan_kv_capacity, scheduler_settings
 from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
+from omniserve.models.linear import can_pack
 from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.piggyback.build import (
     HostedModel,
     build_piggybacks,
@@ -58,15 +60,16 @@ what it likes."""
 
 
 def build_runtimes(
-    settings: EngineSettings, device: Device
+    settings: EngineSettings, device: Device, store: WeightStore
 ) -> tuple[dict[str, ModelRuntime], HostLink | None]:
-    """Loads the models; with a host link where one of them piggybacks.
+    """Loads the models, which share their weights in `store`; with a host link where one of them
+    piggybacks.
 
     Raises:
         CheckpointError: a checkpoint cannot be loaded.
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
-    built = [build_model(model, device, LoadLog(model.name)) for model in settings.models]
+    built = [build_model(model, device, store, LoadLog(model.name)) for model in settings.models]
     hosted = [part.hosted for part in built if part.hosted is not None]
     link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
     runtimes = {
@@ -88,7 +91,9 @@ def make_runtime(part: BuiltModel, device: Device, piggyback: Piggyback | None) 
     )
 
 
-def build_model(settings: ModelSettings, device: Device, progress: Progress) -> BuiltModel:
+def build_model(
+    settings: ModelSettings, device: Device, store: WeightStore, progress: Progress
+) -> BuiltModel:
     """Checks all that can be checked, then reads the weights and allocates. In any thread.
 
     Raises:
@@ -111,11 +116,16 @@ def build_model(settings: ModelSettings, device: Device, progress: Progress) -> 
     text = TextModel.load(path)
     eos_token_ids = _eos_token_ids(path, config)
     opened = open_model(path, config)
-    require_memory(settings, opened, device.torch_device)
+    require_memory(settings, opened, device.torch_device, store)
     model = read_model(
         opened,
+        ModelWeights(
+            store,
+            device.torch_device,
+            can_pack(device.torch_device, dtype),
+            partial(require_room, settings, device.torch_device),
+        ),
         dtype,
-        device.torch_device,
         max_model_len,
         device.row_ops(dtype),
         partial(progress, "reading"),

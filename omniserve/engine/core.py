@@ -18,6 +18,8 @@ from omniserve.engine.tiers_in_force import TiersInForce
 from omniserve.engine.timelines import explain
 from omniserve.engine.trial import warm_up_request
 from omniserve.errors import CheckpointError, UnknownModel
+from omniserve.models.weight_sharing import WeightSharing
+from omniserve.models.weight_store import WeightStore
 from omniserve.piggyback.build import HostedModel, add_piggyback, open_piggyback
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput, TierSettings
@@ -48,11 +50,13 @@ class Engine:
         device = device or open_device(settings.device)
         self.device = device.description
         self._torch_device = device
-        self._runtimes, self._host = build_runtimes(settings, device)
+        store = WeightStore()
+        self._runtimes, self._host = build_runtimes(settings, device, store)
         queue = layer_queue_for(device.torch_device)
         self._stepping = Stepping(self._runtimes, self._host, poll_arrivals, queue)
-        self._changes = ModelChanges(device, Placement(self._join, self._leave))
+        self._changes = ModelChanges(device, store, Placement(self._join, self._leave))
         self._tiers = TiersInForce()
+        self._sharing = WeightSharing()
         self._shares: Mapping[str, float] = {}
 
     @property
@@ -203,9 +207,14 @@ class Engine:
 
     def stats(self) -> tuple[ModelStats, ...]:
         """Of the models that are served."""
+        served = self._served()
+        sharing = self._sharing.of({each.info.name: each.weights for each in served})
+        waits = self._stepping.waits
         return tuple(
-            replace(runtime.stats(), layer_waits=self._stepping.waits(runtime.info.name))
-            for runtime in self._served()
+            replace(
+                each.stats(), weights=sharing[each.info.name], layer_waits=waits(each.info.name)
+            )
+            for each in served
         )
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ from omniserve.devices.pinned import to_device
 from omniserve.engine.batch import BlockTables, StepBatch, build_batch
 from omniserve.engine.step_graphs import GraphSettings, StepGraphs
 from omniserve.models.decoder import DecoderModel
+from omniserve.models.weight_store import ModelWeights
 from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_run import LaneRun
 from scheduler.plan import StepPlan
@@ -76,6 +77,11 @@ class Executor:
     @property
     def num_layers(self) -> int:
         return self._model.num_layers
+
+    @property
+    def weights(self) -> ModelWeights:
+        """Those that its model holds."""
+        return self._model.weights
 
     def warm_up(self, exchange: LaneExchange | None) -> None:
         """Makes what steps would make when they first need it; `exchange` is that of the lanes."""
@@ -180,13 +186,14 @@ class Executor:
         return self._model.logits(residual)
 
     def take_apart(self) -> Iterator[None]:
-        """Drops the layers one after the other, so that nobody waits for all of them at once; it
-        can compute nothing any more."""
+        """Drops layers and weights one after the other, so that nobody waits for all of them at
+        once; it can compute nothing any more. What other models have too stays with them."""
         self._graphs = None
         layers = self._model.layers
         while layers:
             layers.pop()
             yield
+        yield from self._model.weights.take_apart()
 
     def set_block_table(self, slot: int, block_ids: Sequence[int]) -> None:
         """The whole table of a request that came back to the device."""

@@ -12,6 +12,7 @@ from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unl
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.trial import Trial
 from omniserve.errors import CheckpointError, ConfigError
+from omniserve.models.weight_store import WeightStore
 from omniserve.requests import RequestOutput
 from omniserve.settings import LoadPhase, ModelSettings
 
@@ -34,8 +35,10 @@ class ModelChanges:
     What takes time is done in threads beside the steps, or is a step itself.
     """
 
-    def __init__(self, device: Device, placement: Placement) -> None:
+    def __init__(self, device: Device, store: WeightStore, placement: Placement) -> None:
+        """`store` has the weights of all models of the device."""
         self._device = device
+        self._store = store
         self._placement = placement
         self._waiting: deque[ModelLoad] = deque()
         self._load: ModelLoad | None = None
@@ -114,7 +117,7 @@ class ModelChanges:
             self._refuse(load, ConfigError(f"models.{name}: there is a model of this name already"))
             return
         self._load, self._said = load, None
-        load.start(self._device)
+        load.start(self._device, self._store)
 
     def _note_load(self, load: ModelLoad) -> None:
         if not load.is_done:

@@ -6,6 +6,7 @@ from omniserve.errors import ConfigError
 from omniserve.memory_limit import available_bytes
 from omniserve.models.linear import can_pack
 from omniserve.models.loading import DTYPES, OpenedModel
+from omniserve.models.weight_store import WeightStore
 from omniserve.settings import ModelSettings
 
 
@@ -19,18 +20,31 @@ def dtype_of(settings: ModelSettings) -> torch.dtype:
     return dtype
 
 
-def require_memory(settings: ModelSettings, opened: OpenedModel, device: torch.device) -> None:
-    """Raises ConfigError where the weights do not fit.
+def require_memory(
+    settings: ModelSettings, opened: OpenedModel, device: torch.device, store: WeightStore
+) -> None:
+    """Raises ConfigError where the weights cannot fit, however much of them is in `store` already.
 
-    Of KV only what is in use takes memory of a CPU device, so it is not counted here.
+    How much that is shows only as they are read: `require_room` is asked then. Of KV only what is
+    in use takes memory of a CPU device, so it is not counted here.
     """
     dtype = dtype_of(settings)
     needed = opened.memory_bytes(dtype, can_pack(device, dtype))
     free = free_bytes(device)
-    if needed > free:
+    if needed - store.num_bytes > free:
         raise ConfigError(
             f"models.{settings.name}: its weights take {needed / 1e9:.2f} GB in {settings.dtype}, "
             f"and {free / 1e9:.2f} GB of the {device.type} device's memory are free"
+        )
+
+
+def require_room(settings: ModelSettings, device: torch.device, num_bytes: int) -> None:
+    """Raises ConfigError where the device has no room for so many bytes more."""
+    free = free_bytes(device)
+    if num_bytes > free:
+        raise ConfigError(
+            f"models.{settings.name}: {free / 1e9:.2f} GB of the {device.type} device's memory are "
+            "free, which its weights do not fit into, less what other models have of them"
         )
 
 

@@ -19,6 +19,7 @@ from omniserve.engine.sequences import Advance, SampledRow, Sequences
 from omniserve.engine.text import TextModel
 from omniserve.engine.timings import StepTimings
 from omniserve.errors import InvalidRequest
+from omniserve.models.weight_store import ModelWeights
 from omniserve.piggyback.lane_run import LaneRun
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput
@@ -67,6 +68,11 @@ class ModelRuntime:
     @property
     def num_layers(self) -> int:
         return self._executor.num_layers
+
+    @property
+    def weights(self) -> ModelWeights:
+        """Those that the model holds, alone or with others."""
+        return self._executor.weights
 
     @property
     def has_unfinished(self) -> bool:

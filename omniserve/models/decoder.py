@@ -1,27 +1,32 @@
 """A decoder-only model cut where its attention is: `pre` and `post` of every layer."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from omniserve.models.families import Family, Window
-from omniserve.models.linear import Linear, fuse
+from omniserve.models.linear import Linear
 from omniserve.models.rotary import RotaryTable
 from omniserve.models.row_ops import RowOps
+from omniserve.models.weight_store import ModelWeights
 
 _SILU = ("silu", "swish")
+# What transformers' experts do with their weights, besides what the shapes say.
+_ROUTING = ("num_experts_per_tok", "norm_topk_prob", "hidden_act", "_experts_implementation")
 
 
 class DenseMlp:
     """Gated MLP with gate and up projections fused."""
 
-    def __init__(self, mlp: Any, packed: bool, row_ops: RowOps, is_silu: bool) -> None:
+    def __init__(self, mlp: Any, weights: ModelWeights, row_ops: RowOps, hidden_act: str) -> None:
         self._act = mlp.act_fn
-        self._is_silu = is_silu
+        self._is_silu = hidden_act in _SILU
         self._row_ops = row_ops
-        self._gate_up = fuse([mlp.gate_proj, mlp.up_proj], packed)
-        self._down = fuse([mlp.down_proj], packed)
+        self._gate_up = weights.linear([mlp.gate_proj, mlp.up_proj])
+        self._down = weights.linear([mlp.down_proj])
+        self.identity: Hashable = (hidden_act, id(self._gate_up), id(self._down))
 
     def __call__(self, x: Tensor) -> Tensor:
         gate_up = self._gate_up(x)
@@ -34,41 +39,65 @@ class DenseMlp:
 class SparseMlp:
     """Mixture of experts: transformers' own block over the rows of a step."""
 
-    def __init__(self, mlp: Any) -> None:
+    def __init__(self, mlp: Any, weights: ModelWeights, config: Any) -> None:
         self._mlp = mlp
+        self._parameters = weights.adopt(mlp)
+        choices = (getattr(config, name, None) for name in _ROUTING)
+        self.identity: Hashable = (type(mlp), *choices, *map(id, self._parameters))
 
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor = self._mlp(x[None])
         return out[0]
 
 
+class Norm:
+    """Weight and epsilon of an RMSNorm."""
+
+    def __init__(self, norm: Any, weights: ModelWeights) -> None:
+        self.weight = weights.tensor(norm.weight)
+        self.eps: float = norm.variance_epsilon
+        self.identity: Hashable = (id(self.weight), self.eps)
+
+
 class DecoderLayer:
     """One layer as two functions over rows [rows, hidden_size]; rows do not see each other here."""
 
-    def __init__(self, layer: Any, packed: bool, row_ops: RowOps) -> None:
+    def __init__(self, layer: Any, weights: ModelWeights, row_ops: RowOps) -> None:
         attention = layer.self_attn
+        config = attention.config
         self._row_ops = row_ops
         self.head_dim: int = attention.head_dim
-        self._input_norm = layer.input_layernorm
-        self._post_norm = layer.post_attention_layernorm
-        self._qkv = fuse([attention.q_proj, attention.k_proj, attention.v_proj], packed)
-        self._o = fuse([attention.o_proj], packed)
-        self.num_heads: int = attention.config.num_attention_heads
-        self.num_kv_heads: int = attention.config.num_key_value_heads
-        self._qk_norm_weight, self._qk_norm_eps = self._head_norm(attention)
+        self._input_norm = Norm(layer.input_layernorm, weights)
+        self._post_norm = Norm(layer.post_attention_layernorm, weights)
+        self._qkv = weights.linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._o = weights.linear([attention.o_proj])
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = config.num_key_value_heads
+        self._qk_norm_weight, self._qk_norm_eps = self._head_norm(attention, weights)
         self._mlp: DenseMlp | SparseMlp = (
-            DenseMlp(layer.mlp, packed, row_ops, attention.config.hidden_act in _SILU)
+            DenseMlp(layer.mlp, weights, row_ops, config.hidden_act)
             if hasattr(layer.mlp, "gate_proj")
-            else SparseMlp(layer.mlp)
+            else SparseMlp(layer.mlp, weights, config)
         )
 
-    def _head_norm(self, attention: Any) -> tuple[Tensor | None, float]:
+    def _head_norm(self, attention: Any, weights: ModelWeights) -> tuple[Tensor | None, float]:
         """Per-head norm weights [num_heads + num_kv_heads, head_dim] of Qwen3, else None."""
         if not hasattr(attention, "q_norm"):
             return None, 0.0
         q = attention.q_norm.weight.detach().expand(self.num_heads, -1)
         k = attention.k_norm.weight.detach().expand(self.num_kv_heads, -1)
-        return torch.cat([q, k]).contiguous(), attention.q_norm.variance_epsilon
+        return weights.tensor(torch.cat([q, k])), attention.q_norm.variance_epsilon
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for layers that compute the same with the same weights in memory, of those that
+        are alive."""
+        return (
+            (self.num_heads, self.num_kv_heads, self.head_dim, type(self._row_ops)),
+            (self._input_norm.identity, self._post_norm.identity),
+            (id(self._qkv), id(self._o), id(self._qk_norm_weight), self._qk_norm_eps),
+            self._mlp.identity,
+        )
 
     def pre(self, residual: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Norm, QKV projection, head norm, RoPE.
@@ -77,7 +106,7 @@ class DecoderLayer:
         views).
         """
         norm = self._input_norm
-        qkv = self._qkv(self._row_ops.norm(residual, norm.weight, norm.variance_epsilon))
+        qkv = self._qkv(self._row_ops.norm(residual, norm.weight, norm.eps))
         heads = qkv.view(residual.shape[0], -1, self.head_dim)
         num_rotated = self.num_heads + self.num_kv_heads
         qk, v = heads[:, :num_rotated], heads[:, num_rotated:]
@@ -88,7 +117,7 @@ class DecoderLayer:
         """O projection, add, norm, MLP, add; attention_out is [rows, num_heads * head_dim]."""
         norm = self._post_norm
         residual, normed = self._row_ops.add_norm(
-            residual, self._o(attention_out), norm.weight, norm.variance_epsilon
+            residual, self._o(attention_out), norm.weight, norm.eps
         )
         return residual + self._mlp(normed)
 
@@ -97,21 +126,30 @@ class DecoderModel:
     """`embed`, the layers, and `logits` of a loaded transformers model."""
 
     def __init__(
-        self, module: Any, family: Family, max_model_len: int, packed: bool, row_ops: RowOps
+        self,
+        module: Any,
+        family: Family,
+        max_model_len: int,
+        weights: ModelWeights,
+        row_ops: RowOps,
     ) -> None:
+        """Takes the module apart: its parameters go to `weights`, and are released."""
         config = module.config
         self.config = config
         self.architecture = family.architecture
         self.num_parameters: int = module.num_parameters()
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
-        self._embedding: Tensor = module.model.embed_tokens.weight.detach()
+        self.weights = weights
+        self._embedding, self._head = self._ends(module, weights)
         self.dtype = self._embedding.dtype
-        self._norm = module.model.norm
+        self._norm = Norm(module.model.norm, weights)
         self._row_ops = row_ops
-        self._head = self._output_head(module, packed)
-        self.rotary = RotaryTable(module.model.rotary_emb, max_model_len, self.dtype)
-        self.layers = [DecoderLayer(layer, packed, row_ops) for layer in module.model.layers]
+        self.rotary = RotaryTable(module.model.rotary_emb, max_model_len, self.dtype, weights)
+        # Of fine-tunes with the same layer both have the one object.
+        self.layers = [
+            weights.one_of(DecoderLayer(layer, weights, row_ops)) for layer in module.model.layers
+        ]
         self.windows: tuple[Window, ...] = tuple(
             family.window(config, index) for index in range(len(self.layers))
         )
@@ -120,14 +158,12 @@ class DecoderModel:
         self.head_dim = self.layers[0].head_dim
 
     @staticmethod
-    def _output_head(module: Any, packed: bool) -> Linear:
-        head = module.lm_head
-        if head.weight is module.model.embed_tokens.weight:
-            # A tied head shares its weight with the embedding, which must stay as it is.
-            tied = torch.nn.Linear(1, 1, bias=False)
-            tied.weight = torch.nn.Parameter(head.weight.detach(), requires_grad=False)
-            head = tied
-        return fuse([head], packed)
+    def _ends(module: Any, weights: ModelWeights) -> tuple[Tensor, Linear]:
+        """Embedding and output head."""
+        embedding, head = module.model.embed_tokens.weight, module.lm_head
+        if head.weight is embedding:
+            return weights.embedding_and_head(embedding)
+        return weights.tensor(embedding), weights.linear([head])
 
     @property
     def num_layers(self) -> int:
@@ -140,4 +176,4 @@ class DecoderModel:
     def logits(self, residual: Tensor) -> Tensor:
         """Final norm and output head: [rows, vocab_size] in the model's dtype."""
         norm = self._norm
-        return self._head(self._row_ops.norm(residual, norm.weight, norm.variance_epsilon))
+        return self._head(self._row_ops.norm(residual, norm.weight, norm.eps))

@@ -98,24 +98,13 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
 
-def fuse(modules: Sequence[torch.nn.Linear], packed: bool) -> Linear:
-    """One linear layer that computes the outputs of several side by side, in their order.
-
-    The modules' own parameters are released: the fused copy is the only one left.
-    """
+def fused_parameters(modules: Sequence[torch.nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, in new memory, of one layer with the outputs of several side by side."""
     weight = torch.cat([module.weight.detach() for module in modules])
-    biases = [module.bias for module in modules]
-    bias = None
-    if any(b is not None for b in biases):
-        bias = torch.cat(
-            [
-                torch.zeros(m.out_features, dtype=weight.dtype, device=weight.device)
-                if b is None
-                else b.detach()
-                for m, b in zip(modules, biases, strict=True)
-            ]
-        )
-    for module in modules:
-        module.weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
-        module.register_parameter("bias", None)
-    return packed_linear(weight, bias) if packed else PlainLinear(weight, bias)
+    if all(module.bias is None for module in modules):
+        return weight, None
+    biases = [
+        weight.new_zeros(module.out_features) if module.bias is None else module.bias.detach()
+        for module in modules
+    ]
+    return weight, torch.cat(biases)

@@ -16,6 +16,7 @@ from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import RowOps
 from omniserve.models.weight_files import WeightFiles
 from omniserve.models.weight_map import WeightMap
+from omniserve.models.weight_store import ModelWeights, WeightStore
 
 DTYPES = {
     "float32": torch.float32,
@@ -84,13 +85,13 @@ def open_model(path: Path, config: Any) -> OpenedModel:
 
 def read_model(
     opened: OpenedModel,
+    weights: ModelWeights,
     dtype: torch.dtype,
-    device: torch.device,
     max_model_len: int,
     row_ops: RowOps,
     on_read: BytesRead = lambda done, total: None,
 ) -> DecoderModel:
-    """Reads the weights to `device` and lays them out for it, a layer at a time.
+    """Reads the weights and has `weights` lay them out for its device, a layer at a time.
 
     Beside the model itself, memory for about one layer is needed meanwhile. May be called in any
     thread. What was opened is used up.
@@ -108,9 +109,9 @@ def read_model(
 
     on_read(0, total)
     with torch.inference_mode(), WeightFiles(opened.path, note) as files:
-        module = _Filled(opened, files, dtype, device)
+        module = _Filled(opened, files, dtype)
         family = family_of(opened.config)
-        return DecoderModel(module, family, max_model_len, can_pack(device, dtype), row_ops)
+        return DecoderModel(module, family, max_model_len, weights, row_ops)
 
 
 def load_model(
@@ -120,26 +121,28 @@ def load_model(
     device: torch.device,
     max_model_len: int,
     row_ops: RowOps,
+    store: WeightStore,
 ) -> DecoderModel:
-    """Opens a model and reads it.
+    """Opens a model and reads it; what other models of `store` have already is shared.
 
     Raises:
         CheckpointError: as `open_model` and `read_model` say.
     """
-    return read_model(open_model(path, config), dtype, device, max_model_len, row_ops)
+    weights = ModelWeights(store, device, can_pack(device, dtype))
+    return read_model(open_model(path, config), weights, dtype, max_model_len, row_ops)
 
 
 class _Filled:
-    """A module as `DecoderModel` takes it apart: what it looks at is filled just before."""
+    """A module as `DecoderModel` takes it apart: what it looks at is filled just before.
 
-    def __init__(
-        self, opened: OpenedModel, files: WeightFiles, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    In host memory, also for an accelerator: what another model has there already stays here.
+    """
+
+    def __init__(self, opened: OpenedModel, files: WeightFiles, dtype: torch.dtype) -> None:
         self._opened = opened
         self._module = opened.module
         self._files = files
         self._dtype = dtype
-        self._device = device
         self.config = opened.config
         self.model = _FilledBody(self)
 
@@ -172,7 +175,7 @@ class _Filled:
         for name, parameter in list(module.named_parameters()):
             if not parameter.is_meta:
                 continue
-            value = torch.empty(parameter.shape, dtype=self._dtype, device=self._device)
+            value = torch.empty(parameter.shape, dtype=self._dtype)
             self._opened.weights.read(prefix + name, self._files, value)
             owner_name, _, own_name = name.rpartition(".")
             owner = module.get_submodule(owner_name)
@@ -182,7 +185,7 @@ class _Filled:
     def rotary(self) -> Any:
         """It has no weights: it is computed anew."""
         with torch.device("cpu"):
-            return type(self.body.rotary_emb)(self.config).to(self._device)
+            return type(self.body.rotary_emb)(self.config)
 
 
 class _FilledBody:

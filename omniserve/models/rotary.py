@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from omniserve.errors import CheckpointError
+from omniserve.models.weight_store import ModelWeights
 
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
 
@@ -19,14 +20,19 @@ class RotaryTable:
     rescales beyond it), hence the table.
     """
 
-    def __init__(self, rotary_emb: Any, max_positions: int, dtype: torch.dtype) -> None:
-        device = rotary_emb.inv_freq.device
+    def __init__(
+        self, rotary_emb: Any, max_positions: int, dtype: torch.dtype, weights: ModelWeights
+    ) -> None:
+        """`weights` keeps it: models with the same positions share it."""
+        device = weights.device
+        rotary_emb = rotary_emb.to(device)
         like = torch.zeros(1, dtype=dtype, device=device)
         positions = torch.arange(max_positions, device=device)[None]
         cos, sin = rotary_emb(like, positions)
         half = cos.shape[-1] // 2
-        self._cos = cos[0, :, None].contiguous()
-        self._signed_sin = torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1)
+        signed_sin = torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], dim=-1)
+        self._cos = weights.tensor(cos[0, :, None])
+        self._signed_sin = weights.tensor(signed_sin)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and signed sin of `positions` [rows]: two tensors [rows, 1, head_dim]."""

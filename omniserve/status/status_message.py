@@ -9,7 +9,7 @@ from omniserve.config_tier import TierConfig
 from omniserve.metrics import Outcome
 from omniserve.model_life.standing import LoadProgress, ModelStanding
 from omniserve.service import GenerationService
-from omniserve.settings import ModelStats, PiggybackStats
+from omniserve.settings import ModelStats, PiggybackStats, WeightStats
 from omniserve.status.history import ModelTier
 from omniserve.status.host_usage import HostUsage
 from omniserve.status.request_board import RefusedRequest, RequestBoard, RequestStanding
@@ -88,6 +88,16 @@ def _model(name: str, stats: ModelStats | None) -> pb.ModelStatus:
         num_preemptions=stats.num_preemptions,
         step_ms=stats.step_ms,
         piggyback=None if stats.piggyback is None else _piggyback(stats.piggyback),
+        weights=None if stats.weights is None else _weights(stats.weights),
+    )
+
+
+def _weights(stats: WeightStats) -> pb.WeightStatus:
+    return pb.WeightStatus(
+        own_bytes=stats.own_bytes,
+        shared_bytes=stats.shared_bytes,
+        saved_bytes=stats.saved_bytes,
+        shared_with=stats.shared_with,
     )
 
 

@@ -1,9 +1,10 @@
-"""The subcommands `omniserve model new` and `omniserve model info`."""
+"""The subcommands of `omniserve model`."""
 
 import argparse
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omniserve.synthetic.presets import ARCHITECTURES, DTYPES, PRESETS
@@ -45,6 +46,27 @@ def add_checkpoint_commands(commands: "Subparsers") -> None:
     new.add_argument("--json", action="store_true", help="print JSON")
     new.set_defaults(handler=_new)
 
+    finetune = commands.add_parser(
+        "finetune",
+        help="write a copy of a checkpoint whose last layers differ",
+        description="Writes a checkpoint that equals another one, bit for bit, except for its last "
+        "layers, whose weights are changed at random: what a fine-tune of a base is to the memory "
+        "of a server.",
+    )
+    finetune.add_argument("base", metavar="BASE", help="the checkpoint to start from")
+    finetune.add_argument("directory", metavar="DIR", help="where to write it: absent or empty")
+    finetune.add_argument(
+        "--layers-from",
+        type=float,
+        default=0.75,
+        metavar="PART",
+        help="part of the layers that stay as they are (default: 0.75)",
+    )
+    finetune.add_argument("--seed", type=int, default=0, help="same seed, same change (default 0)")
+    finetune.add_argument("--force", action="store_true", help="replace a checkpoint that is there")
+    finetune.add_argument("--json", action="store_true", help="print JSON")
+    finetune.set_defaults(handler=_finetune)
+
     info = commands.add_parser(
         "info",
         help="print a checkpoint's sizes",
@@ -57,7 +79,6 @@ def add_checkpoint_commands(commands: "Subparsers") -> None:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    from omniserve.commands.json_output import print_json
     from omniserve.synthetic.create import write_checkpoint
 
     path = write_checkpoint(
@@ -70,6 +91,26 @@ def _new(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         progress=_ProgressLines(),
     )
+    return _say_written(path, arguments)
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from omniserve.synthetic.finetune import write_finetune
+
+    path = write_finetune(
+        arguments.base,
+        arguments.directory,
+        layers_from=arguments.layers_from,
+        seed=arguments.seed,
+        force=arguments.force,
+        progress=_ProgressLines(),
+    )
+    return _say_written(path, arguments)
+
+
+def _say_written(path: Path, arguments: argparse.Namespace) -> int:
+    from omniserve.commands.json_output import print_json
+
     if arguments.json:
         print_json({"path": str(path)})
     else:

@@ -100,10 +100,11 @@ def _pieces(spec: TensorSpec, dtype: str, seed: str) -> Iterator[memoryview]:
             values += np.float32(spec.mean)
         if start < quiet:
             values[: quiet - start] *= np.float32(_QUIET_FACTOR)
-        yield _to_dtype(values, dtype).data.cast("B")
+        yield to_dtype(values, dtype).data.cast("B")
 
 
-def _to_dtype(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+def to_dtype(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+    """Rounded; bfloat16 as the 16 bits of each."""
     if dtype == "float32":
         return values
     if dtype == "float16":
