@@ -118,8 +118,8 @@ class KvMemory:
         return self._residency.blocks.withdraw(num_extents)
 
     def give_way(self, num_blocks: int) -> None:
-        """Let so many blocks become free for others, now or as plans in flight complete and copies
-        to the host land; 0 takes back what was asked for before."""
+        """Let requests let go of so many blocks, now or as plans in flight complete and copies to
+        the host land; 0 takes back what was asked for before."""
         self._preemptor.give_way(num_blocks)
 
     def _growth(self, request: Request) -> int:

@@ -108,25 +108,23 @@ class Preemptor:
         self.yielding.pop(request.request_id, None)
 
     def give_way(self, num_blocks: int) -> None:
-        """Free so many blocks for other models, as far as those that hold them are idle.
+        """Let go of so many held blocks for other models, as far as their holders are idle.
 
         Best-effort requests yield before latency-sensitive ones, the youngest first. Those in
         flight get no more rows and yield when it is asked for again, unless it is 0 by then.
         """
         self.yielding.clear()
-        blocks = self._residency.blocks
-        num_missing = num_blocks - blocks.num_free
-        if num_missing <= 0:
-            return
         released: Counter[int] = Counter()
-        num_freed = count_freed(self._offloader.freeing_requests(), blocks, released)
+        draining = [each for each in self._queues.draining.values() if each.num_plans_in_flight]
+        freeing = [*self._offloader.freeing_requests(), *draining]
+        num_freed = count_freed(freeing, self._residency.blocks, released)
         for service_class in (ServiceClass.BEST_EFFORT, ServiceClass.LATENCY_SENSITIVE):
             for victim in list(reversed(self._queues.running[service_class])):
-                if num_freed >= num_missing:
+                if num_freed >= num_blocks:
                     return
                 if victim.request_id in self._offloader.departing:
                     continue
-                num_freed += blocks.count_freed(victim.block_ids, released)
+                num_freed += self._residency.blocks.count_freed(victim.block_ids, released)
                 if not victim.num_plans_in_flight:
                     self._evict(victim, Reason.OTHER_MODEL)
                 elif not self._offloader.send_away(victim, Reason.OTHER_MODEL):

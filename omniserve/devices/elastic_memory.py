@@ -15,15 +15,12 @@ _MAP_NORESERVE = 0x4000
 class ElasticMemory(Protocol):
     """A reservation of a fixed size; what was given back is there again once it is reserved."""
 
-    page_bytes: int
-    """The least that can be given back."""
-
     def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The whole of it, or its beginning."""
         ...
 
     def reserve(self, start: int, stop: int) -> None:
-        """Bytes `start` to `stop`, whole pages, are going to be used."""
+        """Bytes `start` to `stop`, of whole pages, are going to be used."""
         ...
 
     def give_back(self, start: int, stop: int) -> None:
@@ -34,9 +31,10 @@ class ElasticMemory(Protocol):
 class HostPages:
     """Of a CPU device: an anonymous mapping, whose pages exist from their first use on."""
 
+    page_bytes = mmap.PAGESIZE
+
     def __init__(self, num_bytes: int) -> None:
         """Raises OSError where the machine cannot map so much."""
-        self.page_bytes = mmap.PAGESIZE
         self.num_bytes = num_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._map = mmap.mmap(-1, num_bytes, flags=flags)

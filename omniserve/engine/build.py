@@ -7,13 +7,21 @@ from typing import Any
 
 from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
+from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_pool import (
     DeviceKvPool,
     allocate_kv_pool,
+    blocks_per_extent,
     kv_bytes_per_token,
 )
+from omniserve.engine.model_kv import ModelKv
 from omniserve.engine.model_runtime import ModelRuntime
-from omniserve.engine.policy_settings import plan_kv_capacity, scheduler_settings
+from omniserve.engine.policy_settings import (
+    plan_extents,
+    plan_kv_capacity,
+    scheduler_settings,
+)
 from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
@@ -36,13 +44,15 @@ class BuiltModel:
     executor: Executor
     scheduler: Scheduler
     kv_pool: DeviceKvPool
+    num_blocks: int
+    """Of the pool, as the scheduler knows them."""
     text: TextModel
     hosted: HostedModel | None
     """None where the model does not piggyback."""
 
 
 def build_runtimes(
-    settings: EngineSettings, device: Device
+    settings: EngineSettings, device: Device, kv_arbiter: KvArbiter
 ) -> tuple[dict[str, ModelRuntime], HostLink | None]:
     """Loads the models; with a host link where one of them piggybacks.
 
@@ -50,7 +60,8 @@ def build_runtimes(
         CheckpointError: a checkpoint cannot be loaded.
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
-    built = [_build_model(model, device) for model in settings.models]
+    kv_arbiter.expect(*settings.models)
+    built = [_build_model(model, device, kv_arbiter.budget) for model in settings.models]
     hosted = [part.hosted for part in built if part.hosted is not None]
     link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
     runtimes = {
@@ -65,10 +76,15 @@ def build_runtimes(
         )
         for part in built
     }
+    for part in built:
+        name, pool = part.info.name, part.kv_pool
+        num_longest = -(-part.info.max_model_len // pool.cache.shape[4])
+        holder = ModelKv(runtimes[name], pool)
+        kv_arbiter.add(name, holder, pool.block_bytes, part.num_blocks, num_longest)
     return runtimes, link
 
 
-def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
+def _build_model(settings: ModelSettings, device: Device, kv_budget: KvBudget | None) -> BuiltModel:
     path = Path(settings.path)
     config = load_config(path)
     dtype = DTYPES[settings.dtype]
@@ -77,8 +93,17 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         config.num_hidden_layers, config.num_key_value_heads, head_dim, dtype
     )
     # Refused before the weights are read, which may take minutes.
+    extents = None
+    if kv_budget is not None:
+        block_bytes = bytes_per_token * settings.block_size
+        extents = plan_extents(
+            settings,
+            kv_budget,
+            block_bytes,
+            blocks_per_extent(block_bytes // config.num_hidden_layers, device.elastic_page_bytes()),
+        )
     num_blocks, max_model_len = plan_kv_capacity(
-        settings, bytes_per_token, config.max_position_embeddings
+        settings, bytes_per_token, config.max_position_embeddings, extents
     )
     model = load_model(
         path, config, dtype, device.torch_device, max_model_len, device.row_ops(dtype)
@@ -86,7 +111,8 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
     num_allocated = num_blocks + (capture is not None)
-    kv_pool = allocate_kv_pool(settings, model, num_allocated, device.torch_device)
+    extent_blocks = None if extents is None else extents.num_blocks
+    kv_pool = allocate_kv_pool(settings, model, num_allocated, device, extent_blocks)
     host = open_host_side(settings, model, kv_pool.cache, max_model_len)
     piggyback = settings.piggyback if host is not None else None
     graphs = None
@@ -103,7 +129,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
         graphs,
     )
     scheduler = Scheduler(
-        scheduler_settings(settings, num_blocks, max_model_len, piggyback),
+        scheduler_settings(settings, num_blocks, max_model_len, piggyback, extent_blocks),
         None if host is None else host.pool,
         settings.step_time,
     )
@@ -130,7 +156,7 @@ def _build_model(settings: ModelSettings, device: Device) -> BuiltModel:
             kv_pool.cache,
             executor.set_block_table,
         )
-    return BuiltModel(info, executor, scheduler, kv_pool, TextModel.load(path), hosted)
+    return BuiltModel(info, executor, scheduler, kv_pool, num_blocks, TextModel.load(path), hosted)
 
 
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:

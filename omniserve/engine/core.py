@@ -1,12 +1,14 @@
 """The engine: several models, one device, one step at a time."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
 from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
 from omniserve.engine.build import build_runtimes
+from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.stepping import Stepping
 from omniserve.engine.tiers_in_force import TiersInForce
@@ -39,8 +41,12 @@ class Engine:
         """
         device = device or open_device(settings.device)
         self.device = device.description
-        self._runtimes, self._host = build_runtimes(settings, device)
-        self._stepping = Stepping(self._runtimes, self._host, poll_arrivals)
+        self.kv_arbiter = KvArbiter(settings.device.kv_bytes)
+        """Of the KV memory of all models."""
+        self._runtimes, self._host = build_runtimes(settings, device, self.kv_arbiter)
+        self._stepping = Stepping(
+            self._runtimes, self._host, poll_arrivals, self.kv_arbiter.balance
+        )
         self._tiers = TiersInForce()
 
     @property
@@ -158,9 +164,13 @@ class Engine:
         """Raises an AssertionError where the books of some model disagree."""
         for runtime in self._runtimes.values():
             runtime.check_integrity()
+        self.kv_arbiter.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
-        return tuple(runtime.stats() for runtime in self._runtimes.values())
+        return tuple(
+            replace(runtime.stats(), kv_share=self.kv_arbiter.stats(name))
+            for name, runtime in self._runtimes.items()
+        )
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:

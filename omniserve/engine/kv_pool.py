@@ -38,17 +38,20 @@ class DeviceKvPool:
     def give_back(self, extents: Sequence[int]) -> None:
         """Nobody reads or writes their blocks any more."""
 
+    def give_back_all(self) -> None:
+        """No block is in use."""
+
 
 class ElasticKvPool(DeviceKvPool):
     """One whose memory comes and goes by extents, each so many blocks of every layer."""
 
     def __init__(self, memory: ElasticMemory, cache: Tensor, extent_blocks: int) -> None:
-        """`cache` begins where `memory` begins, and has a multiple of `extent_blocks` blocks."""
+        """`cache` begins where `memory` begins, and has a multiple of `extent_blocks` blocks;
+        an extent fills whole pages in every layer."""
         super().__init__(cache)
         self._memory = memory
         self._extent_bytes = self.block_bytes // len(cache) * extent_blocks
         """In one layer."""
-        assert self._extent_bytes % memory.page_bytes == 0, "extents share pages"
 
     def reserve(self, extents: Sequence[int]) -> None:
         for start, stop in self._runs(extents):
@@ -57,6 +60,9 @@ class ElasticKvPool(DeviceKvPool):
     def give_back(self, extents: Sequence[int]) -> None:
         for start, stop in self._runs(extents):
             self._memory.give_back(start, stop)
+
+    def give_back_all(self) -> None:
+        self._memory.give_back(0, self.num_bytes)
 
     def _runs(self, extents: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Bytes from, bytes to, of neighbouring extents together, in every layer."""

@@ -26,12 +26,14 @@ class Stepping:
         runtimes: Mapping[str, ModelRuntime],
         host: HostLink | None,
         poll_arrivals: Callable[[], None] | None,
+        balance_memory: Callable[[], None],
     ) -> None:
         """`runtimes` are looked at anew in every step; `poll_arrivals` is called at layer
-        boundaries of best-effort steps."""
+        boundaries of best-effort steps, `balance_memory` before every step."""
         self._runtimes = runtimes
         self._host = host
         self._poll_arrivals = poll_arrivals
+        self._balance_memory = balance_memory
         self._turns = ModelTurns(list(runtimes))
         self._parked: tuple[ModelRuntime, RunningStep] | None = None
 
@@ -47,6 +49,7 @@ class Stepping:
             for runtime in self._runtimes.values():
                 runtime.poll()
             self._share_cores(self._host)
+        self._balance_memory()
         if self._parked is not None:
             outputs = self._pass_urgent()
             return self._resume() if outputs is None else outputs
