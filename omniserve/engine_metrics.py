@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from omniserve.control_metrics import control_metrics
+from omniserve.kv_share_metrics import kv_share_metrics
 from omniserve.settings import ModelStats, PiggybackStats
 
 _Number = Callable[[PiggybackStats], float]
@@ -91,6 +92,7 @@ class EngineCollector(Collector):
         return (
             *_model_metrics({}, self._zeros),
             *control_metrics({}),
+            *kv_share_metrics({}),
             *_piggyback_metrics({}),
         )
 
@@ -100,6 +102,7 @@ class EngineCollector(Collector):
         yield from control_metrics(
             {name: model.control for name, model in stats.items() if model.control}
         )
+        yield from kv_share_metrics(stats)
         yield from _piggyback_metrics(
             {name: model.piggyback for name, model in stats.items() if model.piggyback}
         )

@@ -66,13 +66,16 @@ def share_out(budget: int, models: Mapping[str, KvClaims]) -> dict[str, int]:
     share = _Share(budget, models)
     share.raise_floors()
     share.raise_urgent()
-    running = _by(models, lambda model: model.patient_since_s)
+    # Whatever else a model gets its latency-sensitive requests would take: those that lack any
+    # have had all that they may have.
+    sated = {name: model for name, model in models.items() if model.urgent <= share.given[name]}
+    running = _by(sated, lambda model: model.patient_since_s)
     share.raise_to(running, lambda model: model.urgent + model.patient_running)
-    share.raise_waiting()
+    share.raise_waiting(sated)
     headroom = budget // _HEADROOM_SHARE
-    busy = [name for name, model in models.items() if model.wanted > model.granted - model.cached]
+    busy = [name for name, model in sated.items() if model.wanted > model.granted - model.cached]
     share.raise_to(busy, lambda model: model.wanted + headroom)
-    by_use = _by(models, lambda model: model.idle_s)
+    by_use = _by(sated, lambda model: model.idle_s)
     share.raise_to(by_use, _with_cache)
     share.raise_to(by_use, lambda model: model.granted if model.idle_s < KEEPS_UNUSED_S else 0)
     # Where there is more than everybody has, nobody need grow at the cost of its own cache.
@@ -124,11 +127,13 @@ class _Share:
         before = self._left
         self.raise_to(by_age, lambda model: model.urgent_running, common)
         self.raise_to(by_age, lambda model: model.urgent, common - (before - self._left))
+        # What it took from best-effort requests of its own model it keeps until a floor is wanted.
+        self.raise_to(by_age, lambda model: min(model.urgent_running, model.granted))
 
-    def raise_waiting(self) -> None:
+    def raise_waiting(self, models: Mapping[str, KvClaims]) -> None:
         """Whoever has least first, but not for small differences."""
-        waiting = [name for name, model in self._models.items() if model.patient_waiting]
-        kept = [self._models[name].granted for name in waiting]
+        waiting = [name for name, model in models.items() if model.patient_waiting]
+        kept = [models[name].granted for name in waiting]
         if kept and max(kept) - min(kept) <= self._budget // _EVEN_SHARE:
             self.raise_to(waiting, lambda model: min(model.wanted, model.granted))
         # Nobody gets to the next level before all who want it are at this one.

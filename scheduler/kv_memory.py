@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
 
 from scheduler.first_tokens import FirstTokens
@@ -100,7 +101,10 @@ class KvMemory:
             granted=blocks.num_granted,
             cached=blocks.num_cached,
             urgent_running=num_urgent + sum(map(self._growth, urgent)),
-            urgent_waiting=self._num_to_start(queues.waiting[ServiceClass.LATENCY_SENSITIVE]),
+            urgent_waiting=self._num_to_start(
+                queues.waiting[ServiceClass.LATENCY_SENSITIVE],
+                self._residency.slots.num_slots - len(urgent),
+            ),
             patient_running=blocks.num_used - num_urgent + sum(map(self._growth, patient)),
             patient_waiting=self._num_patient_waiting(patient),
             urgent_since_s=urgent.oldest.arrival_s if urgent else inf,
@@ -127,9 +131,9 @@ class KvMemory:
         num_tokens = min(num_tokens, request.max_total_tokens - 1)
         return max(0, self._residency.num_missing(request, num_tokens))
 
-    def _num_to_start(self, waiting: Iterable[Request]) -> int:
+    def _num_to_start(self, waiting: Iterable[Request], num_slots: int) -> int:
         num_blocks, most = 0, self._residency.blocks.num_blocks
-        for request in waiting:
+        for request in islice(waiting, num_slots):
             num_blocks += self._residency.num_missing_to_start(request)
             if num_blocks >= most:
                 return most

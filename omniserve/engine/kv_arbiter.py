@@ -96,6 +96,12 @@ class KvArbiter:
         if self.budget is not None:
             self.budget.release(model)
 
+    def reach_bytes(self, model: str) -> int | None:
+        """What latency-sensitive requests of this model can have at most; None without a budget."""
+        if self.budget is None:
+            return None
+        return self.budget.reach_bytes(model, self._members[model].unit_bytes)
+
     def balance(self) -> None:
         """Moves what should be moved now, as far as there is time for it."""
         if self.budget is None:

@@ -8,7 +8,7 @@ from omniserve.access.quotas import TenantStatus
 from omniserve.config_tier import TierConfig
 from omniserve.metrics import Outcome
 from omniserve.service import GenerationService
-from omniserve.settings import ModelStats, PiggybackStats
+from omniserve.settings import KvShareStats, ModelStats, PiggybackStats
 from omniserve.status.history import ModelTier
 from omniserve.status.host_usage import HostUsage
 from omniserve.status.request_board import RefusedRequest, RequestBoard, RequestStanding
@@ -81,6 +81,20 @@ def _model(name: str, stats: ModelStats | None) -> pb.ModelStatus:
         num_preemptions=stats.num_preemptions,
         step_ms=stats.step_ms,
         piggyback=None if stats.piggyback is None else _piggyback(stats.piggyback),
+        kv_share=None if stats.kv_share is None else _kv_share(stats, stats.kv_share),
+    )
+
+
+def _kv_share(stats: ModelStats, share: KvShareStats) -> pb.KvShareStatus:
+    return pb.KvShareStatus(
+        granted_bytes=stats.kv_granted_bytes,
+        cached_bytes=stats.kv_cached_bytes,
+        floor_bytes=share.floor_bytes,
+        num_moves_in=share.num_moves_in,
+        num_moves_out=share.num_moves_out,
+        in_bytes=share.in_bytes,
+        out_bytes=share.out_bytes,
+        moves_per_s=share.moves_per_s,
     )
 
 
