@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from service_builders import ScriptedEngine, make_piggyback_stats
+from service_builders import ScriptedEngine, make_kv_share, make_piggyback_stats
 from tenant_builders import make_tenant, make_tenanted_service
 
 from omniserve.promise import Verdict
@@ -30,6 +30,9 @@ STATS = ModelStats(
     step_ms=1.0,
     piggyback=make_piggyback_stats(),
     control=CONTROL,
+    kv_granted_bytes=1 << 21,
+    kv_cached_bytes=1 << 19,
+    kv_share=make_kv_share(),
 )
 
 
