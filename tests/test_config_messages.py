@@ -49,7 +49,8 @@ LATENCY_SENSITIVE = "{name: a, class: latency_sensitive, ttft_ms: 1, tpot_ms: 1}
         (MINIMAL + "device: {kv_bytes: 0}", "5: device.kv_bytes = 0: must be a positive whole"),
         (
             "models:\n  - {name: a, path: p, device_kv_floor_bytes: 1MiB}\n" + TIERS,
-            "2: models[0].device_kv_floor_bytes = '1MiB': is a part of device.kv_bytes, which is not set",
+            "2: models[0].device_kv_floor_bytes = '1MiB': is a part of device.kv_bytes, which is "
+            "not set",
         ),
         (
             "device: {kv_bytes: 1GiB}\nmodels:\n"
