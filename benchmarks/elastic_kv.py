@@ -85,7 +85,7 @@ class Watch:
             if self._wanted is not None and granted_bytes(*self._wanted[:2]) >= self._wanted[2]:
                 self.had_at_s, self._wanted = end_s, None
 
-        KvArbiter.balance = timed  # type: ignore[method-assign]
+        KvArbiter.balance = timed  # type: ignore[method-assign, assignment]
 
     def await_memory(self, engine: Engine, model: str, num_bytes: int) -> None:
         self.calls_s.clear()
@@ -118,7 +118,7 @@ class Tides:
                 ),
                 device_kv_bytes=options.budget_bytes,
                 device_kv_floor_bytes=options.budget_bytes // 8,
-                max_model_len=options.prompt_tokens + 66,
+                max_model_len=2 * options.prompt_tokens,
                 max_running_requests=1024,
                 max_step_tokens=options.step_tokens,
                 prefix_caching=False,
@@ -137,7 +137,7 @@ class Tides:
             if stats.kv_used_bytes > 0.9 * self._options.budget_bytes:
                 return
             if sum(stats.waiting.values()) < 4:
-                engine.add(self._request(BUSY, "best_effort", 64))
+                engine.add(self._request(BUSY, "best_effort", self._options.prompt_tokens))
             engine.step()
             if time.perf_counter() > deadline_s:
                 raise TimeoutError(f"the busy model holds {stats.kv_used_bytes} bytes, no more")
