@@ -74,7 +74,7 @@ class Watch:
     def __init__(self) -> None:
         self.calls_s: list[float] = []
         self.had_at_s: float | None = None
-        self._wanted: tuple[Engine, str, int] | None = None
+        self._wanted: tuple[str, int] | None = None
         balance = KvArbiter.balance
 
         def timed(arbiter: KvArbiter) -> None:
@@ -82,20 +82,25 @@ class Watch:
             balance(arbiter)
             end_s = time.perf_counter()
             self.calls_s.append(end_s - start_s)
-            if self._wanted is not None and granted_bytes(*self._wanted[:2]) >= self._wanted[2]:
+            if self._wanted is not None and num_waits(arbiter, self._wanted[0]) > self._wanted[1]:
                 self.had_at_s, self._wanted = end_s, None
 
         KvArbiter.balance = timed  # type: ignore[method-assign, assignment]
 
-    def await_memory(self, engine: Engine, model: str, num_bytes: int) -> None:
+    def await_memory(self, arbiter: KvArbiter, model: str) -> None:
+        """`had_at_s` will be when the model next has all that it is to have."""
         self.calls_s.clear()
-        self.had_at_s, self._wanted = None, (engine, model, num_bytes)
+        self.had_at_s, self._wanted = None, (model, num_waits(arbiter, model))
 
 
-def granted_bytes(engine: Engine, model: str) -> int:
-    runtime = engine.runtime(model)
-    per_block = runtime.info.kv_bytes_per_token * runtime.scheduler.settings.block_size
-    return runtime.scheduler.memory.num_granted * per_block
+def num_waits(arbiter: KvArbiter, model: str) -> int:
+    stats = arbiter.stats(model)
+    return 0 if stats is None else sum(stats.wait_counts)
+
+
+def received_bytes(arbiter: KvArbiter, model: str) -> int:
+    stats = arbiter.stats(model)
+    return 0 if stats is None else stats.in_bytes
 
 
 class Tides:
@@ -147,18 +152,19 @@ class Tides:
         engine, options = self.engine, self._options
         bytes_each = options.prompt_tokens * engine.runtime(PRESSING).info.kv_bytes_per_token
         count = max(1, int(options.share * options.budget_bytes / bytes_each))
-        before = granted_bytes(engine, PRESSING)
-        needed = count * bytes_each
+        arbiter = engine.kv_arbiter
+        before = received_bytes(arbiter, PRESSING)
         self._arrival = [self._request(PRESSING, "latency_sensitive", 2) for _ in range(count)]
         self._due_s = time.perf_counter() + 0.02
-        self._watch.await_memory(engine, PRESSING, needed)
+        self._watch.await_memory(arbiter, PRESSING)
         deadline_s = time.perf_counter() + _GIVE_UP_S
         while self._watch.had_at_s is None:
             engine.step()
             self._poll()
             if time.perf_counter() > deadline_s:
-                raise TimeoutError(f"{granted_bytes(engine, PRESSING)} of {needed} bytes came")
-        return needed - before, self._watch.had_at_s - self.arrived_s
+                raise TimeoutError(f"{PRESSING} still lacks memory: {arbiter.stats(PRESSING)}")
+        moved_bytes = received_bytes(arbiter, PRESSING) - before
+        return moved_bytes, self._watch.had_at_s - self.arrived_s
 
     def ebb(self) -> None:
         """Until the pressing model has ended its work."""
