@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from omniserve.config_file import read_config_file
+from omniserve.config_kv import check_kv_budget
 from omniserve.config_listen import (
     UNIX,
     LimitsConfig,
@@ -21,7 +22,7 @@ from omniserve.config_routes import check_routes
 from omniserve.config_section import Section
 from omniserve.config_tenant import MAX_TENANTS, TenantConfig, check_tenants
 from omniserve.config_tier import TierConfig, check_tiers
-from omniserve.config_values import Name, Seconds, Size, is_loopback, refuse
+from omniserve.config_values import Name, Seconds, Size, SizeOrZero, is_loopback, refuse
 from omniserve.errors import ConfigError
 from omniserve.machine import Machine, this_machine
 from omniserve.profiling.profile import load_profile
@@ -47,6 +48,9 @@ class DeviceConfig(Section):
     """auto takes an accelerator where there is one, else the CPU."""
     threads: int | None = Field(default=None, ge=1, le=4096)
     """Compute threads of a CPU device; unset takes every core the process may use."""
+    kv_bytes: Size | None = None
+    """KV memory of all models together, which moves to where it is wanted; unset: every model has
+    its device_kv_bytes for itself."""
 
 
 class ModelConfig(Section):
@@ -61,7 +65,10 @@ class ModelConfig(Section):
     dtype: DtypeName = "bfloat16"
     """Number format of weights and KV."""
     device_kv_bytes: Size = 64 << 20
-    """Size of the model's KV pool on the device."""
+    """Size of the model's KV pool on the device; with device.kv_bytes the most it may have."""
+    device_kv_floor_bytes: SizeOrZero | None = None
+    """Of device.kv_bytes, kept for this model whenever it wants it; unset: half of an even
+    share."""
     max_model_len: int | None = Field(default=None, ge=2, le=1 << 30)
     """Longest prompt plus output, in tokens; unset takes what the model and the KV pool allow."""
     pinned: bool = False
@@ -166,6 +173,7 @@ class Config(Section):
         check_tiers(self.tiers)
         check_tenants(self.tenants, kinds[0][1], tier_names)
         check_routes(self.models, self.tiers, self.tenants)
+        check_kv_budget(self.device.kv_bytes, self.models)
         return self
 
     @model_validator(mode="after")
@@ -226,7 +234,8 @@ class Config(Section):
             _model_settings(model, piggybacking[model.name], f"models[{index}].")
             for index, model in enumerate(self.models)
         )
-        return EngineSettings(DeviceSettings(self.device.kind, self.device.threads), models)
+        device = self.device
+        return EngineSettings(DeviceSettings(device.kind, device.threads, device.kv_bytes), models)
 
     def settings_of(self, name: str, machine: Machine | None = None) -> ModelSettings:
         """Of one of its models alone; raises ConfigError as `engine_settings` does."""
@@ -242,11 +251,12 @@ def _model_settings(
     return ModelSettings(
         **model.model_dump(
             exclude={
-                *("aliases", "default_tier", "pinned", "device_kv_bytes", "piggyback"),
-                *("step_times", "best_effort_tokens_beside_ls"),
+                *("aliases", "default_tier", "pinned", "piggyback", "step_times"),
+                *("device_kv_bytes", "device_kv_floor_bytes", "best_effort_tokens_beside_ls"),
             }
         ),
         device_kv_bytes=model.device_kv_bytes,
+        device_kv_floor_bytes=model.device_kv_floor_bytes,
         best_effort_tokens_beside_ls=model.tokens_beside_ls,
         piggyback=piggyback if isinstance(piggyback, PiggybackSettings) else None,
         step_time=_step_time(key, model.step_times),

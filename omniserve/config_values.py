@@ -102,6 +102,15 @@ Size = Annotated[
         {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE_PATTERN}]}
     ),
 ]
+SizeOrZero = Annotated[
+    int,
+    BeforeValidator(lambda value: 0 if type(value) is int and value == 0 else parse_size(value)),
+    PlainSerializer(lambda value: value and format_size(value), return_type=int | str),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SIZE_PATTERN}]}
+    ),
+]
+"""A size, or 0."""
 Address = Annotated[str, AfterValidator(_check_address)]
 Name = Annotated[
     str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": _NAME_PATTERN})

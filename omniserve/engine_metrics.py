@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from omniserve.control_metrics import control_metrics
+from omniserve.kv_share_metrics import kv_share_metrics
 from omniserve.layer_wait_metrics import layer_wait_metrics
 from omniserve.settings import ModelStats, PiggybackStats
 from omniserve.weight_metrics import weight_metrics
@@ -95,6 +96,7 @@ class EngineCollector(Collector):
             *control_metrics({}),
             *layer_wait_metrics({}),
             *weight_metrics({}),
+            *kv_share_metrics({}),
             *_piggyback_metrics({}),
         )
 
@@ -110,6 +112,7 @@ class EngineCollector(Collector):
         yield from weight_metrics(
             {name: model.weights for name, model in stats.items() if model.weights}
         )
+        yield from kv_share_metrics(stats)
         yield from _piggyback_metrics(
             {name: model.piggyback for name, model in stats.items() if model.piggyback}
         )

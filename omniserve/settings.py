@@ -24,6 +24,8 @@ class DeviceSettings:
     kind: DeviceKind = "auto"
     threads: int | None = None
     """Compute threads of a CPU device; None takes every core the process may use."""
+    kv_bytes: int | None = None
+    """KV memory of all models together; None: each has its `device_kv_bytes` for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,9 @@ class ModelSettings:
     """Absolute path of a Hugging Face checkpoint directory."""
     dtype: DtypeName = "bfloat16"
     device_kv_bytes: int = 64 << 20
+    """Size of the model's KV pool; with a budget for all models, the most that it may have."""
+    device_kv_floor_bytes: int | None = None
+    """Of that budget, kept for this model whenever it wants it; None: half of an even share."""
     max_model_len: int | None = None
     """Longest prompt plus output, in tokens; None takes what config and KV pool allow."""
     block_size: int = 32
@@ -179,6 +184,31 @@ class ControlStats:
     """Part of the tier's time per token at which its requests are paced now."""
 
 
+KV_WAIT_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Upper bounds of `KvShareStats.wait_counts`; one more count is of what took longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvShareStats:
+    """A model's part of the KV budget of all. Counters grow from the engine's start."""
+
+    floor_bytes: int
+    num_moves_in: int
+    """Counter: times it got memory."""
+    num_moves_out: int
+    """Counter: times it gave some up."""
+    in_bytes: int
+    """Counter: that it got."""
+    out_bytes: int
+    """Counter: that it gave up."""
+    moves_per_s: float
+    """Times of both kinds a second, of late."""
+    wait_counts: tuple[int, ...]
+    """Counter: times it was to have more, by the time until it had all of that."""
+    wait_s: float
+    """Counter: of those times."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerWaitStats:
     """How a model shared its device with others. Counters grow from the engine's start."""
@@ -216,6 +246,12 @@ class ModelStats:
     """None where it is not enabled."""
     control: ControlStats | None = None
     """None where step times are not known."""
+    kv_granted_bytes: int = 0
+    """KV memory that it has now; `kv_total_bytes`, unless models share a budget."""
+    kv_cached_bytes: int = 0
+    """Of that, prefixes that no request holds."""
+    kv_share: KvShareStats | None = None
+    """None where models do not share a budget."""
     prefilling: tuple[str, ...] = ()
     """Ids of the requests whose prompt is being computed: they have their place, and no token."""
     layer_waits: LayerWaitStats | None = None

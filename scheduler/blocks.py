@@ -3,6 +3,7 @@
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
+from scheduler.free_blocks import FreeBlocks
 from scheduler.integrity import IntegrityError, require_equal
 
 
@@ -11,14 +12,20 @@ class BlockManager:
 
     A block that was published keeps its hash when nobody holds it any more. It then counts as free,
     can be matched and shared again, and is handed out anew only when no plain free block is left,
-    least recently used first.
+    least recently used first. Plain free blocks are handed out lowest first.
+
+    With `extent_blocks` the pool has none of its blocks at first: extents of so many are granted
+    and withdrawn while it is in use. Without, it has all of them for good.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, extent_blocks: int | None = None) -> None:
         self.num_blocks = num_blocks
+        """That it may have at most."""
         self.block_size = block_size
         self._ref_counts = [0] * num_blocks
-        self._plain_free = list(range(num_blocks - 1, -1, -1))
+        self._plain_free = FreeBlocks(num_blocks, extent_blocks or 1)
+        if extent_blocks is None:
+            self._plain_free.grant(num_blocks)
         self._cached_free: OrderedDict[int, None] = OrderedDict()
         self._block_by_hash: dict[bytes, int] = {}
         self._hash_by_block: dict[int, bytes] = {}
@@ -35,7 +42,55 @@ class BlockManager:
 
     @property
     def num_used(self) -> int:
-        return self.num_blocks - self.num_free
+        return self.num_granted - self.num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Free blocks that hold a known prefix."""
+        return len(self._cached_free)
+
+    @property
+    def num_granted(self) -> int:
+        """Blocks that it has now, held and free."""
+        return self._plain_free.num_granted_extents * self._plain_free.extent_blocks
+
+    @property
+    def extent_blocks(self) -> int:
+        return self._plain_free.extent_blocks
+
+    def grant(self, num_extents: int) -> list[int]:
+        """Have so many extents more, or all there are; which ones, and their blocks are free."""
+        return self._plain_free.grant(num_extents)
+
+    def withdraw(self, num_extents: int) -> list[int]:
+        """Have so many extents less; which ones, fewer where held blocks are in all others.
+
+        What their blocks hold is known no more. Those that hold no known prefix go first, then the
+        least recently used.
+        """
+        withdrawn = self._plain_free.withdraw(num_extents)
+        num_more = num_extents - len(withdrawn)
+        if num_more:
+            for extent in self._evictable_extents(num_more):
+                for block_id in self._plain_free.blocks_of(extent):
+                    if block_id in self._cached_free:
+                        del self._cached_free[block_id]
+                        self._forget_hash(block_id)
+                        self._plain_free.add(block_id)
+            withdrawn += self._plain_free.withdraw(num_more)
+        return withdrawn
+
+    def _evictable_extents(self, num_extents: int) -> list[int]:
+        """Extents without held blocks in which a cached one is, the oldest one's first."""
+        extents: dict[int, None] = {}
+        blocks_of = self._plain_free.blocks_of
+        for block_id in self._cached_free:
+            if len(extents) == num_extents:
+                break
+            extent = block_id // self._plain_free.extent_blocks
+            if extent not in extents and not any(self._ref_counts[b] for b in blocks_of(extent)):
+                extents[extent] = None
+        return list(extents)
 
     def num_needed(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
@@ -54,9 +109,12 @@ class BlockManager:
             block_id = self._plain_free.pop()
         else:
             block_id, _ = self._cached_free.popitem(last=False)
-            del self._block_by_hash[self._hash_by_block.pop(block_id)]
+            self._forget_hash(block_id)
         self._ref_counts[block_id] = 1
         return block_id
+
+    def _forget_hash(self, block_id: int) -> None:
+        del self._block_by_hash[self._hash_by_block.pop(block_id)]
 
     def match_prefix(self, block_hashes: Sequence[bytes]) -> list[int]:
         """Blocks of the longest known prefix of a hash chain; they are not held until shared."""
@@ -85,7 +143,7 @@ class BlockManager:
                 if block_id in self._hash_by_block:
                     self._cached_free[block_id] = None
                 else:
-                    self._plain_free.append(block_id)
+                    self._plain_free.add(block_id)
 
     def publish(self, block_id: int, block_hash: bytes) -> None:
         """Make a held, fully written block findable; where the hash is known already, keep that."""
@@ -113,7 +171,12 @@ class BlockManager:
             require_equal(f"references to block {block_id}", ref_count, held[block_id])
         free = {*self._plain_free, *self._cached_free}
         require_equal("free blocks listed twice", len(free), self.num_free)
-        require_equal("free blocks", len(free), self.num_blocks - len(held))
+        require_equal("free blocks", len(free), self.num_granted - len(held))
+        granted = {
+            block_id for block_id in range(self.num_blocks) if self._plain_free.is_granted(block_id)
+        }
+        require_equal("blocks held or free, not granted", ({*free, *held}) - granted, set())
+        require_equal("blocks granted", len(granted), self.num_granted)
         if still_held := free & held.keys():
             raise IntegrityError(f"blocks both free and held: {sorted(still_held)}")
         by_hash = {block_id: block_hash for block_hash, block_id in self._block_by_hash.items()}

@@ -167,7 +167,7 @@ class ClassPlanner:
             return True
         blocks = self._residency.blocks
         urgent = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
-        num_blocks = blocks.num_blocks - sum(len(other.block_ids) for other in urgent)
+        num_blocks = blocks.num_granted - sum(len(other.block_ids) for other in urgent)
         if self._forecast.fits(request, num_blocks * blocks.block_size):
             return True
         self._notes.lacks(request, Reason.EXPECTED_MEMORY, self._forecast.last_shortage)

@@ -64,6 +64,16 @@ class Counts:
         return self._residency.blocks.num_used
 
     @property
+    def num_granted_blocks(self) -> int:
+        """KV blocks that there are now; of one model alone on its memory, all."""
+        return self._residency.blocks.num_granted
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """KV blocks that nobody holds and that hold a known prefix."""
+        return self._residency.blocks.num_cached
+
+    @property
     def num_preemptions(self) -> int:
         return self._queues.num_preemptions
 

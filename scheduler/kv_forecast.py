@@ -8,6 +8,7 @@ from scheduler.offloading import Offloader
 from scheduler.peak_kv import peak_tokens
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
+from scheduler.settings import SchedulerSettings
 
 
 class KvForecast:
@@ -69,3 +70,14 @@ class KvForecast:
                 expected = self._history.draw(num_generated, most, self._random)
                 self._expected[request.request_id] = expected
             yield len(request.token_ids), max(0, expected - num_generated)
+
+
+def kv_forecast(
+    settings: SchedulerSettings, queues: RequestQueues, offloader: Offloader, num_host_blocks: int
+) -> KvForecast | None:
+    """As the settings have it; None where requests are admitted if they find room at their
+    start."""
+    if settings.kv_reserve_share is None:
+        return None
+    num_host_tokens = num_host_blocks * settings.block_size
+    return KvForecast(queues, offloader, num_host_tokens, settings.kv_reserve_share)

@@ -70,6 +70,8 @@ class Preemptor:
         self._just_preempted_ids: set[str] = set()
         self._num_claimed_blocks = 0
         self._num_claimed_slots = 0
+        self.yielding: dict[str, Request] = {}
+        """Requests in flight that get no more rows, as they lose their place when they are idle."""
 
     def begin_plan(self) -> None:
         """Forget who was preempted, and what was claimed, when a plan was last asked for."""
@@ -103,6 +105,30 @@ class Preemptor:
     def forget(self, request: Request) -> None:
         """The request has ended."""
         self._unreported_ids.pop(request.request_id, None)
+        self.yielding.pop(request.request_id, None)
+
+    def give_way(self, num_blocks: int) -> None:
+        """Let go of so many held blocks for other models, as far as their holders are idle.
+
+        Best-effort requests yield before latency-sensitive ones, the youngest first. Those in
+        flight get no more rows and yield when it is asked for again, unless it is 0 by then.
+        """
+        self.yielding.clear()
+        released: Counter[int] = Counter()
+        draining = [each for each in self._queues.draining.values() if each.num_plans_in_flight]
+        freeing = [*self._offloader.freeing_requests(), *draining]
+        num_freed = count_freed(freeing, self._residency.blocks, released)
+        for service_class in (ServiceClass.BEST_EFFORT, ServiceClass.LATENCY_SENSITIVE):
+            for victim in list(reversed(self._queues.running[service_class])):
+                if num_freed >= num_blocks:
+                    return
+                if victim.request_id in self._offloader.departing:
+                    continue
+                num_freed += self._residency.blocks.count_freed(victim.block_ids, released)
+                if not victim.num_plans_in_flight:
+                    self._evict(victim, Reason.OTHER_MODEL)
+                elif not self._offloader.send_away(victim, Reason.OTHER_MODEL):
+                    self.yielding[victim.request_id] = victim
 
     def may_get_slot(self, request: Request) -> bool:
         """Whether a slot is free or held by a request that would have to leave it."""
@@ -163,7 +189,8 @@ class Preemptor:
                 return self._send_away(request, victims_among(self._movable_peers(request)))
             if any(victim.num_plans_in_flight for victim in victims):
                 return self._await_plans(request, victims)
-        self._evict(request, victims)
+        for victim in victims:
+            self._evict(victim, _why_yields(victim, request))
         return Room.ENOUGH
 
     def _await_plans(self, request: Request, victims: list[Request] | None) -> Room:
@@ -196,16 +223,14 @@ class Preemptor:
         were_sent = all(send(decode, _why_yields(decode, request)) for decode in decodes)
         return Room.ENOUGH if were_sent else Room.SHORT
 
-    def _evict(self, request: Request, victims: Iterable[Request]) -> None:
-        for victim in victims:
-            reason = _why_yields(victim, request)
-            if not self._offloader.offload(victim, reason):
-                detail = f"{victim.num_computed} tokens are computed again"
-                self._queues.journal.note(victim.request_id, Event.PREEMPTED, reason, detail)
-                self._residency.release(victim)
-                self._queues.preempt(victim)
-                self._unreported_ids[victim.request_id] = None
-                self._just_preempted_ids.add(victim.request_id)
+    def _evict(self, victim: Request, reason: Reason) -> None:
+        if not self._offloader.offload(victim, reason):
+            detail = f"{victim.num_computed} tokens are computed again"
+            self._queues.journal.note(victim.request_id, Event.PREEMPTED, reason, detail)
+            self._residency.release(victim)
+            self._queues.preempt(victim)
+            self._unreported_ids[victim.request_id] = None
+            self._just_preempted_ids.add(victim.request_id)
 
 
 def _why_yields(victim: Request, request: Request) -> Reason:

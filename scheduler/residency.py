@@ -14,7 +14,7 @@ class Residency:
     """Gives requests slots and blocks, takes them back, and keeps the prefix cache fed."""
 
     def __init__(self, settings: SchedulerSettings) -> None:
-        self.blocks = BlockManager(settings.num_blocks, settings.block_size)
+        self.blocks = BlockManager(settings.num_blocks, settings.block_size, settings.extent_blocks)
         self.slots = SlotPool(settings.max_running_requests)
         self.num_cached_prompt_tokens = 0
         self.block_size = settings.block_size

@@ -66,7 +66,7 @@ class Returner:
 
     def _num_wanted(self, request: Request) -> int:
         blocks = self._device.blocks
-        margin = max(_MIN_MARGIN, blocks.num_blocks // _MARGIN_SHARE)
+        margin = max(_MIN_MARGIN, blocks.num_granted // _MARGIN_SHARE)
         return blocks.num_needed(request.num_computed + 1) + margin
 
     def _may_stay_too(self, request: Request) -> bool:

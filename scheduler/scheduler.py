@@ -11,7 +11,8 @@ from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
 from scheduler.host_blocks import HostBlocks, NoHostBlocks
 from scheduler.interleaving import Claim
-from scheduler.kv_forecast import KvForecast
+from scheduler.kv_forecast import kv_forecast
+from scheduler.kv_memory import KvMemory
 from scheduler.limits import find_max_total_tokens
 from scheduler.piggyback import Piggyback
 from scheduler.plan import Copy, StepPlan, StepResult
@@ -67,12 +68,7 @@ class Scheduler:
         self._preemptor = Preemptor(self._queues, self._residency, self._piggyback.offloader)
         self._flights = Flights()
         self._control = StepControl(step_time)
-        self._forecast: KvForecast | None = None
-        if settings.kv_reserve_share is not None:
-            num_host_tokens = blocks.num_blocks * settings.block_size
-            self._forecast = KvForecast(
-                self._queues, self._piggyback.offloader, num_host_tokens, settings.kv_reserve_share
-            )
+        forecast = kv_forecast(settings, self._queues, self._piggyback.offloader, blocks.num_blocks)
         arrivals = ArrivalRate()
         self.ttft_forecast = FirstTokenForecast(
             self._control, self._queues, self._residency, arrivals, settings.max_step_tokens
@@ -91,9 +87,11 @@ class Scheduler:
             self._control,
             self.ttft_forecast,
             self.pressure,
-            self._forecast,
+            forecast,
         )
         self._first_tokens = FirstTokens()
+        self.memory = KvMemory(self._queues, self._residency, self._preemptor, self._first_tokens)
+        """For whoever shares the device's memory out among models."""
         self._completion = Completion(
             self._queues,
             self._residency,
@@ -102,7 +100,7 @@ class Scheduler:
             self._control,
             self._first_tokens,
             self.ttft_forecast,
-            self._forecast,
+            forecast,
         )
         self.counts = Counts(self._queues, self._residency, self._piggyback.host.lanes)
         self._num_added = 0

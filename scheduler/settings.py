@@ -38,7 +38,7 @@ class SchedulerSettings:
     """Sizes of the pool and of a step. Values are validated where the configuration is read."""
 
     num_blocks: int
-    """KV blocks in the pool."""
+    """KV blocks in the pool, or the most it may have."""
     block_size: int
     """Tokens per KV block."""
     max_running_requests: int
@@ -54,5 +54,8 @@ class SchedulerSettings:
     kv_reserve_share: float | None = None
     """Best-effort requests are admitted while the most KV that all of them are expected to hold at
     one time leaves this part of it free; None: while there is room for them at their start."""
+    extent_blocks: int | None = None
+    """Blocks that are granted and withdrawn together, while the pool is in use; None: it has all of
+    them for good."""
     piggyback: PiggybackLimits | None = None
     """None: best-effort decodes that find no room wait, and are computed again."""

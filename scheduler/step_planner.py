@@ -1,6 +1,7 @@
 """What the next step of a model is made of."""
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Collection, Sequence
 from math import inf
 
 from scheduler.class_planner import ClassPlanner, list_plannable
@@ -111,6 +112,7 @@ class StepPlanner:
         self._piggyback.offloader.send_departing()
         step = StepBuilder(self._settings.max_step_tokens, load)
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
+        withheld_ids = withheld_ids.union(self._preemptor.yielding)
         plannable = list_plannable(running, withheld_ids)
         least_chunk = self._settings.max_step_tokens
         if load is not None:
@@ -174,10 +176,14 @@ class StepPlanner:
         )
         offloader = self._piggyback.offloader
         offloader.keep_to_limit()
-        plannable = list_plannable(self._queues.running[service_class], offloader.departing)
+        # More may depart while the plan is being made, so this is no copy.
+        withheld_ids: Collection[str] = offloader.departing
+        if self._preemptor.yielding:
+            withheld_ids = ChainMap(offloader.departing, self._preemptor.yielding)
+        plannable = list_plannable(self._queues.running[service_class], withheld_ids)
         step.expect_decodes_in_time(plannable, decodes_s)
         step.leave_time_for_chunk(plannable, max_s)
-        room = self._classes.plan_running(plannable, step, offloader.departing)
+        room = self._classes.plan_running(plannable, step, withheld_ids)
         self._returner.consider(self._flights.next_plan_id)
         if room is Room.ENOUGH:
             self._classes.admit_waiting(service_class, step, self._control.now_s)
@@ -187,7 +193,7 @@ class StepPlanner:
     @property
     def _is_memory_short(self) -> bool:
         blocks = self._residency.blocks
-        return blocks.num_free < _SHORT_SHARE * blocks.num_blocks
+        return blocks.num_free < _SHORT_SHARE * blocks.num_granted
 
     def _max_lane_rows(self, is_beside_ls: bool, max_best_effort_tokens: int | None) -> int:
         limits = self._limits

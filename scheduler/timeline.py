@@ -52,6 +52,7 @@ class Reason(Enum):
     URGENT = "a latency-sensitive request needs its room"
     OLDER = "an older request needs its room"
     NEWCOMER = "a request that waits needs its room"
+    OTHER_MODEL = "another model needs its room"
     RESIDENT_LIMIT = "no more decodes may stay on the device"
     ROOM = "the device has had room for a while"
     OFFLOADING_OFF = "work on the host is off"

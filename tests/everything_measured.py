@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from service_builders import ScriptedEngine, make_piggyback_stats
+from service_builders import ScriptedEngine, make_kv_share, make_piggyback_stats
 from tenant_builders import make_tenant, make_tenanted_service
 
 from omniserve.promise import Verdict
@@ -39,6 +39,9 @@ STATS = ModelStats(
     control=CONTROL,
     layer_waits=WAITS,
     weights=WeightStats(1 << 20, 3 << 20, 1 << 20, {"other": 3 << 20}),
+    kv_granted_bytes=1 << 21,
+    kv_cached_bytes=1 << 19,
+    kv_share=make_kv_share(),
 )
 
 

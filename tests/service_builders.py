@@ -24,6 +24,7 @@ from omniserve.service import GenerationService
 from omniserve.settings import (
     DeviceSettings,
     EngineSettings,
+    KvShareStats,
     ModelInfo,
     ModelSettings,
     ModelStats,
@@ -93,6 +94,20 @@ async def held_back(request: EngineRequest) -> AsyncGenerator[RequestOutput, Non
         await asyncio.sleep(0)
         text = "".join(f"{each} " for each in range(num_tokens)) if place == num_tokens - 1 else ""
         yield make_output(request, place, num_tokens, text=text)
+
+
+def make_kv_share() -> KvShareStats:
+    """Every number is another one."""
+    return KvShareStats(
+        floor_bytes=31,
+        num_moves_in=32,
+        num_moves_out=33,
+        in_bytes=34,
+        out_bytes=35,
+        moves_per_s=3.5,
+        wait_counts=(1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 4),
+        wait_s=5.5,
+    )
 
 
 def make_piggyback_stats() -> PiggybackStats:

@@ -106,6 +106,46 @@ def test_integrity_names_both_numbers(owners: list[list[int]], message: str) -> 
         blocks.check_integrity(owners)
 
 
+def test_blocks_in_use_stay_together() -> None:
+    blocks = BlockManager(6, 16)
+    table = blocks.allocate(6)
+    blocks.free([table[4], table[1], table[3]])
+    assert blocks.allocate(2) == [1, 3]
+
+
+def test_a_pool_of_extents_has_what_was_granted() -> None:
+    blocks = BlockManager(8, 16, extent_blocks=2)
+    assert (blocks.num_granted, blocks.num_free) == (0, 0)
+    assert blocks.grant(3) == [0, 1, 2]
+    assert (blocks.num_granted, blocks.num_free, blocks.num_used) == (6, 6, 0)
+    table = blocks.allocate(3)
+    assert table == [0, 1, 2]
+    assert blocks.withdraw(9) == [2], "the others are held in part"
+    assert (blocks.num_granted, blocks.num_free, blocks.num_used) == (4, 1, 3)
+    assert blocks.grant(9) == [2, 3], "there are no more"
+    blocks.check_integrity([table])
+
+
+def test_withdrawing_forgets_prefixes_the_oldest_first_and_never_held_ones() -> None:
+    blocks = BlockManager(8, 16, extent_blocks=2)
+    blocks.grant(4)
+    tables = [blocks.allocate(2) for _ in range(4)]
+    for table in tables[:3]:
+        for block_id in table:
+            blocks.publish(block_id, b"%d" % block_id)
+    blocks.free(tables[3])
+    blocks.free(tables[1])
+    blocks.free(tables[0])
+    blocks.free(tables[2][:1])
+    assert blocks.withdraw(1) == [3], "nothing is known of it"
+    assert blocks.withdraw(1) == [1], "it was used before the other"
+    assert blocks.match_prefix([b"2"]) == []
+    assert blocks.match_prefix([b"0", b"1"]) == tables[0]
+    assert blocks.match_prefix([b"4"]) == tables[2][:1]
+    assert blocks.withdraw(9) == [0]
+    blocks.check_integrity([tables[2][1:]])
+
+
 def test_block_hash_covers_everything_before_it() -> None:
     tokens = array("q", range(12))
     hashes: list[bytes] = []
@@ -147,6 +187,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockManager(self.NUM_BLOCKS, 4)
+        self.granted = set(range(self.NUM_BLOCKS))
         self.tables: list[list[int]] = []
         self.hash_of: dict[int, bytes] = {}
         self.freed_at: dict[int, int] = {}
@@ -157,7 +198,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     @rule(num_blocks=st.integers(1, 4))
     def allocate(self, num_blocks: int) -> None:
-        free = set(range(self.NUM_BLOCKS)) - self.held()
+        free = self.granted - self.held()
         assert self.pool.can_allocate(num_blocks) == (num_blocks <= len(free))
         if num_blocks > len(free):
             return
@@ -207,8 +248,56 @@ class PoolAgainstModel(RuleBasedStateMachine):
     def agrees(self) -> None:
         self.pool.check_integrity(self.tables)
         assert self.pool.num_used == len(self.held())
-        assert self.pool.num_free == self.NUM_BLOCKS - len(self.held())
+        assert self.pool.num_free == len(self.granted) - len(self.held())
+        assert self.pool.num_granted == len(self.granted)
+        assert self.hash_of.keys() <= self.granted
+
+
+class ElasticPoolAgainstModel(PoolAgainstModel):
+    """The same while extents of blocks come and go."""
+
+    EXTENT_BLOCKS = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockManager(self.NUM_BLOCKS, 4, self.EXTENT_BLOCKS)
+        self.granted = set()
+
+    def blocks_of(self, extents: list[int]) -> set[int]:
+        return {
+            extent * self.EXTENT_BLOCKS + place
+            for extent in extents
+            for place in range(self.EXTENT_BLOCKS)
+        }
+
+    @rule(num_extents=st.integers(0, 4))
+    def grant(self, num_extents: int) -> None:
+        num_missing = (self.NUM_BLOCKS - len(self.granted)) // self.EXTENT_BLOCKS
+        extents = self.pool.grant(num_extents)
+        assert len(set(extents)) == min(num_extents, num_missing)
+        new = self.blocks_of(extents)
+        assert not new & self.granted and new <= set(range(self.NUM_BLOCKS))
+        self.granted |= new
+
+    @rule(num_extents=st.integers(0, 4))
+    def withdraw(self, num_extents: int) -> None:
+        pinned = {block_id // self.EXTENT_BLOCKS for block_id in self.held()}
+        num_unpinned = len(self.granted) // self.EXTENT_BLOCKS - len(pinned)
+        extents = self.pool.withdraw(num_extents)
+        assert len(extents) == min(num_extents, num_unpinned)
+        gone = self.blocks_of(extents)
+        assert gone <= self.granted - self.held()
+        plain = {b for b in self.granted - gone - self.held() if b not in self.hash_of}
+        spared = {b for b in plain if self.blocks_of([b // self.EXTENT_BLOCKS]) <= plain}
+        if gone & self.hash_of.keys():
+            assert not spared, "a known prefix went before what holds nothing"
+        self.granted -= gone
+        for block_id in gone:
+            self.hash_of.pop(block_id, None)
 
 
 TestPoolAgainstModel = PoolAgainstModel.TestCase
 TestPoolAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+TestElasticPoolAgainstModel = ElasticPoolAgainstModel.TestCase
+TestElasticPoolAgainstModel.settings = TestPoolAgainstModel.settings

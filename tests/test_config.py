@@ -191,3 +191,14 @@ def test_a_path_that_leads_nowhere_is_left_to_whoever_reads_it(tmp_path: Path, p
 def test_what_config_show_prints_of_the_admin_address_is_allowed(tmp_path: Path) -> None:
     text = "listen: {admin: auto}\n" + MODELS + TIERS
     assert load_config(write(tmp_path, text)).listen.admin == "auto"
+
+
+def test_floors_may_be_nothing_and_reach_the_engine(tmp_path: Path) -> None:
+    text = "device: {kv_bytes: 40MiB}\nmodels:\n" + "".join(
+        f"  - {{name: {name}, path: p, device_kv_floor_bytes: {floor}}}\n"
+        for name, floor in (("a", "40MiB"), ("b", "0"))
+    )
+    text += "  - {name: c, path: p}\n" + TIERS
+    engine = load_config(write(tmp_path, text)).engine_settings()
+    assert engine.device.kv_bytes == 40 << 20
+    assert [model.device_kv_floor_bytes for model in engine.models] == [40 << 20, 0, None]

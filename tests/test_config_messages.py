@@ -46,6 +46,25 @@ LATENCY_SENSITIVE = "{name: a, class: latency_sensitive, ttft_ms: 1, tpot_ms: 1}
         ),
         (MINIMAL + "daemon: {shutdown_grace_s: -1}", "5: daemon.shutdown_grace_s = -1: must be"),
         (MINIMAL + "daemon: {shutdown_grace_s: .nan}", "5: daemon.shutdown_grace_s = nan: must"),
+        (MINIMAL + "device: {kv_bytes: 0}", "5: device.kv_bytes = 0: must be a positive whole"),
+        (
+            "models:\n  - {name: a, path: p, device_kv_floor_bytes: 1MiB}\n" + TIERS,
+            "2: models[0].device_kv_floor_bytes = '1MiB': is a part of device.kv_bytes, which is "
+            "not set",
+        ),
+        (
+            "device: {kv_bytes: 1GiB}\nmodels:\n"
+            "  - {name: a, path: p, device_kv_floor_bytes: 65MiB}\n" + TIERS,
+            "3: models[0].device_kv_floor_bytes = '65MiB': must be at most device_kv_bytes of the "
+            "model, 64MiB",
+        ),
+        (
+            "device: {kv_bytes: 40MiB}\nmodels:\n"
+            "  - {name: a, path: p, device_kv_floor_bytes: 20MiB}\n"
+            "  - {name: b, path: p, device_kv_floor_bytes: 21MiB}\n" + TIERS,
+            "4: models[1].device_kv_floor_bytes = '21MiB': must leave all device_kv_floor_bytes "
+            "together (41MiB up to here) within device.kv_bytes, 40MiB",
+        ),
         (MINIMAL + "wat: 1", "5: unknown key 'wat'; allowed keys: listen, device, models"),
         (
             MINIMAL + "device: {thread: 2}",

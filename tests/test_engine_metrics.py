@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from everything_measured import STATS
 from prometheus_client.parser import text_string_to_metric_families
-from service_builders import make_piggyback_stats, sample
+from service_builders import make_kv_share, make_piggyback_stats, sample
 
 from omniserve.metrics import Metrics
 from omniserve.settings import ControlStats, ModelStats
@@ -44,6 +44,24 @@ def test_requests_and_memory_follow_the_snapshot(
     assert value(metrics, "omniserve_kv_total_bytes", pool="device") == 1 << 21
     assert value(metrics, "omniserve_kv_used_bytes", pool="host") == 21
     assert value(metrics, "omniserve_kv_total_bytes", pool="host") == 22
+
+
+def test_shares_of_a_kv_budget_follow_the_snapshot(
+    metrics: Metrics, stats: dict[str, ModelStats]
+) -> None:
+    stats["demo"] = replace(BUSY, kv_granted_bytes=41, kv_cached_bytes=42, kv_share=None)
+    assert value(metrics, "omniserve_kv_granted_bytes") == 41
+    assert value(metrics, "omniserve_kv_cached_bytes") == 42
+    assert b"omniserve_kv_moves_total{" not in metrics.exposition()
+    stats["demo"] = replace(BUSY, kv_share=make_kv_share())
+    assert value(metrics, "omniserve_kv_floor_bytes") == 31
+    for direction, num_moves, num_bytes in (("in", 32, 34), ("out", 33, 35)):
+        assert value(metrics, "omniserve_kv_moves_total", direction=direction) == num_moves
+        assert value(metrics, "omniserve_kv_moved_bytes_total", direction=direction) == num_bytes
+    assert value(metrics, "omniserve_kv_move_seconds_bucket", le="0.002") == 3
+    assert value(metrics, "omniserve_kv_move_seconds_bucket", le="1.0") == 3
+    assert value(metrics, "omniserve_kv_move_seconds_count") == 7
+    assert value(metrics, "omniserve_kv_move_seconds_sum") == 5.5
 
 
 def test_gauges_of_idle_tiers_are_zero_not_absent(

@@ -45,7 +45,7 @@ def link(checkpoints: dict[str, Path]) -> Iterator[HostLink]:
 def _hosted(checkpoints: dict[str, Path], device: Device) -> HostedModel:
     settings = settings_of(ARCH, checkpoints[ARCH], "forced", "float32")
     hosted = build_model(
-        replace(settings, name="another"), device, WeightStore(), lambda *_: None
+        replace(settings, name="another"), device, WeightStore(), None, lambda *_: None
     ).hosted
     assert hosted is not None
     return hosted

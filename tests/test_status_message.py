@@ -1,5 +1,6 @@
 """What a status says, against a service whose engine follows a script."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from service_builders import (
     complete,
     counting,
     make_generation_request,
+    make_kv_share,
     make_piggyback_stats,
     make_service,
     silent,
@@ -72,6 +74,19 @@ async def test_tiers_have_their_work_and_how_they_keep_their_objectives(
     assert (interactive.ttft_attainment, interactive.tpot_attainment) == (1.0, 1.0)
     for tier, names in ((voice, ("ttft_attainment",)), (batch, ("ttft_ms", "ttft_attainment"))):
         assert not any(tier.HasField(name) for name in names)
+
+
+@pytest.mark.asyncio
+async def test_shares_of_a_kv_budget_are_shown_where_there_is_one(tiny_checkpoint: Path) -> None:
+    sharing = replace(BUSY, kv_granted_bytes=41, kv_cached_bytes=42, kv_share=make_kv_share())
+    for stats in (BUSY, sharing):
+        service = make_service(tiny_checkpoint, ScriptedEngine(stats={"demo": stats}))
+        (model,) = make_reporter(service, meter=half_busy()).status().models
+        assert model.HasField("kv_share") == (stats is sharing)
+    share = model.kv_share
+    assert (share.granted_bytes, share.cached_bytes, share.floor_bytes) == (41, 42, 31)
+    assert (share.num_moves_in, share.num_moves_out) == (32, 33)
+    assert (share.in_bytes, share.out_bytes, share.moves_per_s) == (34, 35, 3.5)
 
 
 @pytest.mark.asyncio

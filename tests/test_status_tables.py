@@ -2,7 +2,8 @@
 
 from status_builders import make_status
 
-from omniserve.commands.status_tables import head_lines, refusal_lines
+from omniserve.commands.status_tables import head_lines, refusal_lines, status_tables
+from omniserve.v1 import omniserve_pb2 as pb
 
 
 def test_the_device_is_left_out_while_it_is_not_known() -> None:
@@ -14,3 +15,14 @@ def test_the_device_is_left_out_while_it_is_not_known() -> None:
 def test_ages_of_refusals_are_in_minutes_where_they_are_long_ago() -> None:
     (line,) = refusal_lines(make_status())
     assert line == "1 min 5 s ago: tier interactive, request -: too late"
+
+
+def test_models_that_share_a_kv_budget_have_a_table() -> None:
+    status = make_status()
+    titles = [table.title for table in status_tables(status)]
+    status.models[0].kv_share.CopyFrom(pb.KvShareStatus(granted_bytes=12 << 20, moves_per_s=2.5))
+    shared = {table.title: table for table in status_tables(status)}
+    (title,) = shared.keys() - set(titles)
+    assert "share" in title
+    (row,) = shared[title].rows
+    assert row[0] == "demo" and "12" in row[1] and row[-1] == "2.5"

@@ -56,6 +56,16 @@ def test_everything_has_its_line() -> None:
     assert line_with(lines, "1 min 5 s ago", "too late", "in 1.5 s")
 
 
+def test_who_holds_how_much_of_a_kv_budget_has_its_table() -> None:
+    status = make_status()
+    assert not any("moves/s" in line for line in lines_of(status))
+    share = pb.KvShareStatus(granted_bytes=12 << 20, cached_bytes=3 << 20, floor_bytes=4 << 20)
+    share.in_bytes, share.out_bytes, share.moves_per_s = 90 << 20, 80 << 20, 2.5
+    status.models[0].kv_share.CopyFrom(share)
+    line = line_with(lines_of(status), "demo", "12 of 16 MiB", "8 MiB", "3 MiB", "4 MiB")
+    assert line.split()[-1] == "2.5" and "90 MiB" in line and "80 MiB" in line
+
+
 def test_a_bare_status_is_shown_too() -> None:
     assert "failed" in lines_of(pb.Status(state="failed", version="1"))[0]
 

@@ -40,7 +40,8 @@ def head_lines(status: pb.Status) -> Iterator[str]:
 
 def status_tables(status: pb.Status) -> Iterator[TextTable]:
     """Those that have something to say."""
-    for table in (_tiers(status), _models(status), _hosts(status), _tenants(status)):
+    tables = (_tiers, _models, _kv_shares, _hosts, _tenants)
+    for table in (make(status) for make in tables):
         if table.rows:
             yield table
 
@@ -86,6 +87,28 @@ def _models(status: pb.Status) -> TextTable:
         for model in status.models
     ]
     return TextTable("Models", headings, rows)
+
+
+def _kv_shares(status: pb.Status) -> TextTable:
+    headings = ("model", "KV it has", "known prefixes", "floor", "got", "gave up", "moves/s")
+    rows = [
+        [
+            printable(model.name),
+            _used(model.kv_share.granted_bytes, model.kv_total_bytes),
+            _mebibytes(model.kv_share.cached_bytes),
+            _mebibytes(model.kv_share.floor_bytes),
+            _mebibytes(model.kv_share.in_bytes),
+            _mebibytes(model.kv_share.out_bytes),
+            f"{model.kv_share.moves_per_s:.1f}",
+        ]
+        for model in status.models
+        if model.HasField("kv_share")
+    ]
+    return TextTable("KV memory that models share", headings, rows)
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / _MIB:,.1f} MiB"
 
 
 def _hosts(status: pb.Status) -> TextTable:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from omniserve.devices.attention import AttentionBackend
+from omniserve.devices.elastic_memory import ElasticMemory, HostPages
 from omniserve.devices.graph_capture import GraphCapture, graph_capture_for
 from omniserve.devices.sdpa import SdpaAttention
 from omniserve.errors import ConfigError
@@ -49,6 +50,27 @@ class Device:
             if flashinfer.is_usable(kv_cache):
                 return flashinfer.FlashInferAttention(kv_cache, windows, num_heads)
         return SdpaAttention(kv_cache, windows)
+
+    def elastic_page_bytes(self) -> int:
+        """The least of an `elastic_memory` that can be given back.
+
+        Raises:
+            ConfigError: this device has no such memory.
+        """
+        if self.torch_device.type == "cpu":
+            return HostPages.page_bytes
+        raise ConfigError(
+            f"device.kv_bytes: memory of a {self.torch_device.type} device cannot move between "
+            "models; leave it out and give every model its device_kv_bytes"
+        )
+
+    def elastic_memory(self, num_bytes: int) -> ElasticMemory:
+        """Memory of which pages can be given back while the rest is in use.
+
+        Raises OSError where the device has not so much; ask `elastic_page_bytes` first.
+        """
+        assert self.torch_device.type == "cpu"
+        return HostPages(num_bytes)
 
     def graph_capture(self) -> GraphCapture | None:
         """How whole steps are recorded on this device; None where they are not."""

@@ -9,15 +9,23 @@ from typing import Any
 
 from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
+from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_pool import (
     DeviceKvPool,
     allocate_kv_pool,
+    blocks_per_extent,
     kv_bytes_per_token,
 )
 from omniserve.engine.load_log import LoadLog
+from omniserve.engine.model_kv import ModelKv
 from omniserve.engine.model_memory import dtype_of, require_memory, require_room
 from omniserve.engine.model_runtime import ModelRuntime
-from omniserve.engine.policy_settings import plan_kv_capacity, scheduler_settings
+from omniserve.engine.policy_settings import (
+    plan_extents,
+    plan_kv_capacity,
+    scheduler_settings,
+)
 from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
@@ -43,6 +51,8 @@ class BuiltModel:
     executor: Executor
     scheduler: Scheduler
     kv_pool: DeviceKvPool
+    num_blocks: int
+    """Of the pool, as the scheduler knows them."""
     text: TextModel
     hosted: HostedModel | None
     """None where the model does not piggyback."""
@@ -60,7 +70,7 @@ what it likes."""
 
 
 def build_runtimes(
-    settings: EngineSettings, device: Device, store: WeightStore
+    settings: EngineSettings, device: Device, store: WeightStore, kv_arbiter: KvArbiter
 ) -> tuple[dict[str, ModelRuntime], HostLink | None]:
     """Loads the models, which share their weights in `store`; with a host link where one of them
     piggybacks.
@@ -69,13 +79,27 @@ def build_runtimes(
         CheckpointError: a checkpoint cannot be loaded.
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
-    built = [build_model(model, device, store, LoadLog(model.name)) for model in settings.models]
+    kv_arbiter.expect(*settings.models)
+    built = [
+        build_model(model, device, store, kv_arbiter.budget, LoadLog(model.name))
+        for model in settings.models
+    ]
     hosted = [part.hosted for part in built if part.hosted is not None]
     link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
     runtimes = {
         part.info.name: make_runtime(part, device, piggybacks.get(part.info.name)) for part in built
     }
+    for part in built:
+        join_kv(kv_arbiter, part, runtimes[part.info.name])
     return runtimes, link
+
+
+def join_kv(kv_arbiter: KvArbiter, part: BuiltModel, runtime: ModelRuntime) -> None:
+    """An expected model takes its part in the KV budget, where there is one."""
+    pool = part.kv_pool
+    num_longest = -(-part.info.max_model_len // pool.cache.shape[4])
+    holder = ModelKv(runtime, pool)
+    kv_arbiter.add(part.info.name, holder, pool.block_bytes, part.num_blocks, num_longest)
 
 
 def make_runtime(part: BuiltModel, device: Device, piggyback: Piggyback | None) -> ModelRuntime:
@@ -92,7 +116,11 @@ def make_runtime(part: BuiltModel, device: Device, piggyback: Piggyback | None) 
 
 
 def build_model(
-    settings: ModelSettings, device: Device, store: WeightStore, progress: Progress
+    settings: ModelSettings,
+    device: Device,
+    store: WeightStore,
+    kv_budget: KvBudget | None,
+    progress: Progress,
 ) -> BuiltModel:
     """Checks all that can be checked, then reads the weights and allocates. In any thread.
 
@@ -110,8 +138,17 @@ def build_model(
         config.num_hidden_layers, config.num_key_value_heads, head_dim, dtype
     )
     # Refused before the weights are read, which may take minutes.
+    extents = None
+    if kv_budget is not None:
+        block_bytes = bytes_per_token * settings.block_size
+        extents = plan_extents(
+            settings,
+            kv_budget,
+            block_bytes,
+            blocks_per_extent(block_bytes // config.num_hidden_layers, device.elastic_page_bytes()),
+        )
     num_blocks, max_model_len = plan_kv_capacity(
-        settings, bytes_per_token, config.max_position_embeddings
+        settings, bytes_per_token, config.max_position_embeddings, extents
     )
     text = TextModel.load(path)
     eos_token_ids = _eos_token_ids(path, config)
@@ -133,7 +170,8 @@ def build_model(
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
     num_allocated = num_blocks + (capture is not None)
-    kv_pool = allocate_kv_pool(settings, model, num_allocated, device.torch_device)
+    extent_blocks = None if extents is None else extents.num_blocks
+    kv_pool = allocate_kv_pool(settings, model, num_allocated, device, extent_blocks)
     host = open_host_side(settings, model, kv_pool.cache, max_model_len)
     piggyback = settings.piggyback if host is not None else None
     graphs = None
@@ -150,7 +188,7 @@ def build_model(
         graphs,
     )
     scheduler = Scheduler(
-        scheduler_settings(settings, num_blocks, max_model_len, piggyback),
+        scheduler_settings(settings, num_blocks, max_model_len, piggyback, extent_blocks),
         None if host is None else host.pool,
         settings.step_time,
     )
@@ -177,7 +215,7 @@ def build_model(
             kv_pool.cache,
             executor.set_block_table,
         )
-    return BuiltModel(info, executor, scheduler, kv_pool, text, hosted)
+    return BuiltModel(info, executor, scheduler, kv_pool, num_blocks, text, hosted)
 
 
 def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:

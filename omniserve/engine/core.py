@@ -8,7 +8,8 @@ import torch
 from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
 from omniserve.devices.layer_queue import layer_queue_for
-from omniserve.engine.build import build_runtimes, make_runtime
+from omniserve.engine.build import build_runtimes, join_kv, make_runtime
+from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.engine.model_changes import ModelChanges, Placement
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import News
@@ -51,10 +52,15 @@ class Engine:
         self.device = device.description
         self._torch_device = device
         store = WeightStore()
-        self._runtimes, self._host = build_runtimes(settings, device, store)
+        self.kv_arbiter = KvArbiter(settings.device.kv_bytes)
+        """Of the KV memory of all models."""
+        self._runtimes, self._host = build_runtimes(settings, device, store, self.kv_arbiter)
         queue = layer_queue_for(device.torch_device)
-        self._stepping = Stepping(self._runtimes, self._host, poll_arrivals, queue)
-        self._changes = ModelChanges(device, store, Placement(self._join, self._leave))
+        self._stepping = Stepping(
+            self._runtimes, self._host, poll_arrivals, self.kv_arbiter.balance, queue
+        )
+        placement = Placement(self._join, self._leave)
+        self._changes = ModelChanges(device, store, self.kv_arbiter, placement)
         self._tiers = TiersInForce()
         self._sharing = WeightSharing()
         self._shares: Mapping[str, float] = {}
@@ -204,15 +210,18 @@ class Engine:
         """Raises an AssertionError where the books of some model disagree."""
         for runtime in self._runtimes.values():
             runtime.check_integrity()
+        self.kv_arbiter.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
         """Of the models that are served."""
         served = self._served()
         sharing = self._sharing.of({each.info.name: each.weights for each in served})
-        waits = self._stepping.waits
         return tuple(
             replace(
-                each.stats(), weights=sharing[each.info.name], layer_waits=waits(each.info.name)
+                each.stats(),
+                weights=sharing[each.info.name],
+                layer_waits=self._stepping.waits(each.info.name),
+                kv_share=self.kv_arbiter.stats(each.info.name),
             )
             for each in served
         )
@@ -237,6 +246,7 @@ class Engine:
         hosted = load.built.hosted
         piggyback = None if hosted is None else self._add_piggyback(hosted)
         runtime = make_runtime(load.built, self._torch_device, piggyback)
+        join_kv(self.kv_arbiter, load.built, runtime)
         load.built = None
         runtime.set_terms(self._tiers.terms)
         runtime.scheduler.set_shares(self._shares)

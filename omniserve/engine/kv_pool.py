@@ -1,8 +1,14 @@
 """The device's KV memory: one tensor under a byte limit."""
 
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
+from cpu_attn.host.kv_arena import consecutive_runs
+from omniserve.devices.device import Device
+from omniserve.devices.elastic_memory import ElasticMemory
 from omniserve.errors import ConfigError
 from omniserve.models.decoder import DecoderModel
 from omniserve.settings import ModelSettings
@@ -26,6 +32,50 @@ class DeviceKvPool:
     def block_bytes(self) -> int:
         return self.num_bytes // self.num_blocks
 
+    def reserve(self, extents: Sequence[int]) -> None:
+        """Blocks of these extents are going to be used; without extents it has them all."""
+
+    def give_back(self, extents: Sequence[int]) -> None:
+        """Nobody reads or writes their blocks any more."""
+
+    def give_back_all(self) -> None:
+        """No block is in use."""
+
+
+class ElasticKvPool(DeviceKvPool):
+    """One whose memory comes and goes by extents, each so many blocks of every layer."""
+
+    def __init__(self, memory: ElasticMemory, cache: Tensor, extent_blocks: int) -> None:
+        """`cache` begins where `memory` begins, and has a multiple of `extent_blocks` blocks;
+        an extent fills whole pages in every layer."""
+        super().__init__(cache)
+        self._memory = memory
+        self._extent_bytes = self.block_bytes // len(cache) * extent_blocks
+        """In one layer."""
+
+    def reserve(self, extents: Sequence[int]) -> None:
+        for start, stop in self._runs(extents):
+            self._memory.reserve(start, stop)
+
+    def give_back(self, extents: Sequence[int]) -> None:
+        for start, stop in self._runs(extents):
+            self._memory.give_back(start, stop)
+
+    def give_back_all(self) -> None:
+        self._memory.give_back(0, self.num_bytes)
+
+    def _runs(self, extents: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Bytes from, bytes to, of neighbouring extents together, in every layer."""
+        ordered = sorted(extents)
+        runs = [
+            (ordered[start], ordered[stop - 1] + 1) for start, stop in consecutive_runs(ordered)
+        ]
+        layer_bytes = self.num_bytes // len(self.cache)
+        for layer in range(len(self.cache)):
+            for first, end in runs:
+                start = layer * layer_bytes
+                yield start + first * self._extent_bytes, start + end * self._extent_bytes
+
 
 def kv_bytes_per_token(
     num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
@@ -34,14 +84,26 @@ def kv_bytes_per_token(
     return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
 
 
+def blocks_per_extent(block_bytes_in_layer: int, page_bytes: int) -> int:
+    """The fewest blocks that fill whole pages."""
+    return page_bytes // math.gcd(page_bytes, block_bytes_in_layer)
+
+
 def allocate_kv_pool(
-    settings: ModelSettings, model: DecoderModel, num_blocks: int, device: torch.device
+    settings: ModelSettings,
+    model: DecoderModel,
+    num_blocks: int,
+    device: Device,
+    extent_blocks: int | None = None,
 ) -> DeviceKvPool:
     """Allocates the pool; on a CPU device pages are touched only when they are first used.
+
+    With `extent_blocks` it is an elastic one, of at least `num_blocks` blocks.
 
     Raises:
         ConfigError: the device has no room for it.
     """
+    num_blocks = -(-num_blocks // (extent_blocks or 1)) * (extent_blocks or 1)
     shape = (
         model.num_layers,
         num_blocks,
@@ -51,10 +113,12 @@ def allocate_kv_pool(
         model.head_dim,
     )
     try:
-        cache = torch.empty(shape, dtype=model.dtype, device=device)
-    except RuntimeError as error:
+        if extent_blocks is None:
+            return DeviceKvPool(torch.empty(shape, dtype=model.dtype, device=device.torch_device))
+        memory = device.elastic_memory(math.prod(shape) * model.dtype.itemsize)
+        return ElasticKvPool(memory, memory.tensor(shape, model.dtype), extent_blocks)
+    except (RuntimeError, OSError) as error:
         raise ConfigError(
-            f"models.{settings.name}.device_kv_bytes: the {device.type} device cannot allocate "
-            f"{settings.device_kv_bytes} bytes; give less"
+            f"models.{settings.name}.device_kv_bytes: the {device.torch_device.type} device cannot "
+            f"allocate {settings.device_kv_bytes} bytes; give less"
         ) from error
-    return DeviceKvPool(cache)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from omniserve.devices.device import Device
+from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.engine.memory_return import MemoryReturn
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
@@ -35,10 +36,13 @@ class ModelChanges:
     What takes time is done in threads beside the steps, or is a step itself.
     """
 
-    def __init__(self, device: Device, store: WeightStore, placement: Placement) -> None:
-        """`store` has the weights of all models of the device."""
+    def __init__(
+        self, device: Device, store: WeightStore, kv_arbiter: KvArbiter, placement: Placement
+    ) -> None:
+        """`store` has the weights of all models of the device, `kv_arbiter` their KV memory."""
         self._device = device
         self._store = store
+        self._kv_arbiter = kv_arbiter
         self._placement = placement
         self._waiting: deque[ModelLoad] = deque()
         self._load: ModelLoad | None = None
@@ -47,7 +51,7 @@ class ModelChanges:
         self._leaving: deque[tuple[int | None, str]] = deque()
         self._staying: list[tuple[int | None, str]] = []
         self._quieting: list[tuple[int | None, ModelRuntime]] = []
-        self._returns: list[tuple[int | None, MemoryReturn]] = []
+        self._returns: list[tuple[int | None, str, MemoryReturn]] = []
         self._news: list[News] = []
         self._ended_by: int | None = None
         """The question of the unload that ended the load."""
@@ -95,7 +99,7 @@ class ModelChanges:
         self._staying.clear()
         self._note_quiet()
         self._note_returns()
-        if self._load is None and self._waiting:
+        if self._load is None and self._waiting and not self._is_leaving(self._waiting[0]):
             self._begin_next(is_there)
         elif self._trial is not None:
             self._note_trial(self._trial, is_there)
@@ -116,8 +120,18 @@ class ModelChanges:
         if is_there(name):
             self._refuse(load, ConfigError(f"models.{name}: there is a model of this name already"))
             return
+        try:
+            self._kv_arbiter.expect(load.settings)
+        except ConfigError as error:
+            self._refuse(load, error)
+            return
         self._load, self._said = load, None
-        load.start(self._device, self._store)
+        load.start(self._device, self._store, self._kv_arbiter.budget)
+
+    def _is_leaving(self, load: ModelLoad) -> bool:
+        """Whether one of the same name has still to give its memory back."""
+        leaving = [each.info.name for _, each in self._quieting]
+        return load.settings.name in (*leaving, *(name for _, name, _ in self._returns))
 
     def _note_load(self, load: ModelLoad) -> None:
         if not load.is_done:
@@ -137,7 +151,7 @@ class ModelChanges:
             load.built = None
         self._load = None
         self._refuse(load, error)
-        self._returns.append((self._ended_by, MemoryReturn(None)))
+        self._returns.append((self._ended_by, load.settings.name, MemoryReturn(None)))
         self._ended_by = None
 
     def _note_trial(self, trial: Trial, is_there: Callable[[str], bool]) -> None:
@@ -190,16 +204,21 @@ class ModelChanges:
             if runtime.is_quiet:
                 self._quieting.remove(entry)
                 runtime.leave_host()
-                self._returns.append((question, MemoryReturn(runtime)))
+                name = runtime.info.name
+                self._kv_arbiter.retire(name)
+                self._returns.append((question, name, MemoryReturn(runtime)))
 
     def _tell_unloaded(self, question: int | None) -> None:
         if question is not None:
             self._news.append(Unloaded(question))
 
     def _note_returns(self) -> None:
-        for entry in [entry for entry in self._returns if entry[1].is_done]:
-            self._returns.remove(entry)
-            self._tell_unloaded(entry[0])
+        for entry in tuple(self._returns):
+            question, name, memory = entry
+            if memory.is_done:
+                self._returns.remove(entry)
+                self._kv_arbiter.remove(name)
+                self._tell_unloaded(question)
 
     def _refuse(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> None:
         """None: it was ended."""

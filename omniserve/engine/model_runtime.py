@@ -100,6 +100,7 @@ class ModelRuntime:
         assert not self.has_unfinished, f"{self.scheduler!r} is to be replaced"
         host_blocks = None if self._piggyback is None else self._piggyback.host_blocks
         self.scheduler = Scheduler(settings, host_blocks, step_time)
+        self._kv_pool.give_back_all()
         self._admission = Admission(self.scheduler)
         self.timings.reset()
         self.last_plan, self.last_lane_rows, self.last_num_sampled = None, 0.0, 0
@@ -284,6 +285,8 @@ class ModelRuntime:
             waiting=scheduler.counts.waiting_by_tier(),
             kv_used_bytes=scheduler.counts.num_used_blocks * self._kv_pool.block_bytes,
             kv_total_bytes=self._kv_pool.num_bytes,
+            kv_granted_bytes=scheduler.counts.num_granted_blocks * self._kv_pool.block_bytes,
+            kv_cached_bytes=scheduler.counts.num_cached_blocks * self._kv_pool.block_bytes,
             num_steps=self._num_steps,
             num_preemptions=scheduler.counts.num_preemptions,
             num_cached_prompt_tokens=scheduler.counts.num_cached_prompt_tokens,

@@ -41,14 +41,17 @@ class Stepping:
         runtimes: Mapping[str, ModelRuntime],
         host: HostLink | None,
         poll_arrivals: Callable[[], None] | None,
+        balance_memory: Callable[[], None],
         queue: LayerQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`runtimes` are looked at anew at every decision; `poll_arrivals` is called at the layer
-        boundaries at which a step may stop; `queue` is the device's, where it has one."""
+        boundaries at which a step may stop, `balance_memory` before every step; `queue` is the
+        device's, where it has one."""
         self._runtimes = runtimes
         self._host = host
         self._poll_arrivals = poll_arrivals
+        self._balance_memory = balance_memory
         self._queue = queue
         self._clock = clock
         self._turns = ModelTurns()
@@ -89,6 +92,7 @@ class Stepping:
         """As `Engine.step`; for callers in inference mode."""
         if self._host is not None:
             self._attend(self._host)
+        self._balance_memory()
         is_alone = len(self._runtimes) == 1 and not self._parked
         demands = {
             name: runtime.demand(is_alone=is_alone) for name, runtime in self._runtimes.items()

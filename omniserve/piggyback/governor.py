@@ -77,6 +77,7 @@ class Governor:
     def _load(self) -> Load:
         tokens = self._scheduler.counts.token_load()
         settings = self._scheduler.settings
+        num_blocks = self._scheduler.counts.num_granted_blocks
         mean_tokens = tokens.best_effort_tokens / max(1, tokens.num_best_effort)
         blocks_each = max(1.0, mean_tokens / settings.block_size)
         ls_blocks = tokens.running_ls_tokens / settings.block_size
@@ -88,8 +89,8 @@ class Governor:
             kv_bytes_per_request=mean_tokens * self._kv_bytes_per_token,
             num_resident=self._num_resident(
                 min(
-                    settings.num_blocks - ls_blocks,
-                    settings.num_blocks * self._settings.max_device_kv_share,
+                    num_blocks - ls_blocks,
+                    num_blocks * self._settings.max_device_kv_share,
                 ),
                 blocks_each,
             ),

@@ -20,8 +20,12 @@ _SPARE_TOKENS = 8
 
 def limits_of(engine: TimedEngine) -> Limits:
     settings = engine.runtime.scheduler.settings
+    kv_bytes = engine.engine.kv_arbiter.reach_bytes(engine.info.name)
+    num_tokens = settings.num_blocks * settings.block_size
+    if kv_bytes is not None:
+        num_tokens = min(num_tokens, kv_bytes // engine.info.kv_bytes_per_token)
     return Limits(
-        kv_tokens=settings.num_blocks * settings.block_size,
+        kv_tokens=num_tokens,
         block_tokens=settings.block_size,
         max_model_len=settings.max_model_len,
         max_running_requests=settings.max_running_requests,

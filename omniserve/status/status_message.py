@@ -9,7 +9,7 @@ from omniserve.config_tier import TierConfig
 from omniserve.metrics import Outcome
 from omniserve.model_life.standing import LoadProgress, ModelStanding
 from omniserve.service import GenerationService
-from omniserve.settings import ModelStats, PiggybackStats, WeightStats
+from omniserve.settings import KvShareStats, ModelStats, PiggybackStats, WeightStats
 from omniserve.status.history import ModelTier
 from omniserve.status.host_usage import HostUsage
 from omniserve.status.request_board import RefusedRequest, RequestBoard, RequestStanding
@@ -89,6 +89,7 @@ def _model(name: str, stats: ModelStats | None) -> pb.ModelStatus:
         step_ms=stats.step_ms,
         piggyback=None if stats.piggyback is None else _piggyback(stats.piggyback),
         weights=None if stats.weights is None else _weights(stats.weights),
+        kv_share=None if stats.kv_share is None else _kv_share(stats, stats.kv_share),
     )
 
 
@@ -98,6 +99,19 @@ def _weights(stats: WeightStats) -> pb.WeightStatus:
         shared_bytes=stats.shared_bytes,
         saved_bytes=stats.saved_bytes,
         shared_with=stats.shared_with,
+    )
+
+
+def _kv_share(stats: ModelStats, share: KvShareStats) -> pb.KvShareStatus:
+    return pb.KvShareStatus(
+        granted_bytes=stats.kv_granted_bytes,
+        cached_bytes=stats.kv_cached_bytes,
+        floor_bytes=share.floor_bytes,
+        num_moves_in=share.num_moves_in,
+        num_moves_out=share.num_moves_out,
+        in_bytes=share.in_bytes,
+        out_bytes=share.out_bytes,
+        moves_per_s=share.moves_per_s,
     )
 
 

@@ -48,6 +48,31 @@ def _state(model: pb.ModelStatus) -> Text:
     return Text(printable(model_state(model)), style=style)
 
 
+def kv_table(models: Sequence[pb.ModelStatus]) -> Table:
+    """Who has how much of a KV budget that models share."""
+    headings = ("model", "KV it has", "in use>", "known prefixes>", "floor>", "got>", "gave up>")
+    rows: list[list[Cell]] = []
+    for model in models:
+        share = model.kv_share
+        rows.append(
+            [
+                _name(model.name),
+                pool(share.granted_bytes, model.kv_total_bytes),
+                _mebibytes(model.kv_used_bytes),
+                _mebibytes(share.cached_bytes),
+                _mebibytes(share.floor_bytes),
+                _mebibytes(share.in_bytes),
+                _mebibytes(share.out_bytes),
+                f"{share.moves_per_s:.1f}",
+            ]
+        )
+    return text_table((*headings, "moves/s>"), rows)
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / _MIB:,.0f} MiB"
+
+
 def _lanes(piggyback: pb.PiggybackStatus) -> str:
     """Neighbouring layers in groups, each as high as its rows are many; and all rows together."""
     rows = [sum(pair) for pair in zip(piggyback.rows_on_host, piggyback.rows_ready, strict=False)]

@@ -417,7 +417,7 @@ class TenantStatus(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., num_concurrent: _Optional[int] = ..., num_queued: _Optional[int] = ..., input_tokens_share: _Optional[float] = ..., output_tokens_share: _Optional[float] = ..., num_refused: _Optional[int] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback", "state", "state_age_s", "origin", "pinned", "progress", "error", "aliases", "weights")
+    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback", "state", "state_age_s", "origin", "pinned", "progress", "error", "aliases", "weights", "kv_share")
     class RunningEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -452,6 +452,7 @@ class ModelStatus(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    KV_SHARE_FIELD_NUMBER: _ClassVar[int]
     name: str
     running: _containers.ScalarMap[str, int]
     waiting: _containers.ScalarMap[str, int]
@@ -472,7 +473,8 @@ class ModelStatus(_message.Message):
     error: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
     weights: WeightStatus
-    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ..., state: _Optional[str] = ..., state_age_s: _Optional[float] = ..., origin: _Optional[str] = ..., pinned: _Optional[bool] = ..., progress: _Optional[_Union[ModelProgress, _Mapping]] = ..., error: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[WeightStatus, _Mapping]] = ...) -> None: ...
+    kv_share: KvShareStatus
+    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ..., state: _Optional[str] = ..., state_age_s: _Optional[float] = ..., origin: _Optional[str] = ..., pinned: _Optional[bool] = ..., progress: _Optional[_Union[ModelProgress, _Mapping]] = ..., error: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[WeightStatus, _Mapping]] = ..., kv_share: _Optional[_Union[KvShareStatus, _Mapping]] = ...) -> None: ...
 
 class WeightStatus(_message.Message):
     __slots__ = ("own_bytes", "shared_bytes", "saved_bytes", "shared_with")
@@ -502,6 +504,26 @@ class ModelProgress(_message.Message):
     done_bytes: int
     total_bytes: int
     def __init__(self, phase: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class KvShareStatus(_message.Message):
+    __slots__ = ("granted_bytes", "cached_bytes", "floor_bytes", "num_moves_in", "num_moves_out", "in_bytes", "out_bytes", "moves_per_s")
+    GRANTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_MOVES_IN_FIELD_NUMBER: _ClassVar[int]
+    NUM_MOVES_OUT_FIELD_NUMBER: _ClassVar[int]
+    IN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOVES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    granted_bytes: int
+    cached_bytes: int
+    floor_bytes: int
+    num_moves_in: int
+    num_moves_out: int
+    in_bytes: int
+    out_bytes: int
+    moves_per_s: float
+    def __init__(self, granted_bytes: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., floor_bytes: _Optional[int] = ..., num_moves_in: _Optional[int] = ..., num_moves_out: _Optional[int] = ..., in_bytes: _Optional[int] = ..., out_bytes: _Optional[int] = ..., moves_per_s: _Optional[float] = ...) -> None: ...
 
 class PiggybackStatus(_message.Message):
     __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens", "rows_on_host", "rows_ready", "num_swaps_out", "num_swaps_in")

@@ -90,6 +90,13 @@ export function models(status, history) {
       ["prompt tokens", number(model.prompt_tokens)],
       ["from the cache", model.prompt_tokens ? percent(model.cached_tokens / model.prompt_tokens) : "–"],
       ["output tokens", number(model.output_tokens)]];
+    const kv = model.kv_share;
+    if (kv !== null) {
+      made.append(...pool("Of the KV budget", kv.granted_bytes, model.kv_total_bytes));
+      numbers.push(["known prefixes", bytes(kv.cached_bytes)], ["KV floor", bytes(kv.floor_bytes)],
+        ["KV got / gave up", `${bytes(kv.in_bytes)} / ${bytes(kv.out_bytes)}`],
+        ["KV moves a second", rate(kv.moves_per_s)]);
+    }
     const piggyback = model.piggyback;
     if (piggyback === null) {
       made.append(figures(numbers), note("Best-effort decodes stay on the device."));

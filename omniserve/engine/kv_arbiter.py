@@ -1,0 +1,226 @@
+"""Moves KV memory between models as their load changes, within one budget for all."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from omniserve.engine.kv_budget import KvBudget
+from omniserve.engine.kv_moves import KvMoveBook
+from omniserve.settings import KvShareStats, ModelSettings
+from scheduler.kv_grants import KvClaims, share_out
+from scheduler.kv_memory import KvMemory
+
+_SLICE_S = 1e-3
+"""Longest time in which memory is given back before a step, about a layer's..."""
+_URGENT_SLICE_S = 5e-3
+"""...and where latency-sensitive requests wait for it."""
+_PIECE_BYTES = 1 << 20
+_PATIENT_PERIOD_S = 0.01
+"""Best-effort work alone moves memory no more often."""
+_IDLE_PERIOD_S = 0.5
+
+
+class KvHolder(Protocol):
+    """A model, as far as it holds KV memory."""
+
+    @property
+    def memory(self) -> KvMemory: ...
+
+    def give_way(self, num_blocks: int) -> None:
+        """Lets requests let go of so many blocks, now or soon; 0: of no more than they did."""
+        ...
+
+    def reserve_extents(self, extents: Sequence[int]) -> None: ...
+
+    def give_back_extents(self, extents: Sequence[int]) -> None: ...
+
+
+class _Member:
+    def __init__(self, holder: KvHolder, block_bytes: int, most_bytes: int, now_s: float) -> None:
+        self.holder = holder
+        self.block_bytes = block_bytes
+        self.most_bytes = most_bytes
+        self.last_use_s = now_s
+        self.book = KvMoveBook()
+        self.is_yielding = False
+
+    @property
+    def unit_bytes(self) -> int:
+        return self.block_bytes * self.holder.memory.blocks_per_extent
+
+    @property
+    def granted_bytes(self) -> int:
+        return self.holder.memory.num_granted * self.block_bytes
+
+
+class KvArbiter:
+    """Asked before every step; in most it has nothing to do.
+
+    Memory is taken from one model before another has it, so what all have together is never more
+    than the budget.
+    """
+
+    def __init__(self, num_bytes: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Without a budget every model has all of its pool, and nothing moves."""
+        self.budget = None if num_bytes is None else KvBudget(num_bytes)
+        self._clock = clock
+        self._members: dict[str, _Member] = {}
+        self._departing_bytes: dict[str, int] = {}
+        self._is_owed = False
+        self._next_patient_s = self._next_idle_s = 0.0
+
+    def expect(self, *models: ModelSettings) -> None:
+        """Keeps room for models that are about to be loaded.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        if self.budget is not None:
+            self.budget.reserve(models)
+
+    def add(
+        self, model: str, holder: KvHolder, block_bytes: int, num_blocks: int, num_longest: int
+    ) -> None:
+        """An expected model is there; it has no blocks yet, may have `num_blocks` at most, and
+        needs `num_longest` for the longest request that it takes."""
+        if self.budget is None:
+            return
+        member = _Member(holder, block_bytes, num_blocks * block_bytes, self._clock())
+        unit_bytes = member.unit_bytes
+        longest_bytes = -(-num_longest * block_bytes // unit_bytes) * unit_bytes
+        self.budget.settle(model, unit_bytes, longest_bytes)
+        self._members[model] = member
+
+    def retire(self, model: str) -> None:
+        """The model is leaving with its pool: nothing moves there any more, and nobody has what it
+        had before `remove`."""
+        member = self._members.pop(model, None)
+        if member is not None:
+            self._departing_bytes[model] = member.granted_bytes
+
+    def remove(self, model: str) -> None:
+        """The model is gone with its pool, or could not be loaded."""
+        self._members.pop(model, None)
+        self._departing_bytes.pop(model, None)
+        if self.budget is not None:
+            self.budget.release(model)
+
+    def reach_bytes(self, model: str) -> int | None:
+        """What latency-sensitive requests of this model can have at most; None without a budget."""
+        if self.budget is None:
+            return None
+        return self.budget.reach_bytes(model, self._members[model].unit_bytes)
+
+    def balance(self) -> None:
+        """Moves what should be moved now, as far as there is time for it."""
+        if self.budget is None:
+            return
+        now_s = self._clock()
+        memories = [member.holder.memory for member in self._members.values()]
+        is_urgent = any(memory.is_urgent_work_short for memory in memories)
+        if not (is_urgent or self._is_owed):
+            is_patient = any(memory.is_patient_work_short for memory in memories)
+            if now_s < (self._next_patient_s if is_patient else self._next_idle_s):
+                return
+        self._next_patient_s = now_s + _PATIENT_PERIOD_S
+        self._next_idle_s = now_s + _IDLE_PERIOD_S
+        targets = share_out(
+            self.budget.num_bytes - sum(self._departing_bytes.values()),
+            {name: self._claims(name, member, now_s) for name, member in self._members.items()},
+        )
+        for name, member in self._members.items():
+            if targets[name] > member.granted_bytes:
+                member.book.note_lack(now_s)
+        self._shrink(targets, now_s + (_URGENT_SLICE_S if is_urgent else _SLICE_S))
+        self._grow(targets)
+
+    def stats(self, model: str) -> KvShareStats | None:
+        """None without a budget."""
+        member = self._members.get(model)
+        if self.budget is None or member is None:
+            return None
+        return member.book.stats(self.budget.floor_bytes(model), self._clock())
+
+    def check_integrity(self) -> None:
+        """Raises an AssertionError where models have more than there is."""
+        if self.budget is None:
+            return
+        granted = self._granted_bytes()
+        if sum(granted.values()) > self.budget.num_bytes:
+            raise AssertionError(f"granted {granted} of {self.budget.num_bytes} bytes")
+
+    def _granted_bytes(self) -> dict[str, int]:
+        granted = {name: member.granted_bytes for name, member in self._members.items()}
+        return {**granted, **self._departing_bytes}
+
+    def _claims(self, model: str, member: _Member, now_s: float) -> KvClaims:
+        assert self.budget is not None
+        memory, block_bytes = member.holder.memory, member.block_bytes
+        if memory.is_in_use:
+            member.last_use_s = now_s
+        demand = memory.demand()
+        return KvClaims(
+            unit=member.unit_bytes,
+            most=member.most_bytes,
+            floor=self.budget.floor_bytes(model),
+            granted=demand.granted * block_bytes,
+            cached=demand.cached * block_bytes,
+            urgent_running=demand.urgent_running * block_bytes,
+            urgent_waiting=demand.urgent_waiting * block_bytes,
+            patient_running=demand.patient_running * block_bytes,
+            patient_waiting=demand.patient_waiting * block_bytes,
+            urgent_since_s=demand.urgent_since_s,
+            patient_since_s=demand.patient_since_s,
+            idle_s=now_s - member.last_use_s,
+        )
+
+    def _shrink(self, targets: dict[str, int], until_s: float) -> None:
+        """Takes from those that have too much; what requests hold they are told to let go."""
+        for name, member in self._members.items():
+            num_extents = (member.granted_bytes - targets[name]) // member.unit_bytes
+            num_taken = self._take(member, num_extents, until_s)
+            if num_taken < num_extents and self._clock() < until_s:
+                num_left = num_extents - num_taken
+                member.holder.give_way(num_left * member.holder.memory.blocks_per_extent)
+                member.is_yielding = True
+                num_taken += self._take(member, num_left, until_s)
+            elif member.is_yielding and num_extents <= 0:
+                member.holder.give_way(0)
+                member.is_yielding = False
+            if num_taken:
+                member.book.note_out(num_taken * member.unit_bytes, self._clock())
+
+    def _take(self, member: _Member, num_extents: int, until_s: float) -> int:
+        """Gives back so many extents, as far as there is time and nobody holds them."""
+        at_once = max(1, _PIECE_BYTES // member.unit_bytes)
+        num_taken = 0
+        while num_taken < num_extents and self._clock() < until_s:
+            extents = member.holder.memory.withdraw(min(at_once, num_extents - num_taken))
+            if not extents:
+                break
+            member.holder.give_back_extents(extents)
+            num_taken += len(extents)
+        return num_taken
+
+    def _grow(self, targets: dict[str, int]) -> None:
+        """Gives what nobody has to those that are to have more, the more pressing first."""
+        assert self.budget is not None
+        spare = self.budget.num_bytes - sum(self._granted_bytes().values())
+        self._is_owed = False
+        for name, member in sorted(self._members.items(), key=_is_patient):
+            num_extents = min(targets[name] - member.granted_bytes, spare) // member.unit_bytes
+            if num_extents > 0:
+                extents = member.holder.memory.grant(num_extents)
+                member.holder.reserve_extents(extents)
+                num_bytes = len(extents) * member.unit_bytes
+                spare -= num_bytes
+                member.book.note_in(num_bytes, self._clock())
+            if member.granted_bytes < targets[name]:
+                self._is_owed = True
+            else:
+                member.book.note_plenty(self._clock())
+
+
+def _is_patient(item: tuple[str, _Member]) -> bool:
+    _, member = item
+    return not member.holder.memory.is_urgent_work_short

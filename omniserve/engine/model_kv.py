@@ -1,0 +1,41 @@
+"""The KV memory of a loaded model, for whoever moves memory between models."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from omniserve.engine.kv_pool import DeviceKvPool
+from omniserve.engine.model_runtime import ModelRuntime
+from scheduler.kv_memory import KvMemory
+
+
+class ModelKv:
+    """Its scheduler's books and its pool's pages; a `KvHolder`."""
+
+    def __init__(
+        self,
+        runtime: ModelRuntime,
+        pool: DeviceKvPool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runtime = runtime
+        self._pool = pool
+        self._clock = clock
+
+    @property
+    def memory(self) -> KvMemory:
+        # Asked for anew each time: measuring step times replaces the scheduler.
+        return self._runtime.scheduler.memory
+
+    def give_way(self, num_blocks: int) -> None:
+        """Lets requests let go of so many blocks; copies to the host that this takes begin."""
+        scheduler = self._runtime.scheduler
+        scheduler.journal.advance(self._clock())
+        scheduler.memory.give_way(num_blocks)
+        if self._runtime.piggyback is not None:
+            self._runtime.piggyback.begin_copies()
+
+    def reserve_extents(self, extents: Sequence[int]) -> None:
+        self._pool.reserve(extents)
+
+    def give_back_extents(self, extents: Sequence[int]) -> None:
+        self._pool.give_back(extents)

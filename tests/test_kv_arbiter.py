@@ -1,0 +1,324 @@
+"""Schedulers that share one budget: whatever happens, nobody has what another one has."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.errors import ConfigError
+from omniserve.settings import ModelSettings
+from scheduler import Objectives, Request, Scheduler, SchedulerSettings, ServiceClass, StepResult
+from scheduler.kv_memory import KvMemory
+
+BLOCK_SIZE = 4
+BUDGET = 960
+LS, BE = ServiceClass.LATENCY_SENSITIVE, ServiceClass.BEST_EFFORT
+
+
+@dataclass
+class Clock:
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Model:
+    """A scheduler without an engine; `pages` are the extents that memory stands behind."""
+
+    name: str
+    block_bytes: int
+    extent_blocks: int = 1
+    num_blocks: int = 24
+    max_model_len: int = 25
+    pages: set[int] = field(default_factory=set)
+    plans: list[Any] = field(default_factory=list)
+    num_added: int = 0
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(
+            SchedulerSettings(
+                num_blocks=self.num_blocks,
+                block_size=BLOCK_SIZE,
+                max_running_requests=6,
+                max_step_tokens=16,
+                best_effort_tokens_beside_ls=8,
+                max_model_len=self.max_model_len,
+                prefix_caching=True,
+                extent_blocks=self.extent_blocks,
+            )
+        )
+
+    @property
+    def memory(self) -> KvMemory:
+        return self.scheduler.memory
+
+    @property
+    def unit_bytes(self) -> int:
+        return self.block_bytes * self.extent_blocks
+
+    @property
+    def granted_bytes(self) -> int:
+        return self.memory.num_granted * self.block_bytes
+
+    def give_way(self, num_blocks: int) -> None:
+        self.memory.give_way(num_blocks)
+
+    def reserve_extents(self, extents: Sequence[int]) -> None:
+        assert not self.pages & set(extents), "granted twice"
+        self.pages |= set(extents)
+
+    def give_back_extents(self, extents: Sequence[int]) -> None:
+        assert self.pages >= set(extents), "given back twice"
+        self.pages -= set(extents)
+
+    def settings(self, floor_bytes: int | None = None) -> ModelSettings:
+        return ModelSettings(
+            self.name,
+            "nowhere",
+            device_kv_bytes=self.num_blocks * self.block_bytes,
+            device_kv_floor_bytes=floor_bytes,
+        )
+
+    def add(self, service_class: ServiceClass, prompt: Sequence[int], max_tokens: int) -> str:
+        self.num_added += 1
+        request_id = f"{self.name}{self.num_added}"
+        objectives = Objectives(1.0, 0.1) if service_class is LS else None
+        tokens = array("q", prompt)
+        self.scheduler.add(
+            Request(request_id, service_class, "t", 0.0, tokens, max_tokens, objectives)
+        )
+        return request_id
+
+    def begin(self) -> bool:
+        plan = self.scheduler.schedule()
+        self.scheduler.take_copies()
+        if plan is None:
+            return False
+        for rows in plan.rows:
+            for block_id in self.scheduler._queues.by_id[rows.request_id].block_ids:
+                assert block_id // self.extent_blocks in self.pages, "memory that is not there"
+        self.plans.append(plan)
+        return True
+
+    def complete(self) -> None:
+        plan = self.plans.pop(0)
+        sampled = {rows.request_id: 7 for rows in plan.rows if rows.samples}
+        self.scheduler.complete(plan, StepResult(sampled))
+
+    def step(self) -> bool:
+        if self.begin():
+            self.complete()
+            return True
+        return False
+
+
+def add_to(arbiter: KvArbiter, model: Model, floor_bytes: int | None = None) -> None:
+    arbiter.expect(model.settings(floor_bytes))
+    num_longest = -(-model.max_model_len // BLOCK_SIZE)
+    arbiter.add(model.name, model, model.block_bytes, model.num_blocks, num_longest)
+
+
+def make_pair(floors: tuple[int, int] = (240, 240)) -> tuple[KvArbiter, Clock, Model, Model]:
+    clock = Clock()
+    arbiter = KvArbiter(BUDGET, clock)
+    models = Model("a", 40), Model("b", 40)
+    for model, floor_bytes in zip(models, floors, strict=True):
+        add_to(arbiter, model, floor_bytes)
+    return arbiter, clock, *models
+
+
+def run(arbiter: KvArbiter, clock: Clock, *models: Model, num_steps: int = 1) -> None:
+    for _ in range(num_steps):
+        clock.now_s += 0.02
+        arbiter.balance()
+        arbiter.check_integrity()
+        for model in models:
+            model.step()
+
+
+def fill(arbiter: KvArbiter, clock: Clock, model: Model) -> None:
+    """With best-effort requests until they hold everything."""
+    for number in range(6):
+        model.add(BE, [number] * 14, 10)
+    run(arbiter, clock, model, num_steps=8)
+    assert model.granted_bytes == BUDGET
+
+
+def test_an_urgent_request_gets_memory_of_best_effort_ones_before_its_first_plan() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    b.add(LS, [1] * 20, 4)
+    arbiter.balance()
+    assert b.begin(), "the very next plan of the model has it"
+    assert b.granted_bytes >= 5 * 40
+    assert a.scheduler.counts.num_preemptions > 0
+    stats = arbiter.stats("b")
+    assert stats is not None and stats.num_moves_in == 1 and sum(stats.wait_counts) == 1
+
+
+def test_requests_in_flight_let_go_when_their_plan_is_complete_and_get_no_rows_till_then() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    assert a.begin()
+    running = {rows.request_id for rows in a.plans[0].rows}
+    b.add(LS, [1] * 20, 4)
+    arbiter.balance()
+    assert not b.begin()
+    assert a.begin() is False or running - {rows.request_id for rows in a.plans[1].rows}
+    while a.plans:
+        a.complete()
+    arbiter.balance()
+    assert b.begin()
+
+
+def test_memory_comes_back_when_the_load_does() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    urgent = [b.add(LS, [number] * 20, 4) for number in range(3)]
+    run(arbiter, clock, a, b, num_steps=20)
+    assert not b.scheduler.has_unfinished and urgent
+    run(arbiter, clock, a, b, num_steps=100)
+    assert not a.scheduler.has_unfinished
+
+
+def test_a_model_without_work_gives_all_back_in_the_end() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    run(arbiter, clock, a, b, num_steps=100)
+    clock.now_s += 5
+    arbiter.balance()
+    cached = a.memory.num_cached
+    assert a.granted_bytes == cached * 40 > 0
+    clock.now_s += 100
+    arbiter.balance()
+    assert a.granted_bytes == 0 and a.pages == set()
+
+
+def test_two_that_need_more_than_there_is_both_end() -> None:
+    """Each holds what the other one needs; the younger one begins anew."""
+    for service_class in ServiceClass:
+        arbiter, clock, a, b = make_pair((0, 0))
+        for model in (a, b):
+            for number in range(3):
+                model.add(service_class, [number] * 12, 13)
+        run(arbiter, clock, a, b, num_steps=300)
+        assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
+
+
+def test_a_model_whose_floor_does_not_fit_is_refused_and_changes_nothing() -> None:
+    arbiter, clock, a, b = make_pair((400, 240))
+    with pytest.raises(ConfigError, match=r"960 bytes .* device_kv_floor_bytes .*a 400.*c 400"):
+        arbiter.expect(Model("c", 40).settings(400))
+    with pytest.raises(ConfigError, match="240 of 960 bytes would be left to b, whose longest"):
+        arbiter.expect(Model("c", 40).settings(320))
+    arbiter.expect(Model("c", 40).settings(40))
+    arbiter.remove("c")
+    fill(arbiter, clock, a)
+
+
+def test_floors_that_nobody_gave_are_half_of_an_even_share() -> None:
+    arbiter = KvArbiter(BUDGET, Clock())
+    arbiter.expect(Model("a", 40).settings(), Model("b", 8).settings())
+    assert arbiter.budget is not None
+    assert arbiter.budget.floor_bytes("a") == BUDGET // 4
+    assert arbiter.budget.floor_bytes("b") == 24 * 8, "never more than it may have"
+
+
+def test_without_a_budget_nothing_is_asked() -> None:
+    arbiter = KvArbiter(None)
+    model = Model("a", 40)
+    add_to(arbiter, model)
+    arbiter.balance()
+    assert model.granted_bytes == 0 and arbiter.stats("a") is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([(1, 40), (2, 24), (3, 40)]), min_size=2, max_size=3), st.data())
+def test_everything_ends(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Any load of models with blocks of several sizes, also where extents are held in part."""
+    clock = Clock()
+    arbiter = KvArbiter(BUDGET, clock)
+    models = [
+        Model(f"m{place}_", block_bytes, extent_blocks)
+        for place, (extent_blocks, block_bytes) in enumerate(shapes)
+    ]
+    for model in models:
+        add_to(arbiter, model, data.draw(st.sampled_from([0, 120, 240])))
+    for _ in range(data.draw(st.integers(1, 12))):
+        model = data.draw(st.sampled_from(models))
+        length = data.draw(st.integers(1, 18))
+        model.add(data.draw(st.sampled_from([LS, BE])), [length] * length, 6)
+    run(arbiter, clock, *models, num_steps=250)
+    assert not any(model.scheduler.has_unfinished for model in models)
+
+
+class Sharing(RuleBasedStateMachine):
+    """Models come, go and work, with plans in flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.arbiter = KvArbiter(BUDGET, self.clock)
+        self.models: list[Model] = []
+        self.num_models = 0
+
+    @precondition(lambda self: len(self.models) < 4)
+    @rule(shape=st.sampled_from([(1, 40), (2, 24), (4, 10)]), floor=st.sampled_from([0, 160, 400]))
+    def load(self, shape: tuple[int, int], floor: int) -> None:
+        extent_blocks, block_bytes = shape
+        self.num_models += 1
+        model = Model(f"m{self.num_models}_", block_bytes, extent_blocks, max_model_len=12)
+        try:
+            add_to(self.arbiter, model, floor)
+        except ConfigError:
+            return
+        self.models.append(model)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def unload(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self.models))
+        self.models.remove(model)
+        self.arbiter.remove(model.name)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data(), cls=st.sampled_from([LS, BE]), length=st.integers(1, 9))
+    def add(self, data: st.DataObject, cls: ServiceClass, length: int) -> None:
+        data.draw(st.sampled_from(self.models)).add(cls, [length] * length, 3)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self.models))
+        if len(model.plans) < 2:
+            model.begin()
+
+    @precondition(lambda self: any(model.plans for model in self.models))
+    @rule(data=st.data())
+    def complete(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from([model for model in self.models if model.plans])).complete()
+
+    @rule(seconds=st.sampled_from([0.001, 0.02, 2.0, 100.0]))
+    def balance(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+        self.arbiter.balance()
+
+    @invariant()
+    def agrees(self) -> None:
+        self.arbiter.check_integrity()
+        assert sum(model.granted_bytes for model in self.models) <= BUDGET
+        for model in self.models:
+            model.scheduler.check_integrity()
+            assert len(model.pages) * model.unit_bytes == model.granted_bytes
+
+
+TestSharing = Sharing.TestCase
+TestSharing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
