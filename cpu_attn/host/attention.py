@@ -278,11 +278,14 @@ class HostAttention:
     def stop(self, grace_s: float = 5.0) -> None:
         """Ends the child; tasks in flight are dropped and their slots are free."""
         self._supervisor.stop(grace_s)
+        if self._ring.memory.fd < 0:
+            # Closed before: the ring is not mapped any more, and nothing is in it.
+            return
         self._books.drop_all()
         self._clear_tables()
 
     def close(self) -> None:
-        """Stops it and gives the memory back; arrays of it stay valid."""
+        """Stops it and gives the memory back; arrays of it stay valid. May be called again."""
         self.stop()
         for index in self.models:
             self.remove_model(index)
