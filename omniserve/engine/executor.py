@@ -12,11 +12,14 @@ from omniserve.devices.attention import AttentionBackend, CapturableAttention
 from omniserve.devices.pinned import to_device
 from omniserve.engine.batch import BlockTables, StepBatch, build_batch
 from omniserve.engine.step_graphs import GraphSettings, StepGraphs
-from omniserve.models.decoder import DecoderModel
+from omniserve.models.decoder import DecoderLayer, DecoderModel
 from omniserve.models.weight_store import ModelWeights
 from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_run import LaneRun
 from scheduler.plan import StepPlan
+
+LayerInput = tuple[Tensor, tuple[Tensor, Tensor]]
+"""Residual [rows, hidden_size], and the cos and signed sin of each row's position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,11 @@ class Executor:
         return self._model.num_layers
 
     @property
+    def layers(self) -> Sequence[DecoderLayer]:
+        """Of its model; those that other models have too are the same objects."""
+        return self._model.layers
+
+    @property
     def weights(self) -> ModelWeights:
         """Those that its model holds."""
         return self._model.weights
@@ -107,7 +115,7 @@ class Executor:
             if self._graphs is not None and to_layer == self.num_layers:
                 cursor.residual = self._graphs.run(cursor.batch, cursor.entering, cursor.lanes)
             if cursor.residual is None:
-                self._embed(cursor)
+                self.embed(cursor)
         if cursor.resident is not None:
             for index in range(cursor.next_layer, to_layer):
                 self._run_layer(cursor, cursor.resident, index)
@@ -115,7 +123,8 @@ class Executor:
                 cursor.lanes.note_left(to_layer)
         cursor.next_layer = to_layer
 
-    def _embed(self, cursor: StepCursor) -> None:
+    def embed(self, cursor: StepCursor) -> None:
+        """What comes before the first layer."""
         batch, device = cursor.batch, self._device
         token_ids = to_device(batch.token_ids, device)
         if len(batch.pending_rows):
@@ -133,46 +142,51 @@ class Executor:
 
     def _run_layer(self, cursor: StepCursor, resident: ResidentRows, index: int) -> None:
         assert cursor.residual is not None
-        if cursor.lanes is not None:
-            cursor.residual = self._run_shared_layer(cursor.residual, resident, cursor.lanes, index)
-            return
         layer = self._model.layers[index]
-        q, k, v = layer.pre(cursor.residual, resident.rotary)
-        attended = self._attention.run(resident.attention_plan, index, q, k, v)
-        cursor.residual = layer.post(cursor.residual, attended)
-
-    def _run_shared_layer(
-        self, rows: Tensor, resident: ResidentRows, lanes: LaneRun, index: int
-    ) -> Tensor:
-        """Lane rows leave after `pre` for the host; others join, with its results, for `post`."""
-        layer, num_resident = self._model.layers[index], len(resident.positions)
-        lanes.bind(index)
-        residual, attended = [], []
-        if len(rows):
-            q, k, v = layer.pre(rows, self._rotary_with_lanes(resident, lanes, index))
-            if lanes.count(index):
-                behind = slice(num_resident, None)
-                lanes.leave(index, rows[behind], q[behind], k[behind], v[behind])
-            if num_resident:
-                own = slice(num_resident)
-                residual.append(rows[own])
-                attended.append(
-                    self._attention.run(resident.attention_plan, index, q[own], k[own], v[own])
-                )
-        if lanes.count(index + 1):
-            joining = lanes.join(index + 1)
-            residual.append(joining[0])
-            attended.append(joining[1])
+        if cursor.lanes is None:
+            q, k, v = layer.pre(cursor.residual, resident.rotary)
+            attended = self._attention.run(resident.attention_plan, index, q, k, v)
+            cursor.residual = layer.post(cursor.residual, attended)
+            return
+        entering = self.enter_layer(cursor, index)
+        parts = self.attend(cursor, index, layer.pre(*entering) if len(entering[0]) else None)
         # Without resident rows nothing may be left of a step between two layers.
-        return layer.post(_rows_of(residual), _rows_of(attended)) if residual else rows[:0]
+        cursor.residual = layer.post(*join_parts(parts)) if parts else cursor.residual[:0]
 
-    def _rotary_with_lanes(
-        self, resident: ResidentRows, lanes: LaneRun, segment: int
-    ) -> tuple[Tensor, Tensor]:
-        if not lanes.count(segment):
-            return resident.rotary
-        positions = torch.cat([resident.positions, lanes.rows.device_positions_of(segment)])
-        return self._model.rotary.at(positions)
+    def enter_layer(self, cursor: StepCursor, index: int) -> LayerInput:
+        """Binds lane rows where it is time to; what `pre` of the layer is to be given."""
+        assert cursor.residual is not None and cursor.resident is not None
+        rotary = cursor.resident.rotary
+        if cursor.lanes is not None:
+            cursor.lanes.bind(index)
+            if cursor.lanes.count(index):
+                behind = cursor.lanes.rows.device_positions_of(index)
+                rotary = self._model.rotary.at(torch.cat([cursor.resident.positions, behind]))
+        return cursor.residual, rotary
+
+    def attend(
+        self, cursor: StepCursor, index: int, qkv: tuple[Tensor, Tensor, Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Between `pre` and `post` of a layer: residuals and attention outputs for `post`.
+
+        Lane rows leave for the host; others join with its results, behind the resident rows. `qkv`
+        is None where no row entered; the result is empty where none is left.
+        """
+        resident, lanes, rows = cursor.resident, cursor.lanes, cursor.residual
+        assert resident is not None and rows is not None
+        parts = []
+        if qkv is not None:
+            q, k, v = qkv
+            if lanes is not None and lanes.count(index):
+                behind = slice(cursor.num_resident, None)
+                lanes.leave(index, rows[behind], q[behind], k[behind], v[behind])
+            if cursor.num_resident:
+                own = slice(cursor.num_resident)
+                out = self._attention.run(resident.attention_plan, index, q[own], k[own], v[own])
+                parts.append((rows[own], out))
+        if lanes is not None and lanes.count(index + 1):
+            parts.append(lanes.join(index + 1))
+        return parts
 
     def logits(self, cursor: StepCursor) -> Tensor:
         """Logits [sampling rows, vocab_size] of a step whose layers are all done; exits last."""
@@ -209,5 +223,9 @@ class Executor:
         self._last_tokens[slots] = token_ids[: len(slots)]
 
 
-def _rows_of(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def join_parts(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One behind the other, residuals and attention outputs each."""
+    if len(parts) == 1:
+        return parts[0]
+    residuals, outputs = zip(*parts, strict=True)
+    return torch.cat(residuals), torch.cat(outputs)

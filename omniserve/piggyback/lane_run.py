@@ -45,6 +45,10 @@ class LaneRun:
         is_bound_at_once = len(self._stop_by_point) <= 1
         return exchange if is_bound_at_once and isinstance(exchange, StagedExchange) else None
 
+    def binds_at(self, layer: int) -> bool:
+        """Whether `bind` of this layer collects results of the host, those of other models too."""
+        return layer in self._stop_by_point
+
     def bind(self, layer: int) -> None:
         """Binds what has come, if results are bound before this layer."""
         stop = self._stop_by_point.pop(layer, None)
