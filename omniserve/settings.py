@@ -227,6 +227,16 @@ class LayerWaitStats:
 
 
 @dataclass(frozen=True, slots=True)
+class JointLayerStats:
+    """Layers that were run once for steps of several models. Counters grow from the start."""
+
+    num_layers: int
+    """Counter: layers of this model's steps that were run together with those of others."""
+    num_rows: int
+    """Counter: rows of this model that entered them, counted at every layer."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStats:
     """A snapshot of one model, taken at a step boundary."""
 
@@ -257,4 +267,6 @@ class ModelStats:
     layer_waits: LayerWaitStats | None = None
     """None where it never shared its device with another model."""
     weights: WeightStats | None = None
+    """None where the engine does not tell."""
+    joint_layers: JointLayerStats | None = None
     """None where the engine does not tell."""

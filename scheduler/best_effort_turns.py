@@ -1,6 +1,6 @@
 """Best-effort service of several models on one device: who had least is next."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from scheduler.plan import StepPlan
 from scheduler.request import ServiceClass
@@ -45,7 +45,11 @@ class BestEffortTurns:
 
     def next(self, models: Sequence[str]) -> str:
         """The least served of these; of equals the first."""
-        return min(models, key=lambda name: self._served_s.get(name, 0.0))
+        return self.least_served_first(models)[0]
+
+    def least_served_first(self, models: Iterable[str]) -> list[str]:
+        """Of equals the first comes first."""
+        return sorted(models, key=lambda name: self._served_s.get(name, 0.0))
 
     def charge(self, model: str, plan: StepPlan) -> None:
         """A step began; what best-effort rows add to it is service of its model."""
@@ -58,6 +62,17 @@ class BestEffortTurns:
                 each.num_tokens for each in rows if each.service_class is ServiceClass.BEST_EFFORT
             )
             served_s = _TOKEN_S * max(1, num_tokens)
+        self._add(model, served_s)
+
+    def charge_rider(self, model: str, plan: StepPlan, beside_s: float, shared: float) -> None:
+        """A step began that rides with another model's through a part `shared` of its layers, to
+        which it adds as if it were `beside_s` long."""
+        if plan.predicted_s > 0.0:
+            self._add(model, shared * beside_s + (1.0 - shared) * plan.predicted_s)
+        else:
+            self.charge(model, plan)
+
+    def _add(self, model: str, served_s: float) -> None:
         self._served_s[model] = self._served_s.get(model, 0.0) + served_s
 
     def is_withheld(self, model: str, others: Sequence[str]) -> bool:

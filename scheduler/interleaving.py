@@ -56,6 +56,8 @@ class StandingStep:
     """Whether another step began while it was parked."""
     parked_s: float = 0.0
     """When it was parked last."""
+    beside_s: float | None = None
+    """What it adds to another step, if that runs its layers along; None where this is not known."""
 
     @property
     def is_urgent(self) -> bool:
@@ -64,6 +66,11 @@ class StandingStep:
     @property
     def layer_s(self) -> float:
         return self.plan.predicted_s / self.num_layers
+
+    @property
+    def riding_layer_s(self) -> float:
+        """What it adds to a layer that another step runs for both."""
+        return self.layer_s if self.beside_s is None else self.beside_s / self.num_layers
 
     @property
     def left_s(self) -> float:

@@ -310,6 +310,11 @@ class Scheduler:
             self._control.stood_back(waited_s)
             self._claim = None
 
+    def beside_s(self, plan: StepPlan, num_rows: int) -> float | None:
+        """What a plan in flight takes if its layers are run for so many rows of another model
+        anyway; None where nothing is known of step times."""
+        return self._control.beside_s(plan, num_rows)
+
     @property
     def step_books(self) -> StepBooks | None:
         """What predictions came to so far; None where nothing is known of step times."""

@@ -108,6 +108,20 @@ class StepControl:
         starts_s = max(now_s, self._urgent_until_s)
         return self.pace.allowed(decodes, starts_s, fastest_s).by_all_s - fastest_s, fastest_s
 
+    def beside_s(self, plan: StepPlan, num_rows: int) -> float | None:
+        """What a plan in flight takes if its weights are read for `num_rows` other rows anyway;
+        None where nothing is known of times."""
+        step = self._planned.get(plan.plan_id)
+        if step is None:
+            return None
+        costs, shape = step.costs, step.shape
+        own_rows = shape.num_decode_rows + shape.num_prefill_tokens
+        alone_s = costs.step_s(shape)
+        if not own_rows or not num_rows:
+            return alone_s
+        together_s = costs.dense_s(num_rows + own_rows) - costs.dense_s(num_rows)
+        return max(0.0, alone_s - costs.dense_s(own_rows) + together_s)
+
     def stood_back(self, waited_s: float) -> None:
         """A step in flight with latency-sensitive rows let other models pass for so long."""
         self._elsewhere_s += waited_s

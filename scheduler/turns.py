@@ -1,6 +1,6 @@
 """Which model steps next on a device that several share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -8,7 +8,7 @@ from scheduler.best_effort_turns import BestEffortTurns
 from scheduler.interleaving import Claim, StandingStep, background_s, gives_way, spare_s
 from scheduler.plan import StepPlan
 
-_LAYERS_OF_SLACK = 0.5
+LAYERS_OF_SLACK = 0.5
 """Part of the slack that one layer of a best-effort step may take: the gap is then well filled, and
 the step much larger than the gap."""
 
@@ -45,8 +45,9 @@ class ModelTurns:
     A gap opens after each round of the latency-sensitive models, unless someone waits for a first
     token. In it a model with best-effort work alone begins a step, of which as many layers run as
     latency-sensitive requests can spare the time for; the rest follow in later gaps. Where nothing
-    is known of times that step is a small one. There is at most one such step at a time, and
-    at most one parked step with latency-sensitive rows of each model.
+    is known of times that step is a small one. No other such step begins before it has ended, save
+    those that ride with another model's; there is at most one parked step with latency-sensitive
+    rows, and one without, of each model.
     """
 
     def __init__(self) -> None:
@@ -76,12 +77,12 @@ class ModelTurns:
             for name in self._least_recent_first
             if demands[name].best_effort and name not in claims
         ]
-        background = next((step for step in parked if not step.is_urgent), None)
-        self._best_effort.follow(patient if background is None else [*patient, background.model])
+        background = [step for step in parked if not step.is_urgent]
+        self._best_effort.follow([*patient, *(step.model for step in background)])
         begun = [step for step in parked if step.is_urgent]
         if begun:
-            return self._among_begun(begun, claims, now_s)
-        if background is not None:
+            return self._among_begun(begun, background, claims, now_s)
+        if background:
             return self._beside_background(background, claims, patient, demands, now_s)
         if not claims:
             self._num_ls_turns = 0
@@ -97,8 +98,21 @@ class ModelTurns:
         """The turn came to this step: its best-effort rows are service that their model had."""
         self._best_effort.charge(model, plan)
 
+    def least_served_first(self, models: Iterable[str]) -> list[str]:
+        """In order of the best-effort service that they had."""
+        return self._best_effort.least_served_first(models)
+
+    def note_riding(self, step: StandingStep, num_shared_layers: int) -> None:
+        """A step began that goes along with another model's: service, but nobody's turn."""
+        shared = num_shared_layers / step.num_layers
+        self._best_effort.charge_rider(step.model, step.plan, step.beside_s or 0.0, shared)
+
     def _among_begun(
-        self, begun: Sequence[StandingStep], claims: dict[str, Claim], now_s: float
+        self,
+        begun: Sequence[StandingStep],
+        background: Sequence[StandingStep],
+        claims: dict[str, Claim],
+        now_s: float,
     ) -> Turn:
         for step in begun:
             claim = claims.pop(step.model, None)
@@ -109,19 +123,22 @@ class ModelTurns:
         if not before:
             return Turn(first.model, first)
         self._num_ls_turns += 1
-        return self._take(_due_first(before, now_s), best_effort_tokens=0)
+        model = _due_first(before, now_s)
+        if any(step.model == model for step in background):
+            return self._take(model, latency_sensitive_only=True)
+        return self._take(model, best_effort_tokens=0)
 
     def _beside_background(
         self,
-        background: StandingStep,
+        background: Sequence[StandingStep],
         claims: dict[str, Claim],
         patient: Sequence[str],
         demands: Mapping[str, ModelDemand],
         now_s: float,
     ) -> Turn:
-        if background_s(claims.values(), now_s) >= background.layer_s:
+        if background_s(claims.values(), now_s) >= background[0].layer_s:
             self._num_ls_turns = 0
-            return Turn(background.model, background)
+            return Turn(background[0].model, background[0])
         # Where nothing is known of times, it is for a first token.
         hurried = {
             name: claim
@@ -129,17 +146,18 @@ class ModelTurns:
             if claim.awaits_first_token or claim.due_s < inf
         }
         first = _due_first(hurried, now_s)
-        if first == background.model:
+        begun = [step.model for step in background]
+        if first in begun:
             self._num_ls_turns += 1
             return self._take(first, latency_sensitive_only=True)
-        return self._urgent_turn(claims, [*patient, background.model], demands, now_s, first)
+        return self._urgent_turn(claims, [*patient, *begun], demands, now_s, first)
 
     def _fill_gap(self, model: str, demands: Mapping[str, ModelDemand], slack_s: float) -> Turn:
         self._num_ls_turns = 0
         demand = demands[model]
         if slack_s == inf:
             return self._take(model, best_effort_tokens=demand.best_effort_tokens_beside_ls)
-        return self._take(model, best_effort_s=_LAYERS_OF_SLACK * slack_s * demand.num_layers)
+        return self._take(model, best_effort_s=LAYERS_OF_SLACK * slack_s * demand.num_layers)
 
     def _urgent_turn(
         self,

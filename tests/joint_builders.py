@@ -28,7 +28,7 @@ class RandomRides(Stepping):
     @classmethod
     def of(cls, engine: Engine, poll: Callable[[], None]) -> "RandomRides":
         """From now on `engine` steps like this."""
-        rides = cls(engine._runtimes, engine._host, poll)
+        rides = cls(engine._runtimes, engine._host, poll, engine.kv_arbiter.balance)
         rides.joint, rides.num_riders = JointLayers(), Counter()
         rides._rng = random.Random("rides")
         rides._under_way = {}
@@ -45,10 +45,7 @@ class RandomRides(Stepping):
     def step(self) -> list[RequestOutput]:
         """One random thing out of all that may happen next."""
         if self._host is not None:
-            self._host.collect()
-            for runtime in self._runtimes.values():
-                runtime.poll()
-            self._share_cores(self._host)
+            self._attend(self._host)
         for name, runtime in self._runtimes.items():
             if name not in self._under_way and runtime.has_unfinished and self._rng.random() < 0.9:
                 step = runtime.begin()
@@ -59,7 +56,7 @@ class RandomRides(Stepping):
         name = self._rng.choice(list(self._under_way))
         runtime, step = self._under_way[name]
         if step.cursor.next_layer < runtime.num_layers:
-            self._advance(runtime, step)
+            self._move_on(runtime, step)
         assert self._poll_arrivals is not None
         self._poll_arrivals()
         if step.cursor.next_layer < runtime.num_layers:
@@ -68,7 +65,7 @@ class RandomRides(Stepping):
         del self._under_way[name]
         return runtime.finish(step)
 
-    def _advance(self, runtime: ModelRuntime, step: RunningStep) -> None:
+    def _move_on(self, runtime: ModelRuntime, step: RunningStep) -> None:
         riders = [Rider(runtime._executor, step.cursor)]
         for other, its_step in self._under_way.values():
             if its_step is step or its_step.cursor.next_layer != step.cursor.next_layer:

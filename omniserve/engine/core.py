@@ -221,6 +221,7 @@ class Engine:
                 each.stats(),
                 weights=sharing[each.info.name],
                 layer_waits=self._stepping.waits(each.info.name),
+                joint_layers=self._stepping.riding.stats(each.info.name),
                 kv_share=self.kv_arbiter.stats(each.info.name),
             )
             for each in served

@@ -18,6 +18,14 @@ class Rider:
     executor: Executor
     cursor: StepCursor
 
+    def shares_next_layer(self, other: "Rider") -> bool:
+        """Whether both stand at the same layer, and it is one object in memory."""
+        index = self.cursor.next_layer
+        if other.cursor.next_layer != index or index >= len(self.executor.layers):
+            return False
+        theirs = other.executor.layers
+        return index < len(theirs) and self.executor.layers[index] is theirs[index]
+
 
 def num_shared_layers(executors: Sequence[Executor]) -> int:
     """The first layers that all these models have in common, in memory."""
@@ -43,26 +51,32 @@ class JointLayers:
         self.num_rows = 0
         """That took part in them, by what entered each layer."""
 
-    def advance_together(self, riders: Sequence[Rider], to_layer: int) -> None:
-        """Runs the layers up to, not including, `to_layer`, for all riders at once.
+    def advance_together(self, riders: Sequence[Rider], to_layer: int) -> list[int]:
+        """Runs the layers up to, not including, `to_layer`, for all riders at once; returns how
+        many rows of each entered them, summed over the layers.
 
         They stand at the same layer, and their models share it and all up to there. Each may go on
         alone afterwards, or with others.
         """
         first = riders[0].cursor.next_layer
         assert all(rider.cursor.next_layer == first for rider in riders), "not side by side"
-        assert to_layer <= num_shared_layers([rider.executor for rider in riders]), "not shared"
+        columns = list(zip(*(rider.executor.layers for rider in riders), strict=False))
+        shared = columns[first:to_layer]
+        assert to_layer <= len(columns) and all(map(_is_one, shared)), "not shared"
         if first == 0 < to_layer:
             for rider in riders:
                 rider.executor.embed(rider.cursor)
+        num_rows = [0] * len(riders)
         for index in range(first, to_layer):
-            self._run_layer(riders, index)
+            counts = self._run_layer(riders, index)
+            num_rows = [sum(each) for each in zip(num_rows, counts, strict=True)]
         for rider in riders:
             if rider.cursor.lanes is not None:
                 rider.cursor.lanes.note_left(to_layer)
             rider.cursor.next_layer = to_layer
+        return num_rows
 
-    def _run_layer(self, riders: Sequence[Rider], index: int) -> None:
+    def _run_layer(self, riders: Sequence[Rider], index: int) -> list[int]:
         layer = riders[0].executor.layers[index]
         lanes = [rider.cursor.lanes for rider in riders if rider.cursor.lanes is not None]
         if index and any(each.binds_at(index) for each in lanes):
@@ -89,6 +103,7 @@ class JointLayers:
             out = inputs[0][0][:0]
         for rider, residual in zip(riders, out.split(leaving), strict=True):
             rider.cursor.residual = residual
+        return counts
 
 
 def _joined(inputs: Sequence[LayerInput]) -> LayerInput:

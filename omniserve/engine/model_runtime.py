@@ -9,6 +9,7 @@ from omniserve.engine.admission import Admission
 from omniserve.engine.control_stats import control_stats
 from omniserve.engine.executor import Executor
 from omniserve.engine.host_copy import HostCopy
+from omniserve.engine.joint_layers import Rider, num_shared_layers
 from omniserve.engine.kv_pool import DeviceKvPool
 from omniserve.engine.limits import check_prompt
 from omniserve.engine.running_step import RunningStep
@@ -230,6 +231,14 @@ class ModelRuntime:
     def advance(self, step: RunningStep, to_layer: int) -> None:
         with self.timings.phase("layers"):
             self._executor.advance(step.cursor, to_layer)
+
+    def rider(self, step: RunningStep) -> Rider:
+        """The step as one of several that go through layers together."""
+        return Rider(self._executor, step.cursor)
+
+    def num_layers_shared_with(self, other: "ModelRuntime") -> int:
+        """The first layers that both models have in common, in memory."""
+        return num_shared_layers([self._executor, other._executor])
 
     def finish(self, step: RunningStep) -> list[RequestOutput]:
         """Samples a step whose layers are done; outputs are those of the oldest step in flight."""

@@ -2,30 +2,23 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from omniserve.devices.layer_queue import LayerQueue
+from omniserve.engine.begun_step import BegunStep
 from omniserve.engine.layer_waits import LayerWaits
 from omniserve.engine.model_runtime import ModelRuntime
-from omniserve.engine.running_step import RunningStep
+from omniserve.engine.riding import Riding
 from omniserve.piggyback.host_link import HostLink
 from omniserve.requests import RequestOutput
 from omniserve.settings import LayerWaitStats
 from scheduler import Claim, ModelDemand, ModelTurns, StandingStep, Turn
 from scheduler.interleaving import begun, stands_back
+from scheduler.turns import LAYERS_OF_SLACK
 from scheduler.urgent_pressure import pressure_on
 
 _HOST_POLL_S = 50e-6
 _LOST_HOST_POLL_S = 1e-3
-
-
-@dataclass(slots=True)
-class _Begun:
-    """A step on the device, and what the policy knows of it."""
-
-    runtime: ModelRuntime
-    step: RunningStep
-    standing: StandingStep
 
 
 class Stepping:
@@ -55,9 +48,10 @@ class Stepping:
         self._queue = queue
         self._clock = clock
         self._turns = ModelTurns()
-        self._parked: list[_Begun] = []
-        self._running: _Begun | None = None
+        self._parked: list[BegunStep] = []
+        self._running: BegunStep | None = None
         self._waits: dict[str, LayerWaits] = {}
+        self.riding = Riding(runtimes)
 
     @property
     def is_parked(self) -> bool:
@@ -69,6 +63,7 @@ class Stepping:
         and a step under way is not gone on with. To be called once it is not among the runtimes."""
         self._parked = [each for each in self._parked if each.standing.model != model]
         self._waits.pop(model, None)
+        self.riding.forget(model)
         if self._running is not None and self._running.standing.model == model:
             self._running = None
 
@@ -108,6 +103,8 @@ class Stepping:
                 return awaited.collect() if awaited else self._resume(turn.resumes)
             begun_step = self._begin(turn, demands[turn.model].claim)
             if begun_step is not None:
+                if not turn.latency_sensitive_only:
+                    self._begin_guests(begun_step, demands)
                 return self._run(begun_step)
             runtime = self._runtimes[turn.model]
             if runtime.has_in_flight:
@@ -141,7 +138,7 @@ class Stepping:
                     return runtime
         return None
 
-    def _begin(self, turn: Turn, claim: Claim | None) -> _Begun | None:
+    def _begin(self, turn: Turn, claim: Claim | None) -> BegunStep | None:
         runtime = self._runtimes[turn.model]
         step = runtime.begin(
             latency_sensitive_only=turn.latency_sensitive_only,
@@ -156,7 +153,20 @@ class Stepping:
         if len(self._runtimes) > 1 and step.plan.has_latency_sensitive:
             self._waits_of(turn.model).end()
         standing = begun(turn.model, step.plan, runtime.num_layers, claim)
-        return _Begun(runtime, step, standing)
+        return BegunStep(runtime, step, standing)
+
+    def _begin_guests(self, host: BegunStep, demands: Mapping[str, ModelDemand]) -> None:
+        """Steps of models that share layers with this one's go along where there is room."""
+        if any(each.standing.is_urgent for each in self._parked):
+            return
+        shared = self.riding.guests_of(host, demands, self._parked)
+        if shared:
+            now_s = self._clock()
+            names = self._turns.least_served_first(shared)
+            claims = self._claims(now_s)
+            for guest in self.riding.begin(host, names, claims, LAYERS_OF_SLACK, now_s):
+                self._turns.note_riding(guest.standing, shared[guest.model])
+                self._parked.append(guest)
 
     def _resume(self, standing: StandingStep) -> list[RequestOutput]:
         (found,) = [each for each in self._parked if each.standing is standing]
@@ -164,17 +174,17 @@ class Stepping:
         found.runtime.scheduler.stood_back(standing.plan, self._clock() - standing.parked_s)
         return self._run(found)
 
-    def _run(self, running: _Begun) -> list[RequestOutput]:
+    def _run(self, running: BegunStep) -> list[RequestOutput]:
         runtime, step = running.runtime, running.step
         is_alone = len(self._runtimes) == 1
         if is_alone and (running.standing.is_urgent or self._poll_arrivals is None):
             runtime.advance(step, runtime.num_layers)
             return runtime.finish(step)
         self._running = running
+        claims: Mapping[str, Claim] | None = None
         while step.cursor.next_layer < runtime.num_layers:
             first, started_s = step.cursor.next_layer, self._clock()
-            runtime.advance(step, self._next_stop(running))
-            running.standing.next_layer = step.cursor.next_layer
+            self._advance(running, claims, started_s)
             if self._queue is not None:
                 self._queue.note()
                 self._queue.await_room()
@@ -195,7 +205,22 @@ class Stepping:
         self._running = None
         return runtime.finish(step)
 
-    def _next_stop(self, running: _Begun) -> int:
+    def _advance(
+        self, running: BegunStep, claims: Mapping[str, Claim] | None, now_s: float
+    ) -> None:
+        """Up to where the step may stop next; `claims` as they are now, if they are known."""
+        guests = self.riding.beside(
+            running, self._parked, lambda: self._claims(now_s) if claims is None else claims, now_s
+        )
+        if guests:
+            self.riding.advance(running, guests)
+            for guest in guests:
+                guest.follow(self._clock())
+        else:
+            running.runtime.advance(running.step, self._next_stop(running))
+        running.standing.next_layer = running.step.cursor.next_layer
+
+    def _next_stop(self, running: BegunStep) -> int:
         """A captured graph has no layers at which it could stop: one of latency-sensitive decodes,
         which takes no longer than a token may, runs as a whole."""
         runtime, step = running.runtime, running.step
@@ -219,7 +244,7 @@ class Stepping:
 
     def _note_waits(
         self,
-        running: _Begun,
+        running: BegunStep,
         claims: Mapping[str, Claim],
         num_layers: int,
         started_s: float,
@@ -234,7 +259,7 @@ class Stepping:
                 elif name in self._waits:
                     self._waits[name].forget()
 
-    def _park(self, running: _Begun, now_s: float) -> None:
+    def _park(self, running: BegunStep, now_s: float) -> None:
         running.step.was_interrupted = True
         running.standing.parked_s = now_s
         self._parked.append(running)
