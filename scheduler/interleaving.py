@@ -12,6 +12,7 @@ from math import inf
 from typing import NamedTuple
 
 from scheduler.plan import StepPlan
+from scheduler.request import ServiceClass
 
 
 class Claim(NamedTuple):
@@ -56,6 +57,8 @@ class StandingStep:
     """Whether another step began while it was parked."""
     parked_s: float = 0.0
     """When it was parked last."""
+    num_lane_rows: int = 0
+    """Most rows from the host that can be in one of its layers."""
     beside_s: float | None = None
     """What it adds to another step, if that runs its layers along; None where this is not known."""
 
@@ -66,6 +69,13 @@ class StandingStep:
     @property
     def layer_s(self) -> float:
         return self.plan.predicted_s / self.num_layers
+
+    @property
+    def num_best_effort_rows(self) -> int:
+        """Most in one of its layers, those from the host among them."""
+        best_effort = ServiceClass.BEST_EFFORT
+        rows = (each for each in self.plan.rows if each.service_class is best_effort)
+        return sum(each.num_tokens for each in rows) + self.num_lane_rows
 
     @property
     def riding_layer_s(self) -> float:
@@ -131,13 +141,17 @@ def gives_way(step: StandingStep, claim: Claim, now_s: float) -> bool:
     )
 
 
-def begun(model: str, plan: StepPlan, num_layers: int, claim: Claim | None) -> StandingStep:
-    """A step before its first layer; `claim` is its model's as it was when the step was planned."""
+def begun(
+    model: str, plan: StepPlan, num_layers: int, claim: Claim | None, num_offloaded: int = 0
+) -> StandingStep:
+    """A step before its first layer; `claim` is its model's as it was when the step was planned,
+    `num_offloaded` are the model's requests that may have a row on the host."""
     due_s = inf
     if claim is not None and plan.has_latency_sensitive:
         # Its prompts take from its decodes what the planner lets them; best-effort rows may not.
         due_s = claim.begin_by_s + plan.urgent_s
-    return StandingStep(model, plan, num_layers, due_s)
+    num_lane_rows = min(plan.max_lane_rows, num_offloaded)
+    return StandingStep(model, plan, num_layers, due_s, num_lane_rows=num_lane_rows)
 
 
 def stands_back(

@@ -10,8 +10,6 @@ from math import inf
 from typing import NamedTuple
 
 from scheduler.interleaving import Claim, StandingStep, background_s, spare_s
-from scheduler.plan import StepPlan
-from scheduler.request import ServiceClass
 
 
 class RowLimits(NamedTuple):
@@ -40,13 +38,6 @@ class Room(NamedTuple):
 _NO_ROOM = Room(0, 0.0)
 
 
-def num_best_effort_rows(plan: StepPlan) -> int:
-    """Most at any layer, rows from the host among them."""
-    best_effort = ServiceClass.BEST_EFFORT
-    rows = (each.num_tokens for each in plan.rows if each.service_class is best_effort)
-    return sum(rows) + plan.max_lane_rows
-
-
 def room_beside(
     host: StandingStep,
     limits: RowLimits,
@@ -61,7 +52,7 @@ def room_beside(
     """
     if host.is_urgent:
         return _room_beside_urgent(host, limits, claims, now_s)
-    num_rows = num_best_effort_rows(host.plan)
+    num_rows = host.num_best_effort_rows
     if not claims:
         return Room(limits.all_rows - num_rows)
     gap_s = background_s(claims.values(), now_s)
@@ -77,7 +68,7 @@ def _room_beside_urgent(
     if any(claim.awaits_first_token for claim in claims.values()):
         return _NO_ROOM
     plan, num_left = host.plan, host.num_layers - host.next_layer
-    num_rows = limits.best_effort_beside_ls - num_best_effort_rows(plan)
+    num_rows = limits.best_effort_beside_ls - host.num_best_effort_rows
     if plan.predicted_s <= 0.0:
         return Room(num_rows)
     others = [claim for model, claim in claims.items() if model != host.model]
@@ -90,7 +81,7 @@ def riders(room: Room, candidates: Iterable[StandingStep]) -> list[StandingStep]
     """Of these, in their order, all that there is room for."""
     found = []
     for step in candidates:
-        left = room.less(num_best_effort_rows(step.plan), step.riding_layer_s)
+        left = room.less(step.num_best_effort_rows, step.riding_layer_s)
         if left.num_rows >= 0 and left.layer_s >= 0.0:
             found.append(step)
             room = left

@@ -12,7 +12,6 @@ from scheduler.interleaving import begun
 from scheduler.riding import (
     RowLimits,
     guest_models,
-    num_best_effort_rows,
     riders,
     room_beside,
 )
@@ -90,12 +89,13 @@ class Riding:
             if step is None:
                 continue
             plan = step.plan
-            standing = begun(name, plan, runtime.num_layers, None)
-            standing.beside_s = runtime.scheduler.beside_s(plan, num_rows)
+            scheduler = runtime.scheduler
+            standing = begun(name, plan, runtime.num_layers, None, scheduler.num_offloaded)
+            standing.beside_s = scheduler.beside_s(plan, num_rows)
             guest = BegunStep(runtime, step, standing)
             guest.follow(now_s)
             steps.append(guest)
-            room = room.less(num_best_effort_rows(plan), standing.riding_layer_s)
+            room = room.less(standing.num_best_effort_rows, standing.riding_layer_s)
             num_rows += plan.num_tokens
         return steps
 

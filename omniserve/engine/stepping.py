@@ -152,7 +152,9 @@ class Stepping:
             each.standing.was_passed = True
         if len(self._runtimes) > 1 and step.plan.has_latency_sensitive:
             self._waits_of(turn.model).end()
-        standing = begun(turn.model, step.plan, runtime.num_layers, claim)
+        standing = begun(
+            turn.model, step.plan, runtime.num_layers, claim, runtime.scheduler.num_offloaded
+        )
         return BegunStep(runtime, step, standing)
 
     def _begin_guests(self, host: BegunStep, demands: Mapping[str, ModelDemand]) -> None:
