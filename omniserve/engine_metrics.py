@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from omniserve.control_metrics import control_metrics
+from omniserve.joint_layer_metrics import joint_layer_metrics
 from omniserve.kv_share_metrics import kv_share_metrics
 from omniserve.layer_wait_metrics import layer_wait_metrics
 from omniserve.settings import ModelStats, PiggybackStats
@@ -96,6 +97,7 @@ class EngineCollector(Collector):
             *control_metrics({}),
             *layer_wait_metrics({}),
             *weight_metrics({}),
+            *joint_layer_metrics({}),
             *kv_share_metrics({}),
             *_piggyback_metrics({}),
         )
@@ -111,6 +113,9 @@ class EngineCollector(Collector):
         )
         yield from weight_metrics(
             {name: model.weights for name, model in stats.items() if model.weights}
+        )
+        yield from joint_layer_metrics(
+            {name: model.joint_layers for name, model in stats.items() if model.joint_layers}
         )
         yield from kv_share_metrics(stats)
         yield from _piggyback_metrics(

@@ -78,9 +78,15 @@ class StandingStep:
         return sum(each.num_tokens for each in rows) + self.num_lane_rows
 
     @property
+    def lanes_s(self) -> float:
+        """What rows from the host can add to `StepPlan.predicted_s`."""
+        return self.plan.lane_limits.most_s(self.num_lane_rows)
+
+    @property
     def riding_layer_s(self) -> float:
-        """What it adds to a layer that another step runs for both."""
-        return self.layer_s if self.beside_s is None else self.beside_s / self.num_layers
+        """What it adds, at most, to a layer that another step runs for both."""
+        rows_s = self.plan.predicted_s if self.beside_s is None else self.beside_s
+        return (rows_s + self.lanes_s) / self.num_layers
 
     @property
     def left_s(self) -> float:

@@ -25,6 +25,12 @@ class LaneLimits:
             return self.max_rows
         return min(self.max_rows, max(1, bisect_right(self.seconds, self.budget_s) - 1))
 
+    def most_s(self, num_rows: int) -> float:
+        """What so many rows at every layer can add to the step; 0 where times are not known."""
+        if not self.seconds:
+            return 0.0
+        return min(self.budget_s, self.seconds[min(num_rows, len(self.seconds) - 1)])
+
 
 NO_LANES = LaneLimits(0)
 

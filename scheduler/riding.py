@@ -58,7 +58,7 @@ def room_beside(
     gap_s = background_s(claims.values(), now_s)
     if gap_s == inf:
         return Room(limits.best_effort_beside_ls - num_rows)
-    return Room(limits.all_rows - num_rows, gap_share * gap_s - host.layer_s)
+    return Room(limits.all_rows - num_rows, gap_share * gap_s - host.riding_layer_s)
 
 
 def _room_beside_urgent(
@@ -73,7 +73,8 @@ def _room_beside_urgent(
         return Room(num_rows)
     others = [claim for model, claim in claims.items() if model != host.model]
     most_s = spare_s([*others, host.as_claim(now_s)], now_s)
-    budget_s = plan.budget_s - plan.predicted_s
+    most_s -= host.lanes_s
+    budget_s = plan.budget_s - plan.predicted_s - host.lanes_s
     return Room(num_rows, min(most_s / max(1, num_left), budget_s / host.num_layers))
 
 

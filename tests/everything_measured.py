@@ -7,7 +7,13 @@ from service_builders import ScriptedEngine, make_kv_share, make_piggyback_stats
 from tenant_builders import make_tenant, make_tenanted_service
 
 from omniserve.promise import Verdict
-from omniserve.settings import ControlStats, LayerWaitStats, ModelStats, WeightStats
+from omniserve.settings import (
+    ControlStats,
+    JointLayerStats,
+    LayerWaitStats,
+    ModelStats,
+    WeightStats,
+)
 
 CONTROL = ControlStats(
     num_steps=7,
@@ -39,6 +45,7 @@ STATS = ModelStats(
     control=CONTROL,
     layer_waits=WAITS,
     weights=WeightStats(1 << 20, 3 << 20, 1 << 20, {"other": 3 << 20}),
+    joint_layers=JointLayerStats(num_layers=24, num_rows=96),
     kv_granted_bytes=1 << 21,
     kv_cached_bytes=1 << 19,
     kv_share=make_kv_share(),

@@ -134,6 +134,12 @@ def test_waits_behind_other_models_are_histograms(
     assert b'omniserve_model_wait_seconds_count{model="alone"}' not in metrics.exposition()
 
 
+def test_rows_in_batches_of_several_models(metrics: Metrics, stats: dict[str, ModelStats]) -> None:
+    stats["demo"] = BUSY
+    assert value(metrics, "omniserve_shared_layers_total") == 24
+    assert value(metrics, "omniserve_shared_layer_rows_total") == 96
+
+
 CONTROL = ControlStats(
     num_steps=7,
     predicted_s=1.5,

@@ -202,6 +202,8 @@ def test_names_are_the_contract_and_nothing_else(metrics: Metrics, clock: Manual
         ("omniserve_kv_total_bytes", "gauge"),
         ("omniserve_weights_bytes", "gauge"),
         ("omniserve_weights_saved_bytes", "gauge"),
+        ("omniserve_shared_layers", "counter"),
+        ("omniserve_shared_layer_rows", "counter"),
         ("omniserve_kv_granted_bytes", "gauge"),
         ("omniserve_kv_cached_bytes", "gauge"),
         ("omniserve_kv_floor_bytes", "gauge"),
