@@ -1,6 +1,6 @@
 """Fine-tunes of one base in one engine: their rows share batches, and no token changes by it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from piggyback_trials import Trials
 from test_model_changes import Run
 from weight_builders import write_family
 
+from omniserve.engine.begun_step import BegunStep
 from omniserve.engine.core import Engine
 from omniserve.models.decoder import DecoderLayer
 from omniserve.requests import EngineRequest
+from scheduler import Objectives
 from scheduler.step_time import LinearStepTime, StepCosts
 
 NAMES = ("base", "finetune-1", "finetune-2")
@@ -135,6 +137,18 @@ def test_a_shared_layer_runs_one_batch_for_all(
         assert stats.joint_layers.num_layers == NUM_SHARED * 3
 
 
+def test_some_steps_go_alone_so_that_their_times_are_learnt(family: dict[str, Path]) -> None:
+    engine = engine_of(family, costs=COSTS)
+    for name in NAMES:
+        engine.add(ask("r" + name, name, 10, 60, is_ls=False))
+    while engine.has_unfinished:
+        engine.step()
+    for stats in engine.stats():
+        assert stats.control is not None and stats.joint_layers is not None
+        assert 1 <= stats.control.num_steps < 20
+        assert stats.joint_layers.num_layers > 40 * NUM_SHARED
+
+
 def test_switched_off_every_model_goes_alone(family: dict[str, Path]) -> None:
     engine = engine_of(family)
     engine._stepping.riding.is_on = False
@@ -178,6 +192,33 @@ def test_prompts_ride_with_latency_sensitive_decodes_within_the_limit_of_rows(
     while num_rode(engine)["base"] == 0:
         engine.step()
     assert max(each.num_rows for each in ran) == 1 + limit
+
+
+def test_rows_that_ride_are_those_that_time_is_left_for(family: dict[str, Path]) -> None:
+    """Far slower than they are, so that what is predicted decides: the objective leaves time for
+    eight rows, and what the chat is ahead of it may lend three times as many."""
+    row_s = 1e-2
+    engine = engine_of(family, costs=StepCosts(1e-4, ((1, row_s), (512, 512 * row_s))))
+    chat = ask("chat", "base", 2, 40, is_ls=True)
+    decoding(engine, replace(chat, objectives=Objectives(100.0, 8.5 * row_s)))
+    beside: list[int] = []
+    riding = engine._stepping.riding
+    advance = riding.advance
+
+    def noting(host: BegunStep, guests: Sequence[BegunStep]) -> None:
+        if host.standing.is_urgent:
+            beside.append(sum(each.step.plan.num_tokens for each in (host, *guests)))
+        advance(host, guests)
+
+    riding.advance = noting  # type: ignore[method-assign]
+    for name in NAMES[1:]:
+        for number in range(32):
+            request = ask(f"{name}-{number}", name, 1, 2, is_ls=False)
+            engine.add(request)
+    while engine.has_unfinished:
+        engine.step()
+    assert beside
+    assert 2 <= min(beside) and max(beside) <= 3 * 8
 
 
 def test_a_first_token_does_not_wait_for_riders(
