@@ -226,6 +226,9 @@ class ScriptedEngine:
         self.settings = replace(self.settings, models=kept)
         self.unloaded.append(name)
 
+    def on_state_change(self, callback: Callable[[str], None]) -> None:
+        """Its state is the one that it was made with."""
+
     def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None:
         self.tiers = tiers
 

@@ -87,8 +87,9 @@ class EngineProcess:
         while True:
             self._send_stats()
             if not self._engine.has_unfinished:
-                self._check_integrity()
                 is_changing = self._engine.is_changing
+                if not is_changing:
+                    self._check_integrity()
                 self._socket.poll(int((_CHANGING_POLL_S if is_changing else _IDLE_STATS_S) * 1e3))
             self._receive_all()
             if self._stopping:
