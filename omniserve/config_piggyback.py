@@ -15,6 +15,8 @@ from omniserve.settings import ROWS_BESIDE_LS_ON_CPU, DeviceKind, PiggybackSetti
 MAX_DEFAULT_HOST_KV_BYTES = 8 << 30
 MAX_DEFAULT_THREADS = 16
 """Memory bandwidth is used up by then."""
+MAX_MODELS = 32
+"""That one host attention process takes."""
 _MIB = 1 << 20
 
 
@@ -77,10 +79,14 @@ class PiggybackPlanner:
 
     def check(self, sections: Sequence[PiggybackConfig]) -> None:
         """Refuses what the machine does not have. The sections are of all models, in order."""
-        total_bytes = 0
+        num_models = total_bytes = 0
         for index, section in enumerate(sections):
             if self._why_off(section) is not None:
                 continue
+            num_models += 1
+            if num_models > MAX_MODELS:
+                text = f"must be false: {MAX_MODELS} models piggyback already, no more can"
+                raise refuse(text, _key(index, "enabled"))
             self._check_threads(index, section)
             total_bytes += section.host_kv_bytes or 0
             if total_bytes > self.machine.memory_bytes:

@@ -48,8 +48,8 @@ async def serve(
 ) -> None:
     """Runs the daemon until a stop signal; `announce` gets the one line that says it is ready.
 
-    SIGHUP reads `config_path`, which is where `config` comes from, again and takes over its tiers
-    and tenants; the files of certificates are read again too.
+    SIGHUP reads `config_path`, which is where `config` comes from, again and takes over its tiers,
+    tenants and models; the files of certificates are read again too.
     Raises ConfigError or CheckpointError where the daemon cannot start, and whatever else ends it.
     A second signal ends the process at once, with the status 128 + signal number.
     """
@@ -171,7 +171,7 @@ class Daemon:
             await self._reload_requested.wait()
             # Before the file is read: a signal that comes from now on is for a later file.
             self._reload_requested.clear()
-            await front.reload_tiers()
+            await front.reload()
 
     def _follow_engine(self, state: EngineState) -> None:
         if self._front is not None:

@@ -96,8 +96,9 @@ class Front:
         # Operators are served in every state.
         self._admin.set_serving(True)
 
-    async def reload_tiers(self) -> None:
-        """Takes over the tiers of the configuration file, or says in the log why not."""
+    async def reload(self) -> None:
+        """Takes over tiers, tenants and models of the configuration file, or says in the log why
+        not."""
         await self._reloader.reload()
 
     @property

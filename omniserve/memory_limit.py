@@ -8,26 +8,54 @@ _GROUP_ROOT = Path("/sys/fs/cgroup")
 _MEMORY = Path("/proc/meminfo")
 
 
-def available_bytes(memory: Path = _MEMORY) -> int:
-    """What can be had now without swapping; no more than the control groups' limit."""
-    lines = dict(line.split(":", 1) for line in memory.read_text().splitlines())
-    available = int(lines["MemAvailable"].split()[0]) << 10
-    limit = memory_limit_bytes()
-    return available if limit is None else min(available, limit)
+def available_bytes(
+    memory: Path = _MEMORY,
+    process_groups: Path = _PROCESS_GROUPS,
+    group_root: Path = _GROUP_ROOT,
+) -> int:
+    """What can be had now without swapping: of the machine, and within the limit of every control
+    group (version 2) around the process, less what that group has already."""
+    available = _numbers(memory)["MemAvailable:"] << 10
+    rooms = (_room_bytes(group) for group in _groups(process_groups, group_root))
+    return min([available, *(room for room in rooms if room is not None)])
 
 
 def memory_limit_bytes(
     process_groups: Path = _PROCESS_GROUPS, group_root: Path = _GROUP_ROOT
 ) -> int | None:
-    """The lowest limit of the process's control groups (version 2), None without one."""
-    limits = []
-    for group in _groups(process_groups, group_root):
-        try:
-            limits.append(int((group / "memory.max").read_text()))
-        except (OSError, ValueError):
-            # The root has no such file, and "max" is no limit.
-            continue
-    return min(limits, default=None)
+    """The lowest limit of the process's control groups (version 2), in use or not; None without
+    one."""
+    limits = (_limit_bytes(group) for group in _groups(process_groups, group_root))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _room_bytes(group: Path) -> int | None:
+    """Below a group's limit; None without one."""
+    limit = _limit_bytes(group)
+    if limit is None:
+        return None
+    try:
+        used = int((group / "memory.current").read_text())
+        # File pages that nobody asked for again are dropped before anyone is killed.
+        droppable = _numbers(group / "memory.stat").get("inactive_file", 0)
+    except (OSError, ValueError):
+        # Without its books no more than the limit is known.
+        return limit
+    return min(max(limit - used + droppable, 0), limit)
+
+
+def _limit_bytes(group: Path) -> int | None:
+    try:
+        return int((group / "memory.max").read_text())
+    except (OSError, ValueError):
+        # The root has no such file, and "max" is no limit.
+        return None
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """Of lines that begin with a name and a number."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines}
 
 
 def _groups(process_groups: Path, group_root: Path) -> Iterator[Path]:

@@ -64,10 +64,6 @@ class KvMemory:
         return self._residency.blocks.num_granted
 
     @property
-    def num_cached(self) -> int:
-        return self._residency.blocks.num_cached
-
-    @property
     def is_urgent_work_short(self) -> bool:
         """Whether latency-sensitive requests may lack blocks for the next step; asked every
         step."""

@@ -182,7 +182,7 @@ class ScriptedEngine:
     """What a load does before it is done; None: nothing."""
     unloaded: list[str] = field(default_factory=list)
     cancelled_loads: list[str] = field(default_factory=list)
-    failed_models: dict[str, str] = field(default_factory=dict)
+    lost_models: tuple[ModelSettings, ...] = ()
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -213,6 +213,10 @@ class ScriptedEngine:
             raise
         self.settings = replace(self.settings, models=(*self.settings.models, settings))
         return self.models[settings.name]
+
+    def take_lost_models(self) -> tuple[ModelSettings, ...]:
+        lost, self.lost_models = self.lost_models, ()
+        return lost
 
     async def unload_model(self, name: str) -> None:
         await asyncio.sleep(0)

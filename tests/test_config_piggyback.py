@@ -1,6 +1,7 @@
 """What the section `piggyback` means on machines of several sizes, and what they refuse."""
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cpu_attn.host import descriptor
 from omniserve.config import Config, load_config
 from omniserve.config_piggyback import PiggybackOff, describe_piggybacking
 from omniserve.errors import ConfigError
@@ -31,7 +33,7 @@ def write(
     """A file with one model for each section, named a, b, and so on."""
     models = [
         {
-            "name": chr(ord("a") + index),
+            "name": string.ascii_letters[index],
             "path": "/p",
             "step_times": step_times,
             "piggyback": section,
@@ -89,6 +91,24 @@ def test_unset_threads_follow_the_cores(
     config = load(tmp_path, {}, kind=kind, machine=machine)
     (settings,) = settings_of(config, machine)
     assert settings is not None and settings.host_attention_threads == num_threads
+
+
+@pytest.mark.parametrize(("section", "value"), [({}, ""), ({"enabled": True}, " = true")])
+def test_models_beyond_what_host_attention_takes_are_refused(
+    tmp_path: Path, section: dict[str, Any], value: str
+) -> None:
+    """Those that do not piggyback are not counted."""
+    sections = [{"enabled": False}, *[section] * descriptor.MAX_MODELS]
+    config = load(tmp_path, *sections)
+    assert settings_of(config, EIGHT_CORES).count(None) == 1
+    problem = "must be false: 32 models piggyback already, no more can"
+    message = refusal(tmp_path, *sections, section)
+    assert message == f"models[33].piggyback.enabled{value}: {problem}"
+
+
+def test_more_models_may_be_there_where_nothing_is_offloaded(tmp_path: Path) -> None:
+    config = load(tmp_path, *[{}] * (descriptor.MAX_MODELS + 1), tier=CHAT)
+    assert not any(settings_of(config, EIGHT_CORES))
 
 
 def test_unset_pools_share_a_quarter_of_what_is_available(tmp_path: Path) -> None:

@@ -153,6 +153,16 @@ def test_memory_is_taken_as_blocks_are_written_and_given_back_by_trim() -> None:
         assert pool.resident_bytes == layout.block_bytes
 
 
+def test_all_memory_is_given_back_in_pieces_held_or_not() -> None:
+    layout = make_layout(Element.BFLOAT16)
+    with closing(HostKvPool(layout, 10 << 20)) as pool:
+        assert list(pool.discard_in_pieces()) == [], "nothing was touched"
+        pool.words[:] = 7
+        taken = [pool.resident_bytes for _ in pool.discard_in_pieces()]
+        assert len(taken) == 3 and sorted(taken, reverse=True) == taken and taken[-1] == 0
+        assert not pool.words.any()
+
+
 def test_trim_leaves_pages_alone_that_a_held_block_shares() -> None:
     """Blocks of 1 KiB, so that four share a page."""
     changes = {"num_layers": 1, "num_kv_heads": 1, "num_blocks": 4098}

@@ -62,6 +62,17 @@ def test_huge_pages_are_given_back_whole() -> None:
         assert numbers[2, -1] == 1
 
 
+def test_memory_is_given_back_while_other_threads_run_python() -> None:
+    """A system call of its own, which must not reach memory that was unmapped."""
+    memory = SharedMemory.create("test", 8 << 20)
+    memory.array(np.uint8, (8 << 20,))[:] = 1
+    with pytest.raises(OSError, match="Invalid argument"):
+        memory._remove(1, mmap.PAGESIZE)
+    memory.close()
+    with pytest.raises(ValueError, match="closed"):
+        memory.give_back(0, 8 << 20)
+
+
 def test_attached_memory_is_the_same_and_has_the_size_that_was_said() -> None:
     with closing(SharedMemory.create("test", 4096)) as memory:
         with closing(SharedMemory.attach(os.dup(memory.fd), 4096)) as other:

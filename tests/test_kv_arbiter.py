@@ -207,7 +207,7 @@ def test_a_model_without_work_gives_all_back_in_the_end() -> None:
     run(arbiter, clock, a, b, num_steps=100)
     clock.now_s += 5
     arbiter.balance()
-    cached = a.memory.num_cached
+    cached = a.scheduler.counts.num_cached_blocks
     assert a.granted_bytes == cached * 40 > 0
     clock.now_s += 100
     arbiter.balance()

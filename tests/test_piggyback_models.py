@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from omniserve.piggyback.build import HostedModel, add_piggyback
 from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.host_link import HostLink
 from omniserve.piggyback.known_speeds import KnownSpeeds
+from omniserve.piggyback.runtime import Piggyback
 from omniserve.settings import DeviceSettings
 
 ARCH = "qwen3"
@@ -42,8 +44,14 @@ def link(checkpoints: dict[str, Path]) -> Iterator[HostLink]:
         yield link
 
 
-def _hosted(checkpoints: dict[str, Path], device: Device) -> HostedModel:
+def _hosted(
+    checkpoints: dict[str, Path], device: Device, host_kv_bytes: int | None = None
+) -> HostedModel:
     settings = settings_of(ARCH, checkpoints[ARCH], "forced", "float32")
+    if host_kv_bytes is not None:
+        assert settings.piggyback is not None
+        piggyback = replace(settings.piggyback, host_kv_bytes=host_kv_bytes)
+        settings = replace(settings, piggyback=piggyback)
     hosted = build_model(
         replace(settings, name="another"), device, WeightStore(), None, lambda *_: None
     ).hosted
@@ -67,8 +75,34 @@ def test_a_model_joins_the_process_and_leaves_it(
         assert piggyback.is_quiet
         piggyback.leave()
         assert link.host.models == before
+        take_apart_in_a_thread(piggyback)
         assert not hosted.host.model.pool.is_open
     assert link.host.pid == pid
+
+
+def test_memory_of_a_model_that_has_left_is_given_back_in_pieces_by_another_thread(
+    link: HostLink, checkpoints: dict[str, Path], device: Device
+) -> None:
+    hosted = _hosted(checkpoints, device, host_kv_bytes=16 << 20)
+    pool = hosted.host.pool
+    piggyback = add_piggyback(hosted, link, device)
+    pool.words[:] = 7
+    taken_bytes = pool.resident_bytes
+    assert taken_bytes >= 8 << 20
+    with os.fdopen(os.dup(pool.fd), "rb") as still_there:
+        piggyback.leave()
+        assert (pool.resident_bytes, hosted.host.model.pool.is_open) == (taken_bytes, True)
+        # The copies' thread, then at least two pieces.
+        assert take_apart_in_a_thread(piggyback) > 2
+        # Also where somebody has it mapped yet, as a process that is still compiling does.
+        assert os.fstat(still_there.fileno()).st_blocks == 0
+    assert not hosted.host.model.pool.is_open
+
+
+def take_apart_in_a_thread(piggyback: Piggyback) -> int:
+    """In how many pieces it was done."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: sum(1 for _ in piggyback.take_apart())).result()
 
 
 def test_one_that_has_tasks_on_the_host_does_not_leave(
@@ -87,6 +121,7 @@ def test_one_that_has_tasks_on_the_host_does_not_leave(
     while not piggyback.is_quiet:
         link.collect()
     piggyback.leave()
+    take_apart_in_a_thread(piggyback)
     assert link.host.models == before
 
 

@@ -1,7 +1,7 @@
 """The host's KV pool: paged memory of all layers of a model, under one byte limit."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from cpu_attn.kv_layout import KvLayout
 
 _MAX_BLOCKS = 2**31 - 1
 """Block tables are int32."""
+_PIECE_BYTES = 4 << 20
+"""About a millisecond of the kernel's work, where all its pages are small ones."""
 
 
 class HostKvPool:
@@ -199,8 +201,20 @@ class HostKvPool:
 
         For a pool that is about to be closed while another process still has it mapped.
         """
+        for _ in self.discard_in_pieces():
+            pass
+
+    def discard_in_pieces(self) -> Iterator[None]:
+        """The same, for whoever has others run in between; some MiB each time."""
         self._require_open()
-        self._memory.give_back(0, self._memory.num_bytes)
+        memory = self._memory
+        page_bytes = memory.huge_page_bytes or 1
+        piece_bytes = -(-_PIECE_BYTES // page_bytes) * page_bytes
+        for start in range(0, memory.num_bytes, piece_bytes):
+            if not memory.resident_bytes:
+                return
+            memory.give_back(start, min(start + piece_bytes, memory.num_bytes))
+            yield
 
     def check_integrity(self, tables: Iterable[Sequence[int]] | None = None) -> None:
         """Raises PoolIntegrityError, with both numbers, where the books disagree.

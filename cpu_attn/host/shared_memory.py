@@ -1,5 +1,6 @@
 """Memory that another process can map by its descriptor; a page exists once it is touched."""
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -12,6 +13,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _HUGE_PAGE_SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+_MADVISE = ctypes.CDLL(None, use_errno=True).madvise
+"""Other threads run Python meanwhile: `mmap.madvise` holds the lock, for seconds where it frees
+gigabytes."""
+_MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def huge_page_bytes(settings: Path = _HUGE_PAGE_SETTINGS) -> int | None:
@@ -114,7 +119,14 @@ class SharedMemory:
         # What lies behind the end in the last page is nobody's.
         end = stop if stop == self.num_bytes else stop // page_bytes * page_bytes
         if first < end:
-            self._map.madvise(mmap.MADV_REMOVE, first, end - first)
+            self._remove(first, end - first)
+
+    def _remove(self, start: int, num_bytes: int) -> None:
+        # While there is a view nobody can unmap it; a map that is closed already has none.
+        with memoryview(self._map):
+            if _MADVISE(self.address + start, num_bytes, mmap.MADV_REMOVE):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         """Unmaps it and closes `fd`; while arrays of it live the mapping stays for them."""

@@ -204,6 +204,7 @@ def build_model(
         num_parameters=model.num_parameters,
         eos_token_ids=eos_token_ids,
         num_layers=config.num_hidden_layers,
+        kv_floor_bytes=None if extents is None else extents.floor_bytes,
     )
     hosted = None
     if host is not None and piggyback is not None:

@@ -12,8 +12,8 @@ import torch
 
 _NICENESS = 10
 _PAUSE_S = 200e-6
-"""After each layer, so that the step loop gets Python's lock: memory is unmapped while it is
-held."""
+"""After each layer, and each piece of the host's pool, for page faults of the step loop: they wait
+while the kernel unmaps. Python's lock is held for neither."""
 
 
 class Remains(Protocol):

@@ -34,22 +34,24 @@ def require_memory(
     if needed - store.num_bytes > free:
         raise ConfigError(
             f"models.{settings.name}: its weights take {needed / 1e9:.2f} GB in {settings.dtype}, "
-            f"and {free / 1e9:.2f} GB of the {device.type} device's memory are free"
+            f"and {free / 1e9:.2f} GB of the {device.type} device's memory are free for it"
         )
 
 
 def require_room(settings: ModelSettings, device: torch.device, num_bytes: int) -> None:
-    """Raises ConfigError where the device has no room for so many bytes more."""
+    """Raises ConfigError where the device has no room for one more weight, of so many bytes."""
     free = free_bytes(device)
     if num_bytes > free:
         raise ConfigError(
-            f"models.{settings.name}: {free / 1e9:.2f} GB of the {device.type} device's memory are "
-            "free, which its weights do not fit into, less what other models have of them"
+            f"models.{settings.name}: beside what is read of it, {free / 1e9:.2f} GB of the "
+            f"{device.type} device's memory are free for it, and its next weight, which no other "
+            f"model has, takes {num_bytes / 1e9:.2f} GB"
         )
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of the memory that a device computes in."""
+    """Of the memory that a device computes in, what this process can have now; on a CPU device
+    within the limits of its control groups."""
     if device.type == "cpu":
         return available_bytes()
     free: int = torch.accelerator.get_memory_info(device)[0]

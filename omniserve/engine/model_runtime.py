@@ -59,6 +59,8 @@ class ModelRuntime:
         self._text = text
         self.pipeline_depth = pipeline_depth
         self._piggyback = piggyback
+        self._left_host: Piggyback | None = None
+        """Its part in host attention, where that is over: nothing but memory to give back."""
         self._clock = clock
         self._sequences = Sequences()
         self._admission = Admission(scheduler)
@@ -190,14 +192,21 @@ class ModelRuntime:
         return self._piggyback is None or self._piggyback.is_quiet
 
     def leave_host(self) -> None:
-        """Takes it from the host attention process, which goes on; it must be quiet."""
+        """Takes it from the host attention process, which goes on; it must be quiet.
+
+        Its memory there is given back by `take_apart`.
+        """
         if self._piggyback is not None:
             self._piggyback.leave()
-            self._piggyback = None
+            self._left_host, self._piggyback = self._piggyback, None
 
     def take_apart(self) -> Iterator[None]:
-        """Drops what is large, piece by piece; the model can do nothing any more."""
+        """Drops what is large, piece by piece, in any thread; the model has left the host, and can
+        do nothing any more."""
         self._in_flight.clear()
+        if self._left_host is not None:
+            yield from self._left_host.take_apart()
+            self._left_host = None
         yield from self._executor.take_apart()
 
     def begin(

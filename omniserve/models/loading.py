@@ -93,8 +93,9 @@ def read_model(
 ) -> DecoderModel:
     """Reads the weights and has `weights` lay them out for its device, a layer at a time.
 
-    Beside the model itself, memory for about one layer is needed meanwhile. May be called in any
-    thread. What was opened is used up.
+    Beside the model itself, host memory for about one layer, or for the output head, is needed
+    meanwhile; for an accelerator that of the embedding too. May be called in any thread. What was
+    opened is used up.
 
     Raises:
         CheckpointError: a file cannot be read.

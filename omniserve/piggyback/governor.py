@@ -51,11 +51,6 @@ class Governor:
         self._scheduler = scheduler
         self._allows, self._next_s = False, 0.0
 
-    @property
-    def is_learning(self) -> bool:
-        """Whether speeds are still to be measured."""
-        return self._measurement is not None
-
     def learn(self) -> None:
         """Measures a piece of what is not known yet: takes as long as a layer."""
         if self._measurement is not None:

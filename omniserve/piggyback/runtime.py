@@ -1,6 +1,6 @@
 """Piggybacking of one model: what the step loop calls before, in and after a step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -229,19 +229,13 @@ class Piggyback:
         self._book.check_integrity(in_flight + self.exchange.num_leaving)
 
     @property
-    def is_learning(self) -> bool:
-        """Whether speeds are still being measured, a piece in each `poll`; until then nothing of
-        the model is offloaded."""
-        return self._governor is not None and self._governor.is_learning
-
-    @property
     def is_quiet(self) -> bool:
         """Whether nothing of the model is on the host, nor on its way: it may leave."""
         is_busy = self._link.host.in_flight(self._model).any()
         return not (self.is_settling or is_busy or self.exchange.num_leaving)
 
     def leave(self) -> None:
-        """Takes the model from the host process, which goes on, and gives its memory back.
+        """Takes the model from the host process, which goes on; `take_apart` comes next.
 
         Does not wait for the process. Raises ValueError, and changes nothing, unless it `is_quiet`:
         requests must have been aborted, and `poll` been called until then.
@@ -249,9 +243,17 @@ class Piggyback:
         if not self.is_quiet:
             raise ValueError(f"model {self._model}: requests still hold something on the host")
         self._link.remove(self._model)
+
+    def take_apart(self) -> Iterator[None]:
+        """Gives the memory of a model that has left back, piece by piece: gigabytes take seconds.
+
+        In any thread: the one of the steps has no part in it any more.
+        """
+        # First: on an accelerator the pool is page-locked until then.
         self.swapper.close()
-        # At once: the process may be compiling, and unmaps the pool only after that.
-        self._pool.discard()
+        yield
+        # Closing does not do: the process may be compiling, and unmaps the pool only after that.
+        yield from self._pool.discard_in_pieces()
         self._pool.close()
 
     def close(self) -> None:
