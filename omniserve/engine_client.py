@@ -77,7 +77,7 @@ class EngineClient:
 
     @property
     def settings(self) -> EngineSettings:
-        """What an engine that is started now is to have."""
+        """What the engine has, or had when it died."""
         return self._models.settings
 
     @property
@@ -89,12 +89,6 @@ class EngineClient:
     def step_times(self) -> dict[str, LinearStepTime]:
         """By model: what steps are expected to take, where that is known."""
         return self._models.step_times
-
-    @property
-    def failed_models(self) -> dict[str, str]:
-        """Models that were loaded at run time and that an engine which was started anew could not
-        load again, and why. Each start tries them again; `unload_model` forgets them."""
-        return self._models.failed
 
     @property
     def ready(self) -> bool:
@@ -191,8 +185,9 @@ class EngineClient:
         return await self._questions.ask(self._ready_process().send, request_id)
 
     async def load_model(self, settings: ModelSettings, on_progress: OnProgress) -> ModelInfo:
-        """Has the engine serve one model more, beside those that go on; engines that are started
-        later have it too. `on_progress` is told how far it is, and must not raise.
+        """Has the engine serve one model more, beside those that go on; one that is started later
+        has to be asked again (`take_lost_models`). `on_progress` is told how far it is, and must
+        not raise.
 
         Where the caller is cancelled, the load is given up.
 
@@ -215,6 +210,11 @@ class EngineClient:
         """
         self._ready_process()
         await self._models.unload(self._tell, name)
+
+    def take_lost_models(self) -> tuple[ModelSettings, ...]:
+        """Models that were loaded at run time, and that an engine which was started anew has not.
+        Each is told once: whoever hears of it loads it again, as it was, or lets it go."""
+        return self._models.take_lost()
 
     def _tell(self, message: ToEngine) -> None:
         if self._process is not None:
@@ -260,8 +260,7 @@ class EngineClient:
         except (OSError, zmq.ZMQError) as error:
             return EngineError(f"cannot start the engine process: {error}")
         log_event(_logger, "engine_spawned", pid=process.pid, num_restarts=self.num_restarts)
-        settings, added = self._models.at_start
-        process.send(Configure(settings, self._supervision.load_s, added))
+        process.send(Configure(self._models.at_start, self._supervision.load_s))
         process.send(SetTiers(self._tiers))
         process.send(SetShares(self._shares))
         duties = {

@@ -38,39 +38,42 @@ class EngineModels:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        """What an engine that is started now is to load; a model counts from when it is loaded
-        until it is to be unloaded."""
+        """What the engine has, or had when it died; a model counts from when it is loaded until
+        it is to be unloaded. What was left open is as it was settled at the load."""
         self.infos: dict[str, ModelInfo] = {}
         """Those that are loaded."""
         self.step_times: dict[str, LinearStepTime] = {}
         """What steps are expected to take, where that is known."""
-        self.failed: dict[str, str] = {}
-        """Models that an engine had, and that the one after it could not load again; why."""
         self._added: set[str] = set()
         """Those that came while the engine ran."""
+        self._lost: tuple[ModelSettings, ...] = ()
         self._numbers = itertools.count(1)
         self._loads: dict[int, _Load] = {}
         self._unloads: dict[int, asyncio.Future[None]] = {}
 
     @property
-    def at_start(self) -> tuple[EngineSettings, tuple[ModelSettings, ...]]:
-        """What an engine must load, and what it is to load besides if it can.
-
-        What an engine before has found out about steps need not be found again.
-        """
-        models = [
-            replace(model, step_time=model.step_time or self.step_times.get(model.name))
-            for model in self.settings.models
-        ]
+    def at_start(self) -> EngineSettings:
+        """What an engine must load before it serves: not what came while the one before ran."""
+        models = self._with_step_times()
         must = tuple(model for model in models if model.name not in self._added)
-        can = tuple(model for model in models if model.name in self._added)
-        return replace(self.settings, models=must), can
+        return replace(self.settings, models=must)
 
     def ready(self, message: EngineReady) -> None:
         """An engine has loaded what it was told to at its start."""
+        models = self._with_step_times()
         self.infos = {model.name: model for model in message.models}
         self.step_times = dict(message.step_times)
-        self.failed = dict(message.failed)
+        there = tuple(
+            _settled(model, self.infos[model.name]) for model in models if model.name in self.infos
+        )
+        self._lost += tuple(model for model in models if model.name not in self.infos)
+        self._added.clear()
+        self.settings = replace(self.settings, models=there)
+
+    def take_lost(self) -> tuple[ModelSettings, ...]:
+        """As `EngineClient.take_lost_models`."""
+        lost, self._lost = self._lost, ()
+        return lost
 
     async def load(self, send: Send, settings: ModelSettings, on_progress: OnProgress) -> ModelInfo:
         """As `EngineClient.load_model`."""
@@ -93,7 +96,8 @@ class EngineModels:
     async def unload(self, send: Send, name: str) -> None:
         """As `EngineClient.unload_model`."""
         is_loading = any(load.settings.name == name for load in self._loads.values())
-        if not is_loading and all(name != model.name for model in self.settings.models):
+        known = (*self.settings.models, *self._lost)
+        if not is_loading and all(name != model.name for model in known):
             served = ", ".join(self.infos) or "none"
             raise UnknownModel(f"model {name!r} is not loaded; loaded: {served}")
         is_there = is_loading or name in self.infos
@@ -139,7 +143,8 @@ class EngineModels:
 
     def _take(self, settings: ModelSettings, loaded: ModelLoaded) -> None:
         self._forget(settings.name)
-        self.settings = replace(self.settings, models=(*self.settings.models, settings))
+        model = _settled(settings, loaded.info)
+        self.settings = replace(self.settings, models=(*self.settings.models, model))
         self._added.add(settings.name)
         self.infos = self.infos | {settings.name: loaded.info}
         if loaded.step_time is not None:
@@ -149,9 +154,16 @@ class EngineModels:
         models = tuple(model for model in self.settings.models if model.name != name)
         self.settings = replace(self.settings, models=models)
         self._added.discard(name)
+        self._lost = tuple(model for model in self._lost if model.name != name)
         self.infos = {other: info for other, info in self.infos.items() if other != name}
         self.step_times.pop(name, None)
-        self.failed.pop(name, None)
+
+    def _with_step_times(self) -> tuple[ModelSettings, ...]:
+        """What an engine before has found out about steps need not be found again."""
+        return tuple(
+            replace(model, step_time=model.step_time or self.step_times.get(model.name))
+            for model in self.settings.models
+        )
 
 
 class _Load:
@@ -159,6 +171,16 @@ class _Load:
         self.settings = settings
         self.on_progress = on_progress
         self.loaded: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
+
+
+def _settled(model: ModelSettings, info: ModelInfo) -> ModelSettings:
+    """Its part of a KV budget as it came out beside the models that were there, so that it is the
+    same beside others. What a model has for itself depends on none of them."""
+    if info.kv_floor_bytes is None:
+        return model
+    return replace(
+        model, device_kv_floor_bytes=info.kv_floor_bytes, max_model_len=info.max_model_len
+    )
 
 
 def _checked(message: LoadModel) -> LoadModel:

@@ -14,9 +14,6 @@ class Configure(msgspec.Struct, tag=True, frozen=True):
     settings: EngineSettings
     ready_within_s: float = 600.0
     """The front gives the engine up where it takes longer."""
-    added: tuple[ModelSettings, ...] = ()
-    """Models that an engine before was told to load: one that cannot be loaded any more keeps
-    nobody from serving the others."""
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):
@@ -72,14 +69,12 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
 
 
 class EngineReady(msgspec.Struct, tag=True, frozen=True):
-    """Engine to front: every model is loaded and a request would be answered."""
+    """Engine to front: every model of `Configure` is loaded and a request would be answered."""
 
     models: tuple[ModelInfo, ...]
     device: str
     step_times: dict[str, LinearStepTime] = {}
     """By model: what steps are expected to take."""
-    failed: dict[str, str] = {}
-    """Models that were `added` and could not be loaded, and why."""
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):

@@ -44,8 +44,9 @@ class ModelTable:
         self._entries = {entry.config.name: entry for entry in entries}
         self._absent = {each.config.name: each for each in absent}
         self._models = {name: entry.served for name, entry in self._entries.items()}
-        known = [entry.config for entry in self._entries.values()]
-        known += [each.config for each in self._absent.values()]
+        # Served ones last: theirs counts where a model that leaves had the same alias.
+        known = [each.config for each in self._absent.values()]
+        known += [entry.config for entry in self._entries.values()]
         self._name_of = {alias: model.name for model in known for alias in model.aliases}
 
     @classmethod
@@ -130,7 +131,7 @@ class ModelTable:
         raise ModelUnavailable(message, absence.retry_after_s())
 
     def _name(self, wanted: str) -> str:
-        return self._name_of.get(wanted, wanted)
+        return wanted if wanted in self._models else self._name_of.get(wanted, wanted)
 
     def _default(self, caller: Caller, of_tier: str | None) -> str:
         defaults = filter(None, (of_tier, caller.default_model))

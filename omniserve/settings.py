@@ -103,6 +103,8 @@ class ModelInfo:
     num_parameters: int
     eos_token_ids: tuple[int, ...]
     num_layers: int
+    kv_floor_bytes: int | None = None
+    """Of the KV budget of all models, what is kept for this one; None without a budget."""
 
 
 @dataclass(frozen=True, slots=True)

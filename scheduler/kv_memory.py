@@ -1,6 +1,6 @@
 """The device memory of one model as whoever shares memory out among models sees it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
@@ -46,11 +46,14 @@ class KvMemory:
         residency: Residency,
         preemptor: Preemptor,
         first_tokens: FirstTokens,
+        note_change: Callable[[], None],
     ) -> None:
+        """`note_change` is called where requests may be able to do more, or less, than before."""
         self._queues = queues
         self._residency = residency
         self._preemptor = preemptor
         self._first_tokens = first_tokens
+        self._note_change = note_change
 
     @property
     def blocks_per_extent(self) -> int:
@@ -111,6 +114,7 @@ class KvMemory:
         """Have so many extents more; which ones."""
         # Who waited for memory need not wait for a plan to complete as well.
         self._first_tokens.last_outcome = Room.ENOUGH
+        self._note_change()
         return self._residency.blocks.grant(num_extents)
 
     def withdraw(self, num_extents: int) -> list[int]:
@@ -120,6 +124,7 @@ class KvMemory:
     def give_way(self, num_blocks: int) -> None:
         """Let requests let go of so many blocks, now or as plans in flight complete and copies to
         the host land; 0 takes back what was asked for before."""
+        self._note_change()
         self._preemptor.give_way(num_blocks)
 
     def _growth(self, request: Request) -> int:

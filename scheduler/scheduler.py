@@ -90,7 +90,9 @@ class Scheduler:
             forecast,
         )
         self._first_tokens = FirstTokens()
-        self.memory = KvMemory(self._queues, self._residency, self._preemptor, self._first_tokens)
+        self.memory = KvMemory(
+            self._queues, self._residency, self._preemptor, self._first_tokens, self._forget_claim
+        )
         """For whoever shares the device's memory out among models."""
         self._completion = Completion(
             self._queues,
@@ -303,6 +305,9 @@ class Scheduler:
                 decodes_s + self.ttft_forecast.next_chunk_s(),
             )
         return self._claim
+
+    def _forget_claim(self) -> None:
+        self._claim = None
 
     def stood_back(self, plan: StepPlan, waited_s: float) -> None:
         """The plan's step stood between two layers for so long, while other models' ran."""

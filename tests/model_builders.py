@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -64,6 +64,14 @@ class ModelSite:
     async def reload(self, *models: object, **sections: object) -> Reload:
         self.write(*models, **sections)
         return await self.reloader.reload()
+
+    def restart_engine(self) -> None:
+        """It has the model of the file alone."""
+        first, *others = self.engine.settings.models
+        self.engine.lost_models = tuple(others)
+        self.engine.settings = replace(self.engine.settings, models=(first,))
+        self.models.follow_engine("restarting")
+        self.models.follow_engine("ready")
 
     def states(self) -> dict[str, str]:
         return {each.name: each.state for each in self.service.roster}

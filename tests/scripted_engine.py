@@ -9,7 +9,7 @@ import ctypes
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import zmq
@@ -81,6 +81,7 @@ class ScriptedEngine:
         self.token_s = token_s
         self.stop_s = stop_s
         self.models: tuple[ModelSettings, ...] = ()
+        self.kv_bytes: int | None = None
         self.echoes: dict[str, Echo] = {}
         self.tiers: tuple[str, ...] = ()
         self.shares: dict[str, float] = {}
@@ -99,13 +100,10 @@ class ScriptedEngine:
         if fail_if is not None and fail_if.exists():
             self.send(EngineFailed(fail_if.read_text()))
             raise SystemExit(2)
-        readable = [model for model in configure.added if not Path(model.path).exists()]
-        self.models = (*configure.settings.models, *readable)
-        failed = {
-            model.name: "unreadable now" for model in configure.added if model not in readable
-        }
-        infos = tuple(model_info(model) for model in self.models)
-        self.send(EngineReady(infos, "scripted", failed=failed))
+        self.models = configure.settings.models
+        self.kv_bytes = configure.settings.device.kv_bytes
+        infos = tuple(self.model_info(model) for model in self.models)
+        self.send(EngineReady(infos, "scripted"))
 
     def serve(self) -> None:
         while self.running:
@@ -141,16 +139,26 @@ class ScriptedEngine:
             self.running = False
 
     def load_beside(self, message: LoadModel) -> None:
-        """A model called slow is never loaded, one whose path exists is refused."""
+        """A model called slow is never loaded, nor one beside whose path is a file `.slow`; one
+        whose path exists is refused."""
         model = message.settings
         self.send(ModelProgress(message.question, "reading", 1, 2))
         if Path(model.path).exists():
             self.send(ModelRefused(message.question, f"{model.path}: broken", True))
-        elif model.name == "slow":
+        elif model.name == "slow" or Path(f"{model.path}.slow").exists():
             self.loading[model.name] = message.question
         else:
             self.models = (*self.models, model)
-            self.send(ModelLoaded(message.question, model_info(model)))
+            self.send(ModelLoaded(message.question, self.model_info(model)))
+
+    def model_info(self, model: ModelSettings) -> ModelInfo:
+        """A floor that nobody gave depends on how many models there are now."""
+        info = model_info(model)
+        if self.kv_bytes is None:
+            return info
+        given = model.device_kv_floor_bytes
+        floor_bytes = self.kv_bytes // (2 * len(self.models)) if given is None else given
+        return replace(info, kv_floor_bytes=floor_bytes)
 
     def decisions(self, client_id: str) -> tuple[Decision, ...]:
         """One for each request that runs and is the client's, or called so itself."""

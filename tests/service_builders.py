@@ -182,7 +182,7 @@ class ScriptedEngine:
     """What a load does before it is done; None: nothing."""
     unloaded: list[str] = field(default_factory=list)
     cancelled_loads: list[str] = field(default_factory=list)
-    failed_models: dict[str, str] = field(default_factory=dict)
+    lost_models: tuple[ModelSettings, ...] = ()
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -214,6 +214,10 @@ class ScriptedEngine:
         self.settings = replace(self.settings, models=(*self.settings.models, settings))
         return self.models[settings.name]
 
+    def take_lost_models(self) -> tuple[ModelSettings, ...]:
+        lost, self.lost_models = self.lost_models, ()
+        return lost
+
     async def unload_model(self, name: str) -> None:
         await asyncio.sleep(0)
         if not self.ready:
@@ -221,6 +225,9 @@ class ScriptedEngine:
         kept = tuple(each for each in self.settings.models if each.name != name)
         self.settings = replace(self.settings, models=kept)
         self.unloaded.append(name)
+
+    def on_state_change(self, callback: Callable[[str], None]) -> None:
+        """Its state is the one that it was made with."""
 
     def set_tiers(self, tiers: tuple[TierSettings, ...]) -> None:
         self.tiers = tiers

@@ -33,9 +33,12 @@ def make_request(request_id: str, num_tokens: int = 5) -> EngineRequest:
 
 @asynccontextmanager
 async def running_client(
-    *options: str, heartbeat_s: float = 30.0, load_s: float = 30.0
+    *options: str,
+    heartbeat_s: float = 30.0,
+    load_s: float = 30.0,
+    settings: EngineSettings = SETTINGS,
 ) -> AsyncIterator[EngineClient]:
-    client = make_client(*options, heartbeat_s=heartbeat_s, load_s=load_s)
+    client = make_client(*options, heartbeat_s=heartbeat_s, load_s=load_s, settings=settings)
     try:
         await client.start()
         yield client
@@ -43,9 +46,14 @@ async def running_client(
         await client.stop(grace_s=5)
 
 
-def make_client(*options: str, heartbeat_s: float = 30.0, load_s: float = 30.0) -> EngineClient:
+def make_client(
+    *options: str,
+    heartbeat_s: float = 30.0,
+    load_s: float = 30.0,
+    settings: EngineSettings = SETTINGS,
+) -> EngineClient:
     command = (sys.executable, SCRIPT, *options)
-    return EngineClient(SETTINGS, EngineSupervision(heartbeat_s, load_s, command))
+    return EngineClient(settings, EngineSupervision(heartbeat_s, load_s, command))
 
 
 async def until(condition: Callable[[], bool]) -> None:

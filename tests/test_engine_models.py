@@ -13,7 +13,7 @@ from test_engine_client import collect, make_request, private_temp_dir, running_
 from omniserve.engine_client import EngineClient
 from omniserve.errors import CheckpointError, ConfigError, EngineUnavailable, UnknownModel
 from omniserve.messages import ModelProgress
-from omniserve.settings import ModelInfo, ModelSettings
+from omniserve.settings import DeviceSettings, EngineSettings, ModelInfo, ModelSettings
 
 __all__ = ["private_temp_dir"]
 
@@ -98,7 +98,9 @@ async def test_a_caller_that_goes_away_ends_the_load() -> None:
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_is_started_anew_has_what_was_there() -> None:
+async def test_an_engine_that_is_started_anew_is_ready_before_what_came_at_run_time_is_there() -> (
+    None
+):
     async with running_client() as client:
         await load(client, NEW)
         slow = await begin_slow(client)
@@ -110,32 +112,73 @@ async def test_an_engine_that_is_started_anew_has_what_was_there() -> None:
         with pytest.raises(EngineUnavailable):
             await client.unload_model("new")
         await until(lambda: client.ready)
+        assert names(client) == (["echo"], ["echo"])
+        # Nobody waits for the slow one any more.
+        assert [model.name for model in client.take_lost_models()] == ["new"]
+        assert client.take_lost_models() == ()
+        assert (await load(client, NEW)).name == "new"
         assert names(client) == (["echo", "new"], ["echo", "new"])
-        assert client.failed_models == {}
 
 
 @pytest.mark.asyncio
-async def test_one_that_has_become_unreadable_keeps_nobody_from_serving(tmp_path: Path) -> None:
-    path = tmp_path / "broken"
+async def test_models_of_the_start_are_served_while_another_one_is_loaded_again(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "new"
     async with running_client() as client:
         await load(client, replace(NEW, path=str(path)))
-        path.touch()
+        path.with_suffix(".slow").touch()
         await kill(client)
         await until(lambda: client.ready)
-        assert names(client) == (["echo"], ["echo", "new"])
-        assert client.failed_models == {"new": "unreadable now"}
-        # It is tried again by whoever asks, and by the next engine.
-        with pytest.raises(CheckpointError, match="broken"):
-            await load(client, replace(NEW, path=str(path)))
-        path.unlink()
+        (lost,) = client.take_lost_models()
+        told: list[ModelProgress] = []
+        again = asyncio.create_task(load(client, lost, told))
+        await until(lambda: bool(told))
+        assert len(await collect(client, make_request("r"))) == 5
+        assert not again.done()
+        # One that dies in the middle leaves it to whoever asked.
         await kill(client)
+        with pytest.raises(EngineUnavailable):
+            await again
         await until(lambda: client.ready)
+        assert client.take_lost_models() == ()
+        path.with_suffix(".slow").unlink()
+        await load(client, lost)
         assert names(client) == (["echo", "new"], ["echo", "new"])
-        path.touch()
+
+
+@pytest.mark.asyncio
+async def test_a_lost_model_that_is_unloaded_is_forgotten() -> None:
+    async with running_client() as client:
+        await load(client, NEW)
         await kill(client)
         await until(lambda: client.ready)
         await client.unload_model("new")
-        assert (names(client), client.failed_models) == ((["echo"], ["echo"]), {})
+        assert client.take_lost_models() == ()
+        await load(client, NEW)
+        await kill(client)
+        await until(lambda: client.ready)
+        # Also by who loads it without having asked for those that were lost.
+        await load(client, NEW)
+        assert client.take_lost_models() == ()
+
+
+@pytest.mark.asyncio
+async def test_what_was_settled_beside_other_models_stays_settled() -> None:
+    settings = EngineSettings(
+        DeviceSettings(kv_bytes=1200), (ModelSettings("first", "/"), ModelSettings("second", "/"))
+    )
+    async with running_client(settings=settings) as client:
+        await client.unload_model("second")
+        await load(client, NEW)
+        floors = {name: info.kv_floor_bytes for name, info in client.models.items()}
+        assert floors == {"first": 300, "new": 300}
+        await kill(client)
+        await until(lambda: client.ready)
+        (lost,) = client.take_lost_models()
+        assert (lost.device_kv_floor_bytes, lost.max_model_len) == (300, 4096)
+        # Alone it would have 600.
+        assert client.models["first"].kv_floor_bytes == 300
 
 
 @pytest.mark.asyncio

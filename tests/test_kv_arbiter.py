@@ -179,6 +179,18 @@ def test_requests_in_flight_let_go_when_their_plan_is_complete_and_get_no_rows_t
     assert b.begin()
 
 
+def test_nobody_has_the_memory_of_a_leaving_model_before_it_is_gone() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    arbiter.retire("a")
+    b.add(LS, [1] * 20, 4)
+    run(arbiter, clock, b, num_steps=5)
+    assert b.granted_bytes == 0 and arbiter.stats("a") is None
+    arbiter.remove("a")
+    run(arbiter, clock, b, num_steps=10)
+    assert not b.scheduler.has_unfinished
+
+
 def test_memory_comes_back_when_the_load_does() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)
@@ -268,6 +280,7 @@ class Sharing(RuleBasedStateMachine):
         self.clock = Clock()
         self.arbiter = KvArbiter(BUDGET, self.clock)
         self.models: list[Model] = []
+        self.leaving: list[Model] = []
         self.num_models = 0
 
     @precondition(lambda self: len(self.models) < 4)
@@ -287,6 +300,14 @@ class Sharing(RuleBasedStateMachine):
     def unload(self, data: st.DataObject) -> None:
         model = data.draw(st.sampled_from(self.models))
         self.models.remove(model)
+        self.leaving.append(model)
+        self.arbiter.retire(model.name)
+
+    @precondition(lambda self: self.leaving)
+    @rule(data=st.data())
+    def be_gone(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self.leaving))
+        self.leaving.remove(model)
         self.arbiter.remove(model.name)
 
     @precondition(lambda self: self.models)
@@ -314,7 +335,8 @@ class Sharing(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         self.arbiter.check_integrity()
-        assert sum(model.granted_bytes for model in self.models) <= BUDGET
+        everybody = (*self.models, *self.leaving)
+        assert sum(model.granted_bytes for model in everybody) <= BUDGET
         for model in self.models:
             model.scheduler.check_integrity()
             assert len(model.pages) * model.unit_bytes == model.granted_bytes

@@ -109,6 +109,26 @@ def news_of(run: Run, kind: type[News]) -> list[Any]:
     return [news for news in run.news if isinstance(news, kind)]
 
 
+def test_a_load_that_fails_as_it_joins_is_refused_and_can_be_tried_again(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama"), poll_arrivals=lambda: None))
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room for its tables")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("omniserve.engine.core.make_runtime", fail)
+        refused = run.load(settings_of(checkpoints, "qwen3"))
+    assert isinstance(refused, Refused)
+    assert "MemoryError: no room for its tables" in refused.message
+    assert isinstance(run.load(settings_of(checkpoints, "qwen3")), Loaded)
+    for name in ("llama", "qwen3"):
+        run.add(name, "best_effort")
+    run.settle()
+    run.check(oracles)
+
+
 def test_three_models_come_and_go_and_every_token_is_right(
     checkpoints: dict[str, Path], oracles: dict[str, Oracle]
 ) -> None:
@@ -311,11 +331,27 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
         news = run.load(settings)
         assert isinstance(news, Refused) and not news.is_checkpoint
         assert message in news.message
+    # What models that are there have of its weights would not count.
+    run.unload("llama")
     monkeypatch.setattr(model_memory, "free_bytes", lambda device: 900_000)
     news = run.load(settings_of(checkpoints, "qwen3"))
     assert isinstance(news, Refused) and not news.is_checkpoint
     assert "its weights take 0.00 GB in float32" in news.message
     assert not [each for each in news_of(run, LoadAdvanced) if each.phase == "reading"]
+
+
+def test_a_weight_for_which_there_is_no_room_ends_the_load(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    with monkeypatch.context() as patched:
+        patched.setattr(model_memory, "free_bytes", lambda device: 100_000)
+        news = run.load(settings_of(checkpoints, "qwen3"))
+    assert isinstance(news, Refused) and not news.is_checkpoint
+    assert "which its weights do not fit into" in news.message
+    run.add("llama", "best_effort")
+    run.settle()
+    run.check(oracles)
 
 
 @pytest.mark.parametrize("when", ["waiting", "reading", "warming_up"])

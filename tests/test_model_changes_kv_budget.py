@@ -78,9 +78,10 @@ def test_a_model_that_comes_gets_its_part_and_gives_it_back(checkpoints: dict[st
         engine.begin_unload(4, "b")
         settled(engine)
         assert tokens_of(engine, "a") == before
-    assert engine.kv_arbiter.budget is not None
-    common_bytes = engine.kv_arbiter.budget.common_bytes
-    assert common_bytes == KV_BYTES - engine.kv_arbiter.budget.floor_bytes("a")
+    budget = engine.kv_arbiter.budget
+    assert budget is not None
+    assert budget.common_bytes == KV_BYTES - budget.floor_bytes("a")
+    assert [info.kv_floor_bytes for info in engine.models] == [budget.floor_bytes("a")]
 
 
 def test_a_model_whose_floor_does_not_fit_is_refused(checkpoints: dict[str, Path]) -> None:

@@ -81,19 +81,24 @@ async def test_the_process_goes_through_the_whole_life_of_models(
         generate(client, "first", "latency_sensitive", "a"),
         generate(client, "second", "best_effort", "b"),
     )
-    # An engine that is started anew loads both, or the one that it still can.
+    # An engine that is started anew serves the first while it loads the second again, if it can.
     await kill(client)
     await until(lambda: client.ready)
-    assert set(client.models) == {"first", "second"}
+    assert set(client.models) == {"first"}
+    assert client.take_lost_models() == (second,)
+    loading = asyncio.create_task(client.load_model(second, told.append))
+    number = 0
+    while not loading.done():
+        number += 1
+        await generate(client, "first", "latency_sensitive", f"again-{number}")
+    assert number > 0 and await loading == client.models["second"]
     await generate(client, "second", "latency_sensitive", "c")
     (path / "model.safetensors").rename(tmp_path / "kept")
     await kill(client)
     await until(lambda: client.ready)
-    assert set(client.models) == {"first"}
-    assert "model.safetensors" in client.failed_models["second"]
-    await generate(client, "first", "latency_sensitive", "d")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         await client.load_model(second, told.append)
+    await generate(client, "first", "latency_sensitive", "d")
     (tmp_path / "kept").rename(path / "model.safetensors")
     await client.load_model(second, told.append)
     await generate(client, "second", "best_effort", "e")
@@ -102,6 +107,32 @@ async def test_the_process_goes_through_the_whole_life_of_models(
     assert client.models == {}
     await client.load_model(second, told.append)
     await generate(client, "second", "best_effort", "f")
+
+
+@pytest.mark.asyncio
+async def test_a_new_engine_divides_the_kv_budget_as_the_one_before(tmp_path: Path) -> None:
+    """Nobody gave a floor or a longest request."""
+    models = [
+        make_model_settings(
+            write_checkpoint(tmp_path / name, arch=arch, preset="tiny", seed=seed), name=name
+        )
+        for seed, (name, arch) in enumerate({"a": "qwen3", "b": "llama", "c": "llama"}.items())
+    ]
+    device = DeviceSettings(kind="cpu", threads=1, kv_bytes=600_000)
+    client = EngineClient(EngineSettings(device, tuple(models[:2])))
+    try:
+        await client.start()
+        await client.unload_model("b")
+        await client.load_model(models[2], lambda progress: None)
+        before = dict(client.models)
+        assert all(info.kv_floor_bytes for info in before.values())
+        await kill(client)
+        await until(lambda: client.ready)
+        for lost in client.take_lost_models():
+            await client.load_model(lost, lambda progress: None)
+        assert client.models == before
+    finally:
+        await client.stop(grace_s=5)
 
 
 @pytest.mark.asyncio

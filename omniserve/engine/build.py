@@ -1,7 +1,7 @@
 """From settings to a model that is ready to step."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,11 +57,12 @@ class BuiltModel:
     hosted: HostedModel | None
     """None where the model does not piggyback."""
 
-    def discard(self) -> None:
-        """It comes to nothing: what others could hold on to is given back."""
+    def take_apart(self) -> Iterator[None]:
+        """It comes to nothing: drops what is large, piece by piece."""
         if self.hosted is not None:
             self.hosted.host.pool.discard()
             self.hosted.host.pool.close()
+        yield from self.executor.take_apart()
 
 
 Progress = Callable[[LoadPhase, int, int], None]
@@ -203,6 +204,7 @@ def build_model(
         num_parameters=model.num_parameters,
         eos_token_ids=eos_token_ids,
         num_layers=config.num_hidden_layers,
+        kv_floor_bytes=None if extents is None else extents.floor_bytes,
     )
     hosted = None
     if host is not None and piggyback is not None:

@@ -124,10 +124,11 @@ class KvArbiter:
                 return
         self._next_patient_s = now_s + _PATIENT_PERIOD_S
         self._next_idle_s = now_s + _IDLE_PERIOD_S
-        targets = share_out(
-            self.budget.num_bytes - sum(self._departing_bytes.values()),
-            {name: self._claims(name, member, now_s) for name, member in self._members.items()},
-        )
+        claims = {name: self._claims(name, member, now_s) for name, member in self._members.items()}
+        # One that leaves may have had others' floors as well: these are owed until it has gone.
+        left_bytes = self.budget.num_bytes - sum(self._departing_bytes.values())
+        floors_bytes = sum(claim.floor for claim in claims.values())
+        targets = share_out(max(left_bytes, floors_bytes), claims)
         for name, member in self._members.items():
             if targets[name] > member.granted_bytes:
                 member.book.note_lack(now_s)

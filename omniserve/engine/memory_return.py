@@ -5,10 +5,10 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-
-from omniserve.engine.model_runtime import ModelRuntime
 
 _NICENESS = 10
 _PAUSE_S = 200e-6
@@ -16,12 +16,20 @@ _PAUSE_S = 200e-6
 while the kernel unmaps. Python's lock is held for neither."""
 
 
+class Remains(Protocol):
+    """Of a model that is not served any more, or never was."""
+
+    def take_apart(self) -> Iterator[None]:
+        """Drops what is large, piece by piece."""
+        ...
+
+
 class MemoryReturn:
     """A thread that drops what is left of a model, and has the allocators let go of it."""
 
-    def __init__(self, runtime: ModelRuntime | None) -> None:
+    def __init__(self, left: Remains | None) -> None:
         """None: of a load that came to nothing. The caller keeps no reference."""
-        self._left = runtime
+        self._left = left
         self._thread = threading.Thread(target=self._run, name="memory-return", daemon=True)
         self._thread.start()
 
@@ -31,11 +39,11 @@ class MemoryReturn:
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        runtime, self._left = self._left, None
-        if runtime is not None:
-            for _ in runtime.take_apart():
+        left, self._left = self._left, None
+        if left is not None:
+            for _ in left.take_apart():
                 time.sleep(_PAUSE_S)
-        del runtime
+        del left
         if torch.accelerator.is_available():
             torch.accelerator.memory.empty_cache()
         _trim()

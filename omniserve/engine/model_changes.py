@@ -130,8 +130,12 @@ class ModelChanges:
 
     def _is_leaving(self, load: ModelLoad) -> bool:
         """Whether one of the same name has still to give its memory back."""
-        leaving = [each.info.name for _, each in self._quieting]
-        return load.settings.name in (*leaving, *(name for _, name, _ in self._returns))
+        names = [
+            *(name for _, name in self._leaving),
+            *(runtime.info.name for _, runtime in self._quieting),
+            *(name for _, name, _ in self._returns),
+        ]
+        return load.settings.name in names
 
     def _note_load(self, load: ModelLoad) -> None:
         if not load.is_done:
@@ -146,12 +150,14 @@ class ModelChanges:
                 return
             except ConfigError as problem:
                 error = ConfigError(str(problem))
-        if load.built is not None:
-            load.built.discard()
-            load.built = None
+            except Exception as problem:
+                # No memory, say: models that run have no part in it.
+                name, kind = load.settings.name, type(problem).__name__
+                error = ConfigError(f"models.{name}: {kind}: {problem}")
+        left, load.built = load.built, None
         self._load = None
         self._refuse(load, error)
-        self._returns.append((self._ended_by, load.settings.name, MemoryReturn(None)))
+        self._returns.append((self._ended_by, load.settings.name, MemoryReturn(left)))
         self._ended_by = None
 
     def _note_trial(self, trial: Trial, is_there: Callable[[str], bool]) -> None:

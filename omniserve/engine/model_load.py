@@ -75,11 +75,11 @@ class ModelLoad:
         return self._thread is not None and not self._thread.is_alive()
 
     def _run(self, device: Device, store: WeightStore, kv_budget: KvBudget | None) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        compute_alone()
         switch_s = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_S)
         try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            compute_alone()
+            sys.setswitchinterval(_SWITCH_S)
             self.settings = self._prepare(self.settings)
             with torch.inference_mode():
                 self.built = build_model(self.settings, device, store, kv_budget, self._note)

@@ -15,6 +15,8 @@ class KvExtents:
 
     num_blocks: int
     """Of one extent."""
+    floor_bytes: int
+    """That are kept for the model, in whole extents."""
     reach_bytes: int
     """That latency-sensitive requests of the model can have at most."""
 
@@ -34,7 +36,11 @@ def plan_extents(
             f"models.{settings.name}.device_kv_floor_bytes: memory moves in units of {unit_bytes} "
             f"bytes, and {floor_bytes} bytes hold none; give that, or 0"
         )
-    return KvExtents(extent_blocks, budget.reach_bytes(settings.name, unit_bytes))
+    return KvExtents(
+        extent_blocks,
+        floor_bytes // unit_bytes * unit_bytes,
+        budget.reach_bytes(settings.name, unit_bytes),
+    )
 
 
 def plan_kv_capacity(

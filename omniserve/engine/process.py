@@ -71,7 +71,6 @@ class EngineProcess:
         message = decode_to_engine(socket.recv())
         assert isinstance(message, Configure)
         self._settings = message.settings
-        self._added = message.added
         self._ready_before_s = time.monotonic() + message.ready_within_s
         self._num_cores = count_cores()
         self._rejected: list[RequestOutput] = []
@@ -84,14 +83,13 @@ class EngineProcess:
         """Steps until the front says stop."""
         self._engine.warm_up()
         step_times = self._find_step_times()
-        failed = self._load_added(step_times)
-        engine = self._engine
-        self._send(EngineReady(engine.models, engine.device, step_times, failed))
+        self._send(EngineReady(self._engine.models, self._engine.device, step_times))
         while True:
             self._send_stats()
             if not self._engine.has_unfinished:
-                self._check_integrity()
                 is_changing = self._engine.is_changing
+                if not is_changing:
+                    self._check_integrity()
                 self._socket.poll(int((_CHANGING_POLL_S if is_changing else _IDLE_STATS_S) * 1e3))
             self._receive_all()
             if self._stopping:
@@ -104,27 +102,6 @@ class EngineProcess:
                 self._send(Outputs(outputs=tuple(outputs)))
             for news in self._engine.take_news():
                 self._send(_message_of(news))
-
-    def _load_added(self, step_times: dict[str, LinearStepTime]) -> dict[str, str]:
-        """Models that came at run time, one after the other; why those that failed did.
-
-        `step_times` takes theirs up, where they are known.
-        """
-        failed: dict[str, str] = {}
-        for model in self._added:
-            self._engine.begin_load(0, model, self._with_step_time)
-            while self._engine.is_changing and not self._stopping:
-                self._socket.poll(int(_CHANGING_POLL_S * 1e3))
-                self._receive_all()
-                self._engine.step()
-                for news in self._engine.take_news():
-                    if isinstance(news, Refused):
-                        failed[model.name] = news.message
-                    elif isinstance(news, Loaded) and news.step_time is not None:
-                        step_times[model.name] = news.step_time
-        for name, reason in failed.items():
-            log_event(_LOG, "model_lost", level=logging.ERROR, model=name, reason=reason)
-        return failed
 
     def _with_step_time(self, model: ModelSettings) -> ModelSettings:
         from omniserve.profiling.kept import with_kept_step_time

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from omniserve.checkpoint import inspect_checkpoint
 from omniserve.config import ModelConfig
-from omniserve.errors import CheckpointError, OmniServeError
+from omniserve.errors import CheckpointError, EngineUnavailable, OmniServeError
 from omniserve.logs import get_logger, log_event
 from omniserve.messages import ModelProgress
 from omniserve.model_life.standing import LoadProgress, ModelStanding, Origin
@@ -21,6 +21,9 @@ from omniserve.tenant_threads import TenantThreads
 ASK_AGAIN_S = 0.25
 RETRY_LOADING_S = 2.0
 """After which a client that wants a model which is being loaded is told to ask again."""
+MAX_ENGINES = 3
+"""Of a model that was served: so many engines may die in its load before it is given up, for it
+may be what they die of."""
 
 _logger = get_logger(__name__)
 
@@ -44,6 +47,14 @@ class Load:
     origin: Origin
     served: ServedModel | None = None
     """Where its tokenizer was read already."""
+    was_served: bool = False
+    """Until the engine died."""
+
+    @property
+    def waits_for_engine(self) -> bool:
+        """What the file says is to be served as soon as an engine is there, and what was served
+        before as well; an operator is told that there is none."""
+        return self.was_served or self.origin == "file"
 
 
 def read_front_part(model: ModelConfig, threads: TenantThreads) -> ServedModel:
@@ -75,13 +86,28 @@ class ModelLoads:
 
         The task raises CheckpointError, ConfigError or EngineUnavailable.
         """
-        service, config = self._service, load.config
-        now_s = service.clock()
-        service.roster.put(
-            ModelStanding(config, "loading", load.origin, now_s, config.pinned, LoadProgress())
+        return self._begin(load, load.config.pinned, tuple(after), on_progress)
+
+    def begin_again(self, standing: ModelStanding, settings: ModelSettings) -> None:
+        """An engine that was started anew has not the model, which was served before: it is loaded
+        as any other, but where the engine dies once more the next one is asked."""
+        served = self._service.models.models[standing.name]
+        load = Load(standing.config, settings, standing.origin, served, was_served=True)
+        self._begin(load, standing.is_pinned)
+
+    def _begin(
+        self,
+        load: Load,
+        is_pinned: bool,
+        after: tuple[asyncio.Future[Any], ...] = (),
+        on_progress: Callable[[LoadProgress], None] = lambda progress: None,
+    ) -> asyncio.Task[ModelInfo]:
+        config, now_s = load.config, self._service.clock()
+        self._service.roster.put(
+            ModelStanding(config, "loading", load.origin, now_s, is_pinned, LoadProgress())
         )
         self.rename(config)
-        running = self._load(load, tuple(after), on_progress)
+        running = self._load(load, after, on_progress)
         task = asyncio.create_task(running, name=f"load-model-{config.name}")
         self._tasks[config.name] = task
         task.add_done_callback(lambda _: self._ended(load, task))
@@ -124,13 +150,7 @@ class ModelLoads:
             served = load.served
             if served is None:
                 served = await asyncio.to_thread(read_front_part, config, service.text_threads)
-            while load.origin == "file" and not service.engine.ready:
-                # What the file says is to be served as soon as an engine is there.
-                await asyncio.sleep(ASK_AGAIN_S)
-            info = await self._engine.load_model(
-                load.settings,
-                lambda told: tell(LoadProgress(told.phase, told.done_bytes, told.total_bytes)),
-            )
+            info = await self._ask_engines(load, tell)
         # No await from here on: the engine has it, and so requests find it.
         standing = service.roster.get(config.name)
         assert standing is not None
@@ -144,6 +164,20 @@ class ModelLoads:
         service.metrics.models.load_seconds.observe(load_s)
         log_event(_logger, "model_loaded", model=config.name, load_s=round(load_s, 3))
         return info
+
+    async def _ask_engines(self, load: Load, tell: Callable[[LoadProgress], None]) -> ModelInfo:
+        for _ in range(MAX_ENGINES if load.was_served else 1):
+            while load.waits_for_engine and not self._service.engine.ready:
+                await asyncio.sleep(ASK_AGAIN_S)
+            try:
+                return await self._engine.load_model(
+                    load.settings,
+                    lambda told: tell(LoadProgress(told.phase, told.done_bytes, told.total_bytes)),
+                )
+            except EngineUnavailable:
+                if not load.was_served:
+                    raise
+        raise EngineUnavailable(f"the engine died {MAX_ENGINES} times while it was being loaded")
 
     def _ended(self, load: Load, task: asyncio.Task[ModelInfo]) -> None:
         """Also where it was cancelled before it began."""
@@ -159,13 +193,7 @@ class ModelLoads:
             return
         error = task.exception()
         self._note_failure(name, _words(error))
-        _log_failure(name, error)
-
-    def lose(self, name: str, reason: str) -> None:
-        """An engine that was started anew could not load the model, which was served before."""
-        self._service.set_models(self._service.models.without(name))
-        self._note_failure(name, reason)
-        log_event(_logger, "model_load_failed", level=logging.ERROR, model=name, reason=reason)
+        _log_failure("model_lost" if load.was_served else "model_load_failed", name, error)
 
     def _note_failure(self, name: str, reason: str) -> None:
         service = self._service
@@ -177,11 +205,11 @@ class ModelLoads:
         service.metrics.models.loads.labels("failed").inc()
 
 
-def _log_failure(name: str, error: BaseException | None) -> None:
+def _log_failure(event: str, name: str, error: BaseException | None) -> None:
     expected = isinstance(error, OmniServeError)
     log_event(
         _logger,
-        "model_load_failed",
+        event,
         level=logging.ERROR,
         error=None if expected or not isinstance(error, Exception) else error,
         model=name,

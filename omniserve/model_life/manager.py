@@ -1,7 +1,7 @@
 """What operators ask of models: to be loaded, unloaded, pinned."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from omniserve.model_life.entries import Wanted, read_wanted, settings_beside, s
 from omniserve.model_life.loads import Load, LoadsModels, ModelLoads
 from omniserve.model_life.standing import LoadProgress, ModelStanding
 from omniserve.service import GenerationService
-from omniserve.settings import ModelInfo
+from omniserve.settings import ModelInfo, ModelSettings
 
 _logger = get_logger(__name__)
 
@@ -27,9 +27,8 @@ _logger = get_logger(__name__)
 class HoldsModels(LoadsModels, UnloadsModels, Protocol):
     """What the life of models needs of the engine's client."""
 
-    @property
-    def failed_models(self) -> Mapping[str, str]:
-        """That were loaded while the engine ran, and that the one after it could not load; why."""
+    def take_lost_models(self) -> tuple[ModelSettings, ...]:
+        """That were loaded while the engine ran, and that the one after it has not; told once."""
 
 
 class ModelManager:
@@ -39,7 +38,6 @@ class ModelManager:
         """`config_path` is where models are looked up that are asked for by name."""
         self._service = service
         self._engine = engine
-        self._forgetting: set[asyncio.Task[None]] = set()
         self._config_path = config_path
         self.loads = ModelLoads(service, engine)
         self.drains = ModelDrains(service, engine)
@@ -105,21 +103,16 @@ class ModelManager:
         """The state of the engine changed; one that is ready anew may lack models."""
         if state != "ready":
             return
-        for name, reason in self._engine.failed_models.items():
-            standing = self._service.roster.get(name)
+        for settings in self._engine.take_lost_models():
+            standing = self._service.roster.get(settings.name)
+            # One that is being unloaded is where it was to go.
             if standing is not None and standing.state == "serving":
-                self.loads.lose(name, reason)
-            # Else it would come back with a later engine, and nobody would know of it.
-            task = asyncio.create_task(self.drains.forget(name), name=f"forget-model-{name}")
-            self._forgetting.add(task)
-            task.add_done_callback(self._forgetting.discard)
+                self.loads.begin_again(standing, settings)
 
     async def close(self) -> None:
         """Gives up what is under way; the daemon stops."""
         await self.loads.cancel_all()
         await self.drains.cancel_all()
-        for task in self._forgetting:
-            task.cancel()
 
     def _standing(self, name: str) -> ModelStanding:
         standing = self._service.roster.get(name)
