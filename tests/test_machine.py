@@ -21,7 +21,7 @@ def make_groups(directory: Path, own: str, limits: dict[str, str]) -> tuple[Path
 
 
 def set_used(root: Path, used: dict[str, tuple[int, int]]) -> None:
-    """Bytes that groups have, and of them those of files, an eighth of them read again and again."""
+    """Bytes that groups have, and of them those of files; an eighth of these are in use."""
     for group, (num_bytes, num_file_bytes) in used.items():
         (root / group / "memory.current").write_text(f"{num_bytes}\n")
         active = num_file_bytes // 8
