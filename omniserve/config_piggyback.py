@@ -85,8 +85,9 @@ class PiggybackPlanner:
                 continue
             num_models += 1
             if num_models > MAX_MODELS:
-                text = f"must be false: {MAX_MODELS} models piggyback already, no more can"
-                raise refuse(text, _key(index, "enabled"))
+                text = f"must have enabled: false, as {MAX_MODELS} models before it piggyback"
+                # Not the key itself: of a section that is not there messages name the last key.
+                raise refuse(f"{text} and no more can", ("models", index, "piggyback"))
             self._check_threads(index, section)
             total_bytes += section.host_kv_bytes or 0
             if total_bytes > self.machine.memory_bytes:

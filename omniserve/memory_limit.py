@@ -36,8 +36,9 @@ def _room_bytes(group: Path) -> int | None:
         return None
     try:
         used = int((group / "memory.current").read_text())
-        # File pages that nobody asked for again are dropped before anyone is killed.
-        droppable = _numbers(group / "memory.stat").get("inactive_file", 0)
+        # Pages of files, a checkpoint's that was read among them, go before anyone is killed.
+        books = _numbers(group / "memory.stat")
+        droppable = books.get("inactive_file", 0) + books.get("active_file", 0)
     except (OSError, ValueError):
         # Without its books no more than the limit is known.
         return limit

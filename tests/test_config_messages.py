@@ -205,7 +205,11 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
 
 
 def test_numbers_of_models_and_tiers_are_limited(tmp_path: Path) -> None:
-    models = [f"{{name: m{number}, path: p, device_kv_bytes: 1MiB}}" for number in range(65)]
+    few = ", piggyback: {enabled: false}"
+    models = [
+        f"{{name: m{number}, path: p, device_kv_bytes: 1MiB{few if number < 32 else ''}}}"
+        for number in range(65)
+    ]
     tiers = [f"{{name: t{number}, class: best_effort}}" for number in range(257)]
     off = "device: {kind: cuda}\n"
 
@@ -218,6 +222,11 @@ def test_numbers_of_models_and_tiers_are_limited(tmp_path: Path) -> None:
     assert problems(tmp_path, text(65, 257)) == [
         "omniserve.yaml:2: models = a list: must hold at most 64 entries",
         "omniserve.yaml:3: tiers = a list: must hold at most 256 entries",
+    ]
+    del models[0]
+    assert problems(tmp_path, text(64, 1)) == [
+        "omniserve.yaml:2: models[63].piggyback: must have enabled: false, as 32 models before it "
+        "piggyback and no more can"
     ]
 
 

@@ -348,7 +348,7 @@ def test_a_weight_for_which_there_is_no_room_ends_the_load(
         patched.setattr(model_memory, "free_bytes", lambda device: 100_000)
         news = run.load(settings_of(checkpoints, "qwen3"))
     assert isinstance(news, Refused) and not news.is_checkpoint
-    assert "which its weights do not fit into" in news.message
+    assert "its next weight, which no other model has, takes 0.00 GB" in news.message
     run.add("llama", "best_effort")
     run.settle()
     run.check(oracles)

@@ -10,7 +10,9 @@ from piggyback_builders import settings_of, write_checkpoints
 from test_model_changes import Run
 from test_model_changes import settings_of as plain_settings_of
 
-from omniserve.engine.model_news import Loaded, Unloaded
+from cpu_attn.host import HostKvPool
+from omniserve.engine.build import BuiltModel
+from omniserve.engine.model_news import Loaded, Refused, Unloaded
 from omniserve.settings import ModelStats
 
 ARCH = "qwen3"
@@ -68,3 +70,24 @@ def test_they_share_a_host_process_that_begins_with_the_first(
         run.settle()
     assert len(pids) == 1
     run.check(oracles)
+
+
+def test_one_that_fails_as_it_joins_leaves_the_host_process(
+    run: Run, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(ARCH, checkpoints[ARCH], "forced")
+    pools: list[HostKvPool] = []
+
+    def fail(part: BuiltModel, *_: object) -> None:
+        assert part.hosted is not None
+        pools.append(part.hosted.host.pool)
+        raise MemoryError("no room for its tables")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("omniserve.engine.core.make_runtime", fail)
+        assert isinstance(run.load(settings), Refused)
+    host = run.engine._host
+    assert host is not None and not host.host.models
+    run.until(lambda: [pool.fd for pool in pools] == [-1])
+    assert isinstance(run.load(settings), Loaded)
+    assert len(host.host.models) == 1

@@ -196,16 +196,12 @@ class HostKvPool:
             self._memory.give_back(first * block_bytes, (last + 1) * block_bytes)
         return before - self.resident_bytes
 
-    def discard(self) -> None:
+    def discard_in_pieces(self) -> Iterator[None]:
         """Gives all memory back, in every process that maps it: whatever was stored is zeros.
 
-        For a pool that is about to be closed while another process still has it mapped.
+        For a pool that is about to be closed while another process still has it mapped. Some MiB
+        each time, so that others have their turns in between.
         """
-        for _ in self.discard_in_pieces():
-            pass
-
-    def discard_in_pieces(self) -> Iterator[None]:
-        """The same, for whoever has others run in between; some MiB each time."""
         self._require_open()
         memory = self._memory
         page_bytes = memory.huge_page_bytes or 1

@@ -60,7 +60,7 @@ class BuiltModel:
     def take_apart(self) -> Iterator[None]:
         """It comes to nothing: drops what is large, piece by piece."""
         if self.hosted is not None:
-            self.hosted.host.pool.discard()
+            yield from self.hosted.host.pool.discard_in_pieces()
             self.hosted.host.pool.close()
         yield from self.executor.take_apart()
 

@@ -246,8 +246,15 @@ class Engine:
         assert load.built is not None
         hosted = load.built.hosted
         piggyback = None if hosted is None else self._add_piggyback(hosted)
-        runtime = make_runtime(load.built, self._torch_device, piggyback)
-        join_kv(self.kv_arbiter, load.built, runtime)
+        try:
+            runtime = make_runtime(load.built, self._torch_device, piggyback)
+            join_kv(self.kv_arbiter, load.built, runtime)
+        except BaseException:
+            if piggyback is not None:
+                # Before its pool is closed, with the rest of what was built.
+                piggyback.leave()
+                piggyback.swapper.close()
+            raise
         load.built = None
         runtime.set_terms(self._tiers.terms)
         runtime.scheduler.set_shares(self._shares)

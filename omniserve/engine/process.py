@@ -78,6 +78,7 @@ class EngineProcess:
         self._stopping = False
         self._next_stats_s = 0.0
         self._was_busy = False
+        self._is_checked = False
 
     def serve(self) -> None:
         """Steps until the front says stop."""
@@ -86,11 +87,10 @@ class EngineProcess:
         self._send(EngineReady(self._engine.models, self._engine.device, step_times))
         while True:
             self._send_stats()
-            if not self._engine.has_unfinished:
-                is_changing = self._engine.is_changing
-                if not is_changing:
-                    self._check_integrity()
-                self._socket.poll(int((_CHANGING_POLL_S if is_changing else _IDLE_STATS_S) * 1e3))
+            if self._engine.has_unfinished:
+                self._is_checked = False
+            else:
+                self._rest()
             self._receive_all()
             if self._stopping:
                 self._engine.close()
@@ -102,6 +102,17 @@ class EngineProcess:
                 self._send(Outputs(outputs=tuple(outputs)))
             for news in self._engine.take_news():
                 self._send(_message_of(news))
+
+    def _rest(self) -> None:
+        """Until something comes, or for a while."""
+        is_changing = self._engine.is_changing
+        has_come = self._socket.poll(
+            int((_CHANGING_POLL_S if is_changing else _IDLE_STATS_S) * 1e3)
+        )
+        # Once after work, and not at once: it takes a while, and who comes next would wait for it.
+        if not (has_come or is_changing or self._is_checked):
+            self._check_integrity()
+            self._is_checked = True
 
     def _with_step_time(self, model: ModelSettings) -> ModelSettings:
         from omniserve.profiling.kept import with_kept_step_time
