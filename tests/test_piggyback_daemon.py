@@ -89,6 +89,8 @@ def test_every_layer_of_every_token_is_counted(
     daemon: RunningDaemon, channel: grpc.Channel, tiny_checkpoint: Path
 ) -> None:
     num_layers = json.loads((tiny_checkpoint / "config.json").read_text())["num_hidden_layers"]
+    # What came before has been told of.
+    idle_status(daemon)
     num_rows = metric(daemon, "omniserve_lane_rows_joined_total", model="demo")
     num_swaps = metric(daemon, "omniserve_kv_swaps_total", direction="out")
     results = complete_all(channel, "batch")
