@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from omniserve.devices.device import Device
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.memory_return import MemoryReturn
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
@@ -37,12 +37,12 @@ class ModelChanges:
     """
 
     def __init__(
-        self, device: Device, store: WeightStore, kv_arbiter: KvArbiter, placement: Placement
+        self, device: Device, store: WeightStore, kv_sharing: KvSharing, placement: Placement
     ) -> None:
-        """`store` has the weights of all models of the device, `kv_arbiter` their KV memory."""
+        """`store` has the weights of all models of the device, `kv_sharing` their KV memory."""
         self._device = device
         self._store = store
-        self._kv_arbiter = kv_arbiter
+        self._kv_sharing = kv_sharing
         self._placement = placement
         self._waiting: deque[ModelLoad] = deque()
         self._load: ModelLoad | None = None
@@ -121,12 +121,12 @@ class ModelChanges:
             self._refuse(load, ConfigError(f"models.{name}: there is a model of this name already"))
             return
         try:
-            self._kv_arbiter.expect(load.settings)
+            self._kv_sharing.expect(load.settings)
         except ConfigError as error:
             self._refuse(load, error)
             return
         self._load, self._said = load, None
-        load.start(self._device, self._store, self._kv_arbiter.budget)
+        load.start(self._device, self._store, self._kv_sharing.budgets)
 
     def _is_leaving(self, load: ModelLoad) -> bool:
         """Whether one of the same name has still to give its memory back."""
@@ -211,7 +211,7 @@ class ModelChanges:
                 self._quieting.remove(entry)
                 runtime.leave_host()
                 name = runtime.info.name
-                self._kv_arbiter.retire(name)
+                self._kv_sharing.retire(name)
                 self._returns.append((question, name, MemoryReturn(runtime)))
 
     def _tell_unloaded(self, question: int | None) -> None:
@@ -223,7 +223,7 @@ class ModelChanges:
             question, name, memory = entry
             if memory.is_done:
                 self._returns.remove(entry)
-                self._kv_arbiter.remove(name)
+                self._kv_sharing.remove(name)
                 self._tell_unloaded(question)
 
     def _refuse(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> None:
