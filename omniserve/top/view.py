@@ -17,6 +17,8 @@ from omniserve.top.tables import (
     pool,
     refusals_table,
     requests_table,
+    shares_with_others,
+    sharing_table,
     sparks,
     tenants_table,
 )
@@ -84,6 +86,11 @@ class View:
                 yield Text()
                 yield table
                 num_left -= table.row_count + 2
+        loaded = [model for model in status.models if model.HasField("weights")]
+        if shares_with_others(loaded):
+            yield Text()
+            yield sharing_table(loaded)
+            num_left -= len(loaded) + 2
         if status.tenants:
             yield Text()
             yield tenants_table(status.tenants)

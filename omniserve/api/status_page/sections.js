@@ -94,6 +94,7 @@ export function models(status, history) {
       made.append(...pool("Of the KV budget", model.kv_share.granted_bytes, model.kv_total_bytes));
       numbers.push(...shareOf("KV", model.kv_share));
     }
+    numbers.push(...sharedWithOthers(model));
     const piggyback = model.piggyback;
     if (piggyback === null) {
       made.append(figures(numbers), note("Best-effort decodes stay on the device."));
@@ -116,6 +117,21 @@ const shareOf = (name, kv) => [[`${name} with known prefixes`, bytes(kv.cached_b
   [`${name} floor`, bytes(kv.floor_bytes)],
   [`${name} got / gave up`, `${bytes(kv.in_bytes)} / ${bytes(kv.out_bytes)}`],
   [`${name} moves a second`, rate(kv.moves_per_s)]];
+
+// Weights that other models hold too, and layers that ran once for rows of several models.
+function sharedWithOthers(model) {
+  const { weights, joint_layers: joint } = model;
+  const found = [];
+  if (weights !== null && weights.shared_bytes) {
+    found.push(["weights own / shared", `${bytes(weights.own_bytes)} / ${bytes(weights.shared_bytes)}`],
+      ["saved by sharing", bytes(weights.saved_bytes)]);
+  }
+  if (joint !== null && (joint.num_layers || weights?.shared_bytes)) {
+    found.push(["layers with others", `${number(joint.num_layers)} (${percent(joint.share)})`],
+      ["rows with others", number(joint.num_rows)]);
+  }
+  return found;
+}
 
 const stateKind = (model) => (model.state === "serving" ? "fast" : model.state === "failed" ? "bad" : "quiet");
 const stateOf = (model) => (model.pinned ? `${model.state}, pinned` : model.state);
