@@ -251,7 +251,7 @@ def test_models_that_come_and_go_take_their_parts_and_give_them_back(
             for request in cut_off:
                 engine.add(request)
             step_until(engine, lambda: granted_bytes(engine, "a") > BUDGET // 2)
-            engine.begin_load(1, model_of(checkpoints["b"], 30_000))
+            engine.begin_load(1, model_of(checkpoints["b"], 40_000))
             assert isinstance(settled(engine)[-1], Loaded)
             requests = prompts(3, "b", 4)
             ended = run_all(engine, requests, after_step=lambda step: check_memory(engine))
