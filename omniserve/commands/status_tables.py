@@ -40,7 +40,7 @@ def head_lines(status: pb.Status) -> Iterator[str]:
 
 def status_tables(status: pb.Status) -> Iterator[TextTable]:
     """Those that have something to say."""
-    tables = (_tiers, _models, _kv_shares, _hosts, _tenants)
+    tables = (_tiers, _models, _kv_shares, _sharing, _hosts, _tenants)
     for table in (make(status) for make in tables):
         if table.rows:
             yield table
@@ -105,6 +105,25 @@ def _kv_shares(status: pb.Status) -> TextTable:
         if model.HasField("kv_share")
     ]
     return TextTable("KV memory that models share", headings, rows)
+
+
+def _sharing(status: pb.Status) -> TextTable:
+    headings = ("model", "own", "shared", "saved", "layers with others", "of its layers", "rows")
+    models = [model for model in status.models if model.HasField("weights")]
+    rows = [
+        [
+            printable(model.name),
+            _mebibytes(model.weights.own_bytes),
+            _mebibytes(model.weights.shared_bytes),
+            _mebibytes(model.weights.saved_bytes),
+            f"{model.joint_layers.num_layers:,}",
+            format_share(model.joint_layers.share),
+            f"{model.joint_layers.num_rows:,}",
+        ]
+        for model in models
+        if any(each.weights.shared_bytes or each.joint_layers.num_layers for each in models)
+    ]
+    return TextTable("Weights in memory, and layers run once for several models", headings, rows)
 
 
 def _mebibytes(num_bytes: int) -> str:

@@ -188,7 +188,7 @@ class Engine:
                     for output in self.step():
                         if output.error is not None:
                             raise CheckpointError(f"model {name!r}: {output.error}")
-            runtime.warm_up()
+            runtime.warm_up(is_alone=len(self._runtimes) == 1)
 
     @property
     def host_costs_threads(self) -> bool:

@@ -9,7 +9,7 @@ from omniserve.config_tier import TierConfig
 from omniserve.metrics import Outcome
 from omniserve.model_life.standing import LoadProgress, ModelStanding
 from omniserve.service import GenerationService
-from omniserve.settings import KvShareStats, ModelStats, PiggybackStats, WeightStats
+from omniserve.settings import KvShareStats, ModelInfo, ModelStats, PiggybackStats, WeightStats
 from omniserve.status.history import ModelTier
 from omniserve.status.host_usage import HostUsage
 from omniserve.status.request_board import RefusedRequest, RequestBoard, RequestStanding
@@ -62,7 +62,7 @@ def _models(
 ) -> list[pb.ModelStatus]:
     messages = []
     for model in service.roster:
-        message = _model(model.name, stats.get(model.name))
+        message = _model(model.name, stats.get(model.name), service.engine.models.get(model.name))
         _tell_standing(message, model, now_s)
         if model.state == "serving" and not service.engine.ready:
             # An engine that starts loads all of them.
@@ -74,7 +74,7 @@ def _models(
     return messages
 
 
-def _model(name: str, stats: ModelStats | None) -> pb.ModelStatus:
+def _model(name: str, stats: ModelStats | None, info: ModelInfo | None) -> pb.ModelStatus:
     """Without a snapshot, as while the engine restarts, only the name is set."""
     if stats is None:
         return pb.ModelStatus(name=name)
@@ -90,6 +90,7 @@ def _model(name: str, stats: ModelStats | None) -> pb.ModelStatus:
         piggyback=None if stats.piggyback is None else _piggyback(stats.piggyback),
         weights=None if stats.weights is None else _weights(stats.weights),
         kv_share=None if stats.kv_share is None else _kv_share(stats, stats.kv_share),
+        joint_layers=None if info is None else _joint_layers(stats, info.num_layers),
     )
 
 
@@ -100,6 +101,15 @@ def _weights(stats: WeightStats) -> pb.WeightStatus:
         saved_bytes=stats.saved_bytes,
         shared_with=stats.shared_with,
     )
+
+
+def _joint_layers(stats: ModelStats, num_layers: int) -> pb.JointLayersStatus | None:
+    joint = stats.joint_layers
+    if joint is None:
+        return None
+    # Of a step that is under way layers are counted already.
+    share = joint.num_layers / max(1, stats.num_steps * num_layers, joint.num_layers)
+    return pb.JointLayersStatus(num_layers=joint.num_layers, num_rows=joint.num_rows, share=share)
 
 
 def _kv_share(stats: ModelStats, share: KvShareStats) -> pb.KvShareStatus:

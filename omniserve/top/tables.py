@@ -69,6 +69,38 @@ def kv_table(models: Sequence[pb.ModelStatus]) -> Table:
     return text_table((*headings, "moves/s>"), rows)
 
 
+def sharing_table(models: Sequence[pb.ModelStatus]) -> Table:
+    """Whose weights are in memory once, and which layers ran once for several."""
+    headings = (
+        "model",
+        "weights own>",
+        "shared>",
+        "saved>",
+        "layers with others>",
+        "of its layers>",
+    )
+    rows: list[list[Cell]] = []
+    for model in models:
+        weights, joint = model.weights, model.joint_layers
+        rows.append(
+            [
+                _name(model.name),
+                _mebibytes(weights.own_bytes),
+                _mebibytes(weights.shared_bytes),
+                _mebibytes(weights.saved_bytes),
+                f"{joint.num_layers:,}",
+                format_share(joint.share),
+                f"{joint.num_rows:,}",
+            ]
+        )
+    return text_table((*headings, "rows with others>"), rows)
+
+
+def shares_with_others(models: Sequence[pb.ModelStatus]) -> bool:
+    """Whether any of them does, or did."""
+    return any(each.weights.shared_bytes or each.joint_layers.num_layers for each in models)
+
+
 def _mebibytes(num_bytes: int) -> str:
     return f"{num_bytes / _MIB:,.0f} MiB"
 

@@ -16,6 +16,8 @@ from omniserve.top.tables import (
     pool,
     refusals_table,
     requests_table,
+    shares_with_others,
+    sharing_table,
     sparks,
     tenants_table,
 )
@@ -83,6 +85,11 @@ class View:
             yield Text()
             yield kv_table(sharing)
             num_left -= len(sharing) + 2
+        loaded = [model for model in status.models if model.HasField("weights")]
+        if shares_with_others(loaded):
+            yield Text()
+            yield sharing_table(loaded)
+            num_left -= len(loaded) + 2
         if status.tenants:
             yield Text()
             yield tenants_table(status.tenants)

@@ -97,6 +97,7 @@ export function models(status, history) {
         ["KV got / gave up", `${bytes(kv.in_bytes)} / ${bytes(kv.out_bytes)}`],
         ["KV moves a second", rate(kv.moves_per_s)]);
     }
+    numbers.push(...sharedWithOthers(model));
     const piggyback = model.piggyback;
     if (piggyback === null) {
       made.append(figures(numbers), note("Best-effort decodes stay on the device."));
@@ -109,6 +110,21 @@ export function models(status, history) {
       figures(numbers), ...lanesOf(piggyback));
     return made;
   });
+}
+
+// Weights that other models hold too, and layers that ran once for rows of several models.
+function sharedWithOthers(model) {
+  const { weights, joint_layers: joint } = model;
+  const found = [];
+  if (weights !== null && weights.shared_bytes) {
+    found.push(["weights own / shared", `${bytes(weights.own_bytes)} / ${bytes(weights.shared_bytes)}`],
+      ["saved by sharing", bytes(weights.saved_bytes)]);
+  }
+  if (joint !== null && (joint.num_layers || weights?.shared_bytes)) {
+    found.push(["layers with others", `${number(joint.num_layers)} (${percent(joint.share)})`],
+      ["rows with others", number(joint.num_rows)]);
+  }
+  return found;
 }
 
 const stateKind = (model) => (model.state === "serving" ? "fast" : model.state === "failed" ? "bad" : "quiet");
