@@ -11,17 +11,13 @@ from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
 from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.engine.kv_budget import KvBudget
-from omniserve.engine.kv_pool import (
-    DeviceKvPool,
-    allocate_kv_pool,
-    blocks_per_extent,
-    kv_bytes_per_token,
-)
+from omniserve.engine.kv_pool import DeviceKvPool, allocate_kv_pool, kv_bytes_per_token
 from omniserve.engine.load_log import LoadLog
 from omniserve.engine.model_kv import ModelKv
 from omniserve.engine.model_memory import dtype_of, require_memory, require_room
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import (
+    blocks_per_extent,
     plan_extents,
     plan_kv_capacity,
     scheduler_settings,
