@@ -135,7 +135,7 @@ class Riding:
 
     def _takes_riders(self, host: BegunStep) -> bool:
         """A captured graph has no layers that others could join."""
-        return not (host.standing.is_urgent and host.runtime.runs_whole(host.step))
+        return not (host.standing.is_urgent and host.runtime.runs_captured(host.step))
 
 
 def _limits_of(host: BegunStep) -> RowLimits:
