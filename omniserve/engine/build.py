@@ -9,17 +9,13 @@ from typing import Any
 
 from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
-from omniserve.engine.kv_pool import (
-    DeviceKvPool,
-    allocate_kv_pool,
-    blocks_per_extent,
-    kv_bytes_per_token,
-)
+from omniserve.engine.kv_pool import DeviceKvPool, allocate_kv_pool, kv_bytes_per_token
 from omniserve.engine.kv_sharing import KvBudgets, KvSharing
 from omniserve.engine.load_log import LoadLog
 from omniserve.engine.model_memory import dtype_of, require_memory, require_room
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import (
+    blocks_per_extent,
     plan_extents,
     plan_kv_capacity,
     scheduler_settings,
