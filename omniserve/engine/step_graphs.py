@@ -178,7 +178,8 @@ class StepGraphs:
         by_segment = inputs.positions.shape
         cos, signed_sin = cos.unflatten(0, by_segment), signed_sin.unflatten(0, by_segment)
         for index, layer in enumerate(model.layers):
-            q, k, v = layer.pre(residual, (cos[index], signed_sin[index]))
+            deltas = model.deltas_of(index)
+            q, k, v = layer.pre(residual, (cos[index], signed_sin[index]), deltas)
             kept, attended = [], []
             if attention is not None:
                 rows = slice(len(inputs.tokens))
@@ -190,5 +191,5 @@ class StepGraphs:
                 joining, outputs = exchange.join_lanes(inputs.lanes[index + 1])
                 kept.append(joining)
                 attended.append(outputs)
-            residual = layer.post(torch.cat(kept), torch.cat(attended))
+            residual = layer.post(torch.cat(kept), torch.cat(attended), deltas)
         return residual
