@@ -123,7 +123,7 @@ def build_model(
             is free.
     """
     progress("checking", 0, 0)
-    path = Path(settings.path)
+    path = Path(settings.checkpoint_path)
     config = load_config(path)
     dtype = dtype_of(settings)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -146,7 +146,8 @@ def build_model(
     host_budget = budgets.host_part(settings, block_bytes)
     text = TextModel.load(path)
     eos_token_ids = _eos_token_ids(path, config)
-    opened = open_model(path, config)
+    adapter = None if settings.adapter_path is None else Path(settings.adapter_path)
+    opened = open_model(path, config, adapter)
     require_memory(settings, opened, device.torch_device, store)
     model = read_model(
         opened,
