@@ -13,7 +13,6 @@ from models_turns import Turns
 
 from omniserve.bench.colocate.conditions import NUM_PROBES, UNLOADED_WARM_UP_S
 from omniserve.bench.colocate.figures import Cell, Figures, figures_of
-from omniserve.bench.colocate.layer_waits import LayerWaits, all_together, layer_waits_of
 from omniserve.bench.colocate.objectives import Objectives, Unloaded, objectives_of, unloaded_of
 from omniserve.bench.colocate.outlook import Outlook
 from omniserve.bench.colocate.plan import WindowKey
@@ -49,9 +48,6 @@ class Result:
     """One daemon under the arrivals that pairs were searched with."""
     searches: tuple[PairSearch, ...]
     cells: tuple[Cell, ...]
-    waits: LayerWaits | None
-    """Of one daemon's LS model, in all rounds."""
-    num_be_layers: int | None
 
     def cell(self, key: str) -> Cell:
         return next(each for each in self.cells if each.contender == key)
@@ -114,8 +110,6 @@ class ModelsBench:
             own,
             tuple(searches),
             tuple(Cell(key, tuple(map(figures_of, each))) for key, each in records.items()),
-            all_together(map(layer_waits_of, records[one.key])),
-            records[one.key][0].num_layers,
         )
 
     async def _unloaded(self, run: SceneRun) -> dict[str, Unloaded]:

@@ -1,7 +1,6 @@
 """What one daemon for two models is expected to show, beside what it showed."""
 
 from collections.abc import Iterator
-from math import inf
 
 from models_bench import Result
 from models_equal import EQUAL_POINTS
@@ -10,11 +9,9 @@ from models_layouts import LS_ALONE, ONE, title_of
 from omniserve.bench.colocate.conditions import PEER_SHARE
 from omniserve.bench.colocate.control.figures import lost_points, pooled
 from omniserve.bench.colocate.figures import Cell, Figures, Spread
-from omniserve.bench.colocate.goals import GoalResult
-from omniserve.bench.colocate.layer_waits import WAIT_SHARE
+from omniserve.bench.colocate.goals import GoalResult, wait_goal
 
 MOST_LOST_POINTS = 1.0
-MOST_WAIT_LAYERS = 1.0
 LEAST_LS_GAIN = 1.4
 LEAST_BE_GAIN = 1.5
 _SCENE = "LS and BE on two models"
@@ -39,7 +36,7 @@ def goals(result: Result) -> list[GoalResult]:
     own = result.cell(ONE)
     return [
         *_lost(own, result.cell(LS_ALONE)),
-        *_waits(result),
+        *wait_goal(_SCENE, own),
         *(goal for each in vllm_cells(result) for goal in _ls_gain(own, each)),
         *_be_gain(result, own),
     ]
@@ -71,18 +68,6 @@ def _lost(own: Cell, alone: Cell) -> Iterator[GoalResult]:
             f"at most {MOST_LOST_POINTS:g} point",
             f"{lost.median:.1f} points ({lost.low:.1f} to {lost.high:.1f})",
             round(lost.median, 1) <= MOST_LOST_POINTS,
-        )
-
-
-def _waits(result: Result) -> Iterator[GoalResult]:
-    if result.waits is not None:
-        layers = result.waits.layers.bound_of(WAIT_SHARE)
-        yield GoalResult(
-            _SCENE,
-            "LS wait behind layers of the other model, p99",
-            "at most one layer",
-            result.waits.text(result.num_be_layers),
-            layers <= MOST_WAIT_LAYERS if layers < inf else False,
         )
 
 

@@ -108,16 +108,12 @@ def _conditions(plan: ModelsPlan, result: Result) -> list[str]:
     held = result.objectives
     searched = result.peer is not None
     how = "found where two vLLM servers hold their share" if searched else "given"
-    waits = result.waits
+    waits = result.cell(ONE).layer_waits
     return [
         f"unloaded p50 TTFT/TPOT ms: {medians}; objectives, {FACTOR:g} times the slowest: TTFT "
         f"{held.ttft_ms:.0f} ms, TPOT {held.tpot_ms:.1f} ms",
         f"{result.rate:g} LS requests/s, {how}; {plan.num_be} BE requests always unfinished",
-        *(
-            [f"LS waits behind BE layers: {waits.text(result.num_be_layers)}"]
-            if waits is not None
-            else []
-        ),
+        *([f"LS waits behind BE layers: {waits.text}"] if waits is not None else []),
     ]
 
 

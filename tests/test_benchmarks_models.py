@@ -122,6 +122,7 @@ def test_titles_tell_how_and_how_many() -> None:
 
 def make_result(*cells: Cell, within_one_layer: int = 100) -> Result:
     waits = WaitCounts((0.0, 1.0, 2.0), (50, within_one_layer, 100), 100, 60.0)
+    told = LayerWaits(waits, waits, num_other_steps=10, other_steps_s=0.16, num_other_layers=8)
     return Result(
         unloaded={ONE: Unloaded(50.0, 8.0, 9)},
         objectives=Objectives(100.0, 16.0),
@@ -129,9 +130,13 @@ def make_result(*cells: Cell, within_one_layer: int = 100) -> Result:
         peer=None,
         own=Trial(NUM_BE, 1.0, 300.0),
         searches=(),
-        cells=cells,
-        waits=LayerWaits(waits, waits, 10, 0.16),
-        num_be_layers=8,
+        cells=tuple(_with_waits(cell, told) if cell.contender == ONE else cell for cell in cells),
+    )
+
+
+def _with_waits(cell: Cell, waits: LayerWaits) -> Cell:
+    return replace(
+        cell, windows=tuple(replace(window, layer_waits=waits) for window in cell.windows)
     )
 
 
@@ -148,6 +153,7 @@ def test_goals_that_are_met() -> None:
     found = goals(result)
     assert [goal.is_met for goal in found] == [True] * 4
     assert "1.54 x" in found[2].shown
+    assert "at most 1 layers" in found[1].shown and "2.00 ms on average" in found[1].shown
     assert found[3].shown == "1.57 x (1.50 to 1.65), its LS is equal"
 
 
@@ -226,8 +232,9 @@ def test_all_of_it_and_what_is_there_is_not_measured_again(
     assert len(num_ls) == 1 and num_ls.pop() > 0, "everybody has the same arrivals"
     assert cells[LS_ALONE][0]["be_tokens_per_s"] == 0
     assert all(cells[key][0]["be_tokens_per_s"] > 0 for key in (ONE, pair))
-    waits = found["result"]["waits"]
+    waits = cells[ONE][0]["layer_waits"]
     assert waits["layers"]["num_steps"] > 0 and waits["num_other_steps"] > 0
+    assert waits["num_other_layers"] == 3
     document = (tmp_path / "out/models.md").read_text()
     assert document == first.stdout
     assert (tmp_path / "out/models.svg").read_text().startswith("<svg")

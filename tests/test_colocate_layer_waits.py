@@ -1,6 +1,7 @@
 """What a daemon's metrics say of waits behind other models' layers."""
 
 import asyncio
+from dataclasses import replace
 from math import inf
 
 import msgspec
@@ -9,12 +10,12 @@ from load_builders import raw_server, response
 from run_builders import make_request, make_run
 
 from omniserve.bench.colocate.layer_waits import (
-    LAYER_WAITS,
     LayerWaits,
     WaitCounts,
     all_together,
     ask_layer_waits,
     layer_waits_of,
+    note_layer_waits,
     read_layer_waits,
 )
 from omniserve.errors import OmniServeError
@@ -63,7 +64,8 @@ def test_metrics_are_read_by_model() -> None:
     assert waits.layers == WaitCounts((0.0, 1.0), (60, 99), 100, 44.0)
     assert waits.seconds == WaitCounts((0.001, 0.003), (70, 100), 100, 0.0625)
     assert (waits.num_other_steps, waits.other_steps_s) == (50, pytest.approx(0.8))
-    assert waits.other_layer_ms(8) == pytest.approx(2.0)
+    assert waits.other_layer_ms is None
+    assert replace(waits, num_other_layers=8).other_layer_ms == pytest.approx(2.0)
 
 
 def test_a_model_that_never_shared_its_device_has_none() -> None:
@@ -95,18 +97,20 @@ def test_what_came_since_and_what_came_together() -> None:
 def test_words() -> None:
     waits = read_layer_waits(METRICS, "chat", "bulk")
     assert waits is not None
-    assert waits.text(8) == (
-        "p99 at most 1 and 3 ms in 100 steps; a layer of it takes 2.00 ms on average"
+    assert replace(waits, num_other_layers=8).text == (
+        "p99 at most 1 layers, at most 3 ms, of 100 steps; a layer takes 2.00 ms on average"
     )
-    assert "more than all bounds" in make_waits(make_counts(0, 0, 1)).text(None)
+    assert "more than 2 layers" in make_waits(make_counts(0, 0, 1)).text
 
 
 def test_a_window_keeps_them_through_a_file() -> None:
     record = make_run(make_request())
     assert layer_waits_of(record) is None
     waits = make_waits(make_counts(1, 2, 3))
-    record.facts[LAYER_WAITS] = msgspec.json.decode(msgspec.json.encode(waits))
-    assert layer_waits_of(record) == waits
+    record.num_layers = 8
+    note_layer_waits(record, waits)
+    record.facts = msgspec.json.decode(msgspec.json.encode(record.facts))
+    assert layer_waits_of(record) == replace(waits, num_other_layers=8)
 
 
 @pytest.mark.parametrize("status", ["200 OK", "500 Internal Server Error"])

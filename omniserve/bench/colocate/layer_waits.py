@@ -2,7 +2,7 @@
 metrics."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -64,6 +64,8 @@ class LayerWaits:
     num_other_steps: int
     other_steps_s: float
     """Predicted time of the other model's steps; 0 where nothing is known of times."""
+    num_other_layers: int | None = None
+    """Of a step of the other model."""
 
     def since(self, before: "LayerWaits | None") -> "LayerWaits":
         """What came after an earlier reading of the same server."""
@@ -74,6 +76,7 @@ class LayerWaits:
             self.seconds.since(before.seconds),
             self.num_other_steps - before.num_other_steps,
             self.other_steps_s - before.other_steps_s,
+            self.num_other_layers,
         )
 
     def with_those_of(self, other: "LayerWaits") -> "LayerWaits":
@@ -82,22 +85,25 @@ class LayerWaits:
             self.seconds.with_those_of(other.seconds),
             self.num_other_steps + other.num_other_steps,
             self.other_steps_s + other.other_steps_s,
+            self.num_other_layers,
         )
 
-    def other_layer_ms(self, num_layers: int) -> float | None:
-        """Mean time of a layer of the other model, which has so many."""
-        if not self.num_other_steps or not self.other_steps_s:
+    @property
+    def other_layer_ms(self) -> float | None:
+        """Mean time of a layer of the other model."""
+        if not self.num_other_steps or not self.other_steps_s or not self.num_other_layers:
             return None
-        return 1e3 * self.other_steps_s / self.num_other_steps / num_layers
+        return 1e3 * self.other_steps_s / self.num_other_steps / self.num_other_layers
 
-    def text(self, num_layers: int | None) -> str:
+    @property
+    def text(self) -> str:
         """In words."""
         layers, seconds = self.layers.bound_of(WAIT_SHARE), self.seconds.bound_of(WAIT_SHARE)
-        one_ms = None if num_layers is None else self.other_layer_ms(num_layers)
-        beside = "" if one_ms is None else f"; a layer of it takes {one_ms:.2f} ms on average"
-        most = "more than all bounds" if layers == inf else f"at most {layers:g}"
-        most_ms = "" if seconds == inf else f" and {1e3 * seconds:g} ms"
-        return f"p99 {most}{most_ms} in {self.layers.num_steps:,} steps{beside}"
+        one_ms = self.other_layer_ms
+        beside = "" if one_ms is None else f"; a layer takes {one_ms:.2f} ms on average"
+        most = f"more than {self.layers.bounds[-1]:g}" if layers == inf else f"at most {layers:g}"
+        most_ms = "" if seconds == inf else f", at most {1e3 * seconds:g} ms"
+        return f"p99 {most} layers{most_ms}, of {self.layers.num_steps:,} steps{beside}"
 
 
 def read_layer_waits(text: str, model: str, other: str) -> LayerWaits | None:
@@ -120,6 +126,12 @@ def ask_layer_waits(url: str, model: str, other: str) -> LayerWaits | None:
     except httpx.HTTPError as error:
         raise OmniServeError(f"{url}/metrics: {error}") from None
     return read_layer_waits(answer.text, model, other)
+
+
+def note_layer_waits(record: RunRecord, waits: LayerWaits) -> None:
+    """As a fact of the window."""
+    noted = replace(waits, num_other_layers=record.num_layers)
+    record.facts[LAYER_WAITS] = msgspec.to_builtins(noted)
 
 
 def layer_waits_of(record: RunRecord) -> LayerWaits | None:
