@@ -58,7 +58,7 @@ class PiggybackSettings:
 class ModelSettings:
     name: str
     path: str
-    """Absolute path of a Hugging Face checkpoint directory."""
+    """Absolute path of a Hugging Face checkpoint directory, or, with a base, of an adapter's."""
     dtype: DtypeName = "bfloat16"
     device_kv_bytes: int = 64 << 20
     """Size of the model's KV pool; with a budget for all models, the most that it may have."""
@@ -83,6 +83,18 @@ class ModelSettings:
     """What its steps take on this machine; None: only token budgets limit them."""
     measures_step_time: bool = False
     """Whether the engine finds out what its steps take before it is ready, where nobody has."""
+    base: str | None = None
+    """Absolute path of the base's checkpoint directory, where the model is an adapter of it."""
+
+    @property
+    def checkpoint_path(self) -> str:
+        """Of the directory that has config.json, tokenizer and all weights but an adapter's."""
+        return self.path if self.base is None else self.base
+
+    @property
+    def adapter_path(self) -> str | None:
+        """None where it is no adapter."""
+        return None if self.base is None else self.path
 
 
 @dataclass(frozen=True, slots=True)

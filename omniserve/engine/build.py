@@ -9,17 +9,13 @@ from typing import Any
 
 from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
-from omniserve.engine.kv_pool import (
-    DeviceKvPool,
-    allocate_kv_pool,
-    blocks_per_extent,
-    kv_bytes_per_token,
-)
+from omniserve.engine.kv_pool import DeviceKvPool, allocate_kv_pool, kv_bytes_per_token
 from omniserve.engine.kv_sharing import KvBudgets, KvSharing
 from omniserve.engine.load_log import LoadLog
 from omniserve.engine.model_memory import dtype_of, require_memory, require_room
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import (
+    blocks_per_extent,
     plan_extents,
     plan_kv_capacity,
     scheduler_settings,
@@ -127,7 +123,7 @@ def build_model(
             is free.
     """
     progress("checking", 0, 0)
-    path = Path(settings.path)
+    path = Path(settings.checkpoint_path)
     config = load_config(path)
     dtype = dtype_of(settings)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -150,7 +146,8 @@ def build_model(
     host_budget = budgets.host_part(settings, block_bytes)
     text = TextModel.load(path)
     eos_token_ids = _eos_token_ids(path, config)
-    opened = open_model(path, config)
+    adapter = None if settings.adapter_path is None else Path(settings.adapter_path)
+    opened = open_model(path, config, adapter)
     require_memory(settings, opened, device.torch_device, store)
     model = read_model(
         opened,

@@ -9,10 +9,10 @@ from omniserve.engine.host_model_kv import HostModelKv
 from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_budget_terms import HOST_KV
-from omniserve.engine.kv_pool import DeviceKvPool, blocks_per_extent
+from omniserve.engine.kv_pool import DeviceKvPool
 from omniserve.engine.model_kv import ModelKv
 from omniserve.engine.model_runtime import ModelRuntime
-from omniserve.engine.policy_settings import plan_extents
+from omniserve.engine.policy_settings import blocks_per_extent, plan_extents
 from omniserve.errors import ConfigError
 from omniserve.piggyback.host_side import HostBudget, HostSide
 from omniserve.settings import EngineSettings, ModelSettings

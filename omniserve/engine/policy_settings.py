@@ -1,6 +1,7 @@
 """From the settings of a model to those of its scheduler; the simulator needs them too."""
 
 from dataclasses import dataclass
+from math import gcd
 
 from omniserve.engine.kv_budget import KvBudget
 from omniserve.errors import ConfigError
@@ -19,6 +20,11 @@ class KvExtents:
     """That are kept for the model, in whole extents."""
     reach_bytes: int
     """That the model can have at most without floors of others."""
+
+
+def blocks_per_extent(block_bytes_in_layer: int, page_bytes: int) -> int:
+    """The fewest blocks that fill whole pages."""
+    return page_bytes // gcd(page_bytes, block_bytes_in_layer)
 
 
 def plan_extents(
