@@ -177,6 +177,44 @@ def test_tokens_equal_transformers_while_memory_goes_to_the_busy_model_and_back(
         assert stats is not None and stats.num_tokens > 50 and stats.host_kv_used_bytes == 0
 
 
+@pytest.mark.parametrize("pipeline_depth", [1, 2])
+def test_tokens_are_right_where_both_memories_are_shared_and_short(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], pipeline_depth: int
+) -> None:
+    """Latency-sensitive work of one model sends best-effort work of the other to the host."""
+    settings = EngineSettings(
+        DeviceSettings("cpu", 1, kv_bytes=500_000),
+        tuple(model_of(path, max_resident_decodes=None) for path in checkpoints.values()),
+        BUDGET,
+    )
+    device = replace(open_device(settings.device), pipeline_depth=pipeline_depth)
+    with closing(Engine(settings, device=device)) as engine:
+        engine.warm_up()
+        rng = random.Random(pipeline_depth)
+        requests = [
+            replace(each, service_class="latency_sensitive", tier="interactive")
+            if rng.random() < 0.3
+            else each
+            for seed in range(3)
+            for name in "ab"
+            for each in prompts(5, name, 20 + seed)
+        ]
+
+        def look(step: int) -> None:
+            if step % 8 == 0:
+                check_memory(engine)
+
+        ended = run_all(engine, requests, arrivals_per_step=1, after_step=look)
+        for request in requests:
+            found = ended[request.request_id].token_ids
+            assert len(found) == request.sampling.max_tokens
+            oracle = oracles[request.model]
+            assert oracle.compare(request.prompt_token_ids, found).num_wrong == 0
+        offloads = [stats.piggyback.num_swaps_out for stats in engine.stats() if stats.piggyback]
+        assert len(offloads) == 2 and sum(offloads) > 0
+        assert all(share_of(engine, name).num_moves_in for name in "ab")
+
+
 def test_a_model_that_goes_idle_gives_its_pages_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
