@@ -254,6 +254,12 @@ class ModelRuntime:
         """The first layers that both models have in common, in memory."""
         return num_shared_layers([self._executor, other._executor])
 
+    def drop(self, step: RunningStep) -> None:
+        """A step that `may_be_dropped` is not gone on with; its tokens are computed again. None of
+        its requests may be in a later one, and the device must have done what it was given."""
+        self.scheduler.drop(step.plan, self._clock())
+        self._settle()
+
     def finish(self, step: RunningStep) -> list[RequestOutput]:
         """Samples a step whose layers are done; outputs are those of the oldest step in flight."""
         self._sample(step)
