@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_builders import make_engine
@@ -80,7 +81,7 @@ def test_what_cannot_piggyback_beside_others_is_refused_before_it_is_read(
     settings = settings_of(ARCH, checkpoints[ARCH], "forced")
     assert settings.piggyback is not None
 
-    def refusal(**changed: int) -> str:
+    def refusal(**changed: Any) -> str:
         assert settings.piggyback is not None
         before = len(run.news)
         answer = run.load(
