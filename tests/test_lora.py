@@ -38,24 +38,7 @@ def load_adapter(
 
 
 def logits_of(model: DecoderModel) -> torch.Tensor:
-    """Of PROMPT, with the model's deltas in every layer."""
-
-    class Adapted:
-        def __init__(self, index: int) -> None:
-            self.layer, self.deltas = model.layers[index], model.deltas_of(index)
-
-        def pre(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            return self.layer.pre(*given, self.deltas)  # type: ignore[arg-type]
-
-        def post(self, *given: torch.Tensor) -> torch.Tensor:
-            return self.layer.post(*given, self.deltas)
-
-    layers = model.layers
-    model.layers = [Adapted(index) for index in range(len(layers))]  # type: ignore[misc]
-    try:
-        return last_logits(model, PROMPT)
-    finally:
-        model.layers = layers
+    return last_logits(model, PROMPT)
 
 
 @pytest.fixture(scope="module")
