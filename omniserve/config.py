@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from omniserve.config_file import read_config_file
-from omniserve.config_kv import check_kv_budget
+from omniserve.config_kv import HostConfig, check_host_kv_budget, check_kv_budget
 from omniserve.config_listen import (
     UNIX,
     LimitsConfig,
@@ -149,6 +149,7 @@ class Config(Section):
 
     listen: ListenConfig = ListenConfig()
     device: DeviceConfig = DeviceConfig()
+    host: HostConfig = HostConfig()
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, max_length=64, strict=False)]
     """The models to serve; all of them share the device."""
     tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, max_length=256, strict=False)]
@@ -183,6 +184,7 @@ class Config(Section):
         check_tenants(self.tenants, kinds[0][1], tier_names)
         check_routes(self.models, self.tiers, self.tenants)
         check_kv_budget(self.device.kv_bytes, self.models)
+        check_host_kv_budget(self.host.kv_bytes, self.models)
         return self
 
     @model_validator(mode="after")
@@ -231,7 +233,7 @@ class Config(Section):
 
     def _planner(self, machine: Machine) -> PiggybackPlanner:
         has_best_effort = any(tier.service_class == "best_effort" for tier in self.tiers)
-        return PiggybackPlanner(machine, self.device.kind, has_best_effort)
+        return PiggybackPlanner(machine, self.device.kind, has_best_effort, self.host.kv_bytes)
 
     def engine_settings(self, machine: Machine | None = None) -> EngineSettings:
         """What the engine is told, with all that is unset filled in from the machine.
@@ -244,7 +246,8 @@ class Config(Section):
             for index, model in enumerate(self.models)
         )
         device = self.device
-        return EngineSettings(DeviceSettings(device.kind, device.threads, device.kv_bytes), models)
+        settings = DeviceSettings(device.kind, device.threads, device.kv_bytes)
+        return EngineSettings(settings, models, self.host.kv_bytes)
 
     def settings_of(self, name: str, machine: Machine | None = None) -> ModelSettings:
         """Of one of its models alone; raises ConfigError as `engine_settings` does."""

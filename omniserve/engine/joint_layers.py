@@ -20,7 +20,10 @@ class Rider:
     cursor: StepCursor
 
     def shares_next_layer(self, other: "Rider") -> bool:
-        """Whether both stand at the same layer, and it is one object in memory."""
+        """Whether both stand at the same layer, and it is one object in memory that neither of
+        them runs as a captured graph."""
+        if self.cursor.captured is not None or other.cursor.captured is not None:
+            return False
         index = self.cursor.next_layer
         if other.cursor.next_layer != index or index >= len(self.executor.layers):
             return False
