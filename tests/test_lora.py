@@ -15,14 +15,12 @@ from lora_builders import (
     merged,
     write_adapted,
 )
-from weight_builders import CPU, last_logits, load
+from weight_builders import last_logits, load
 
 from omniserve.adapter_checkpoint import inspect_adapter
 from omniserve.errors import CheckpointError
 from omniserve.models.decoder import DecoderModel
-from omniserve.models.loading import load_config, load_model
 from omniserve.models.lora import DeltaPart, LinearDelta
-from omniserve.models.row_ops import TorchRowOps
 from omniserve.models.weight_store import WeightStore
 from omniserve.synthetic.create import write_checkpoint
 
@@ -34,7 +32,7 @@ MLP = tuple(f"mlp.{each}_proj" for each in ("gate", "up", "down"))
 def load_adapter(
     base: Path, adapter: Path, store: WeightStore, dtype: torch.dtype = torch.float32
 ) -> DecoderModel:
-    return load_model(base, load_config(base), dtype, CPU, 64, TorchRowOps(), store, adapter)
+    return load(base, store, dtype, adapter=adapter)
 
 
 def logits_of(model: DecoderModel) -> torch.Tensor:
