@@ -41,7 +41,7 @@ class AdapterSite:
             "path": str(self.adapters[index - 1]),
             "base": str(self.base),
             "dtype": "float32",
-            "device_kv_bytes": "4MiB",
+            "device_kv_bytes": "16MiB",
             "step_times": "none",
             "piggyback": {"enabled": False},
         } | keys
