@@ -124,7 +124,9 @@ def settings_of(path: Path, name: str = "tiny") -> ModelSettings:
     return replace(settings, max_model_len=112)
 
 
-def ask(name: str, prompt: list[int], num_tokens: int, *, is_ls: bool, model: str = "tiny"):  # type: ignore[no-untyped-def]
+def ask(
+    name: str, prompt: list[int], num_tokens: int, *, is_ls: bool, model: str = "tiny"
+) -> EngineRequest:
     kind = "latency_sensitive" if is_ls else "best_effort"
     return make_request(name, prompt, replace(GREEDY, max_tokens=num_tokens), kind, model)  # type: ignore[arg-type]
 
