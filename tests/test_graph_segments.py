@@ -3,6 +3,7 @@
 As in test_step_graphs.py a graph is a tape of operators, which knows nothing but its memory.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,7 +90,8 @@ class Arrivals:
         self.engine.add(request)
 
     def run(self) -> None:
-        for _ in range(5000):
+        end_s = time.monotonic() + 120.0
+        while time.monotonic() < end_s:
             self._poll()
             if not self.engine.has_unfinished:
                 return
