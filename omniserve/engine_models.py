@@ -193,6 +193,10 @@ class _Load:
 def _settled(model: ModelSettings, info: ModelInfo) -> ModelSettings:
     """Its part of a KV budget as it came out beside the models that were there, so that it is the
     same beside others. What a model has for itself depends on none of them."""
+    if info.host_kv_floor_bytes is not None and model.piggyback is not None:
+        floor_bytes = info.host_kv_floor_bytes
+        piggyback = replace(model.piggyback, host_kv_floor_bytes=floor_bytes)
+        model = replace(model, piggyback=piggyback)
     if info.kv_floor_bytes is None:
         return model
     return replace(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.memory_return import MemoryReturn, Remains
 from omniserve.engine.model_news import News
 from omniserve.engine.model_runtime import ModelRuntime
@@ -29,12 +29,12 @@ class Stage(Enum):
 class Leaving:
     """Of one model, or of a load that came to nothing; to be advanced between steps."""
 
-    def __init__(self, name: str, news: Iterable[News], kv_arbiter: KvArbiter) -> None:
+    def __init__(self, name: str, news: Iterable[News], kv_sharing: KvSharing) -> None:
         """`news` are what is to be told once nothing is left of it."""
         self.name = name
         self.news = tuple(news)
         self.stage = Stage.STEPPING
-        self._kv_arbiter = kv_arbiter
+        self._kv_sharing = kv_sharing
         self._runtime: ModelRuntime | None = None
         self._memory: MemoryReturn | None = None
 
@@ -59,7 +59,7 @@ class Leaving:
         if self.stage is Stage.ON_HOST:
             self._leave_host()
         elif self._memory is not None and self._memory.is_done:
-            self._kv_arbiter.remove(self.name)
+            self._kv_sharing.remove(self.name)
             self._memory, self.stage = None, Stage.GONE
 
     def _leave_host(self) -> None:
@@ -68,6 +68,6 @@ class Leaving:
         runtime.poll()
         if runtime.is_quiet:
             runtime.leave_host()
-            self._kv_arbiter.retire(self.name)
+            self._kv_sharing.retire(self.name)
             self._runtime = None
             self.give_back(runtime)

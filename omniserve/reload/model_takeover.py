@@ -44,7 +44,7 @@ class ModelTakeover:
     ) -> ModelSettings:
         others = [each for each in everyone if each is not model]
         try:
-            return settings_beside(model, others, tiers, self._service.config.device)
+            return settings_beside(model, others, tiers, self._service.config)
         except ConfigError as error:
             problem = str(error).removeprefix("entry:1: ")
             raise ConfigError(f"models.{model.name}.{problem}") from None

@@ -538,7 +538,7 @@ class KvShareStatus(_message.Message):
     def __init__(self, granted_bytes: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., floor_bytes: _Optional[int] = ..., num_moves_in: _Optional[int] = ..., num_moves_out: _Optional[int] = ..., in_bytes: _Optional[int] = ..., out_bytes: _Optional[int] = ..., moves_per_s: _Optional[float] = ...) -> None: ...
 
 class PiggybackStatus(_message.Message):
-    __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens", "rows_on_host", "rows_ready", "num_swaps_out", "num_swaps_in")
+    __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens", "rows_on_host", "rows_ready", "num_swaps_out", "num_swaps_in", "kv_share")
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     HOST_STATE_FIELD_NUMBER: _ClassVar[int]
     NUM_OFFLOADED_FIELD_NUMBER: _ClassVar[int]
@@ -550,6 +550,7 @@ class PiggybackStatus(_message.Message):
     ROWS_READY_FIELD_NUMBER: _ClassVar[int]
     NUM_SWAPS_OUT_FIELD_NUMBER: _ClassVar[int]
     NUM_SWAPS_IN_FIELD_NUMBER: _ClassVar[int]
+    KV_SHARE_FIELD_NUMBER: _ClassVar[int]
     active: bool
     host_state: str
     num_offloaded: int
@@ -561,7 +562,8 @@ class PiggybackStatus(_message.Message):
     rows_ready: _containers.RepeatedScalarFieldContainer[int]
     num_swaps_out: int
     num_swaps_in: int
-    def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ..., rows_on_host: _Optional[_Iterable[int]] = ..., rows_ready: _Optional[_Iterable[int]] = ..., num_swaps_out: _Optional[int] = ..., num_swaps_in: _Optional[int] = ...) -> None: ...
+    kv_share: KvShareStatus
+    def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ..., rows_on_host: _Optional[_Iterable[int]] = ..., rows_ready: _Optional[_Iterable[int]] = ..., num_swaps_out: _Optional[int] = ..., num_swaps_in: _Optional[int] = ..., kv_share: _Optional[_Union[KvShareStatus, _Mapping]] = ...) -> None: ...
 
 class ReloadTiersRequest(_message.Message):
     __slots__ = ("dry_run",)
