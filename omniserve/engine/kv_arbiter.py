@@ -21,6 +21,8 @@ _PATIENT_PERIOD_S = 0.01
 """Best-effort work alone moves memory no more often."""
 _IDLE_PERIOD_S = 0.5
 
+DropStanding = Callable[[str], bool]
+
 
 class KvBooks(Protocol):
     """What one model's scheduler holds and lacks; `KvMemory` says it of the device, `HostKvMemory`
@@ -34,6 +36,9 @@ class KvBooks(Protocol):
 
     @property
     def is_urgent_work_short(self) -> bool: ...
+
+    @property
+    def is_urgent_work_stuck(self) -> bool: ...
 
     @property
     def is_patient_work_short(self) -> bool: ...
@@ -151,7 +156,7 @@ class KvArbiter:
             return None
         return self.budget.reach_bytes(model, self._members[model].unit_bytes)
 
-    def balance(self, drop_standing: Callable[[str], bool] = lambda model: False) -> None:
+    def balance(self, drop_standing: DropStanding = lambda model: False) -> None:
         """Moves what should be moved now, as far as there is time for it.
 
         `drop_standing` is asked, where latency-sensitive requests wait, to drop steps of a model

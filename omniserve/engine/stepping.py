@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from omniserve.devices.layer_queue import LayerQueue
 from omniserve.engine.begun_step import BegunStep
+from omniserve.engine.kv_arbiter import DropStanding
 from omniserve.engine.layer_waits import LayerWaits
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.riding import Riding
@@ -34,7 +35,7 @@ class Stepping:
         runtimes: Mapping[str, ModelRuntime],
         host: HostLink | None,
         poll_arrivals: Callable[[], None] | None,
-        balance_memory: Callable[[Callable[[str], bool]], None],
+        balance_memory: Callable[[DropStanding], None],
         queue: LayerQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
