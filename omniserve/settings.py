@@ -1,6 +1,6 @@
 """Settings of the engine, as the front hands them over. Needs nothing but the policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scheduler.step_time import LinearStepTime
@@ -83,9 +83,20 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AsleepModel:
+    """A model that is served and not in memory; of a KV budget its floor stays its own."""
+
+    settings: ModelSettings
+    longest_kv_bytes: int
+    """That its longest request needs."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     device: DeviceSettings
     models: tuple[ModelSettings, ...]
+    asleep: tuple[AsleepModel, ...] = ()
+    """Besides `models`: they are not loaded before somebody asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,10 @@ class ModelInfo:
     num_layers: int
     kv_floor_bytes: int | None = None
     """Of the KV budget of all models, what is kept for this one; None without a budget."""
+    digest: str = ""
+    """Of all that was read of the checkpoint; equal where it was read as the same."""
+    load_s: float = field(default=0.0, compare=False)
+    """What reading and laying out took, which depends on what the machine did beside."""
 
 
 @dataclass(frozen=True, slots=True)

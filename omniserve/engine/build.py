@@ -1,6 +1,7 @@
 """From settings to a model that is ready to step."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
 from omniserve.models.linear import can_pack
 from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.model_digest import model_digest
 from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.piggyback.build import (
     HostedModel,
@@ -81,6 +83,7 @@ def build_runtimes(
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
     kv_arbiter.expect(*settings.models)
+    kv_arbiter.expect_later(settings.asleep)
     built = [
         build_model(model, device, store, kv_arbiter.budget, LoadLog(model.name))
         for model in settings.models
@@ -130,6 +133,7 @@ def build_model(
         ConfigError: an unknown dtype, a KV limit that is too small, or more than the memory that
             is free.
     """
+    began_s = time.monotonic()
     progress("checking", 0, 0)
     path = Path(settings.path)
     config = load_config(path)
@@ -205,6 +209,8 @@ def build_model(
         eos_token_ids=eos_token_ids,
         num_layers=config.num_hidden_layers,
         kv_floor_bytes=None if extents is None else extents.floor_bytes,
+        digest=model_digest(path, model.weights.digests),
+        load_s=time.monotonic() - began_s,
     )
     hosted = None
     if host is not None and piggyback is not None:

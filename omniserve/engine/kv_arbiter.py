@@ -6,7 +6,7 @@ from typing import Protocol
 
 from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_moves import KvMoveBook
-from omniserve.settings import KvShareStats, ModelSettings
+from omniserve.settings import AsleepModel, KvShareStats, ModelSettings
 from scheduler.kv_grants import KvClaims, share_out
 from scheduler.kv_memory import KvMemory
 
@@ -66,17 +66,28 @@ class KvArbiter:
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._departing_bytes: dict[str, int] = {}
+        self._resting: set[str] = set()
+        """Models that are asleep: they have nothing, and their floors stay theirs."""
         self._is_owed = False
         self._next_patient_s = self._next_idle_s = 0.0
 
     def expect(self, *models: ModelSettings) -> None:
-        """Keeps room for models that are about to be loaded.
+        """Keeps room for models that are about to be loaded; one that rests has it already.
 
         Raises:
             ConfigError: it is not there.
         """
         if self.budget is not None:
-            self.budget.reserve(models)
+            self.budget.reserve(tuple(each for each in models if each.name not in self._resting))
+
+    def expect_later(self, models: Sequence[AsleepModel]) -> None:
+        """Keeps room for models that are asleep; raises as `expect` does."""
+        if self.budget is None:
+            return
+        self.budget.reserve(tuple(each.settings for each in models))
+        for each in models:
+            self.budget.settle(each.settings.name, 1, each.longest_kv_bytes)
+            self._resting.add(each.settings.name)
 
     def add(
         self, model: str, holder: KvHolder, block_bytes: int, num_blocks: int, num_longest: int
@@ -89,6 +100,7 @@ class KvArbiter:
         unit_bytes = member.unit_bytes
         longest_bytes = -(-num_longest * block_bytes // unit_bytes) * unit_bytes
         self.budget.settle(model, unit_bytes, longest_bytes)
+        self._resting.discard(model)
         self._members[model] = member
 
     def retire(self, model: str) -> None:
@@ -98,10 +110,21 @@ class KvArbiter:
         if member is not None:
             self._departing_bytes[model] = member.granted_bytes
 
+    def rest(self, model: str) -> None:
+        """The model, which was retired, is gone with its pool and will come back: others may have
+        what it had, and nobody keeps its floor from it then."""
+        self._departing_bytes.pop(model, None)
+        if self.budget is not None:
+            self._resting.add(model)
+
+    def is_resting(self, model: str) -> bool:
+        return model in self._resting
+
     def remove(self, model: str) -> None:
         """The model is gone with its pool, or could not be loaded."""
         self._members.pop(model, None)
         self._departing_bytes.pop(model, None)
+        self._resting.discard(model)
         if self.budget is not None:
             self.budget.release(model)
 
@@ -125,6 +148,7 @@ class KvArbiter:
         self._next_patient_s = now_s + _PATIENT_PERIOD_S
         self._next_idle_s = now_s + _IDLE_PERIOD_S
         claims = {name: self._claims(name, member, now_s) for name, member in self._members.items()}
+        claims |= {name: _resting_claims(self.budget.floor_bytes(name)) for name in self._resting}
         # One that leaves may have had others' floors as well: these are owed until it has gone.
         left_bytes = self.budget.num_bytes - sum(self._departing_bytes.values())
         floors_bytes = sum(claim.floor for claim in claims.values())
@@ -220,6 +244,21 @@ class KvArbiter:
                 self._is_owed = True
             else:
                 member.book.note_plenty(self._clock())
+
+
+def _resting_claims(floor_bytes: int) -> KvClaims:
+    """It wants nothing; its floor is lent, as that of a model without work."""
+    return KvClaims(
+        unit=1,
+        most=0,
+        floor=floor_bytes,
+        granted=0,
+        cached=0,
+        urgent_running=0,
+        urgent_waiting=0,
+        patient_running=0,
+        patient_waiting=0,
+    )
 
 
 def _is_patient(item: tuple[str, _Member]) -> bool:

@@ -11,6 +11,7 @@ from omniserve.engine.memory_return import MemoryReturn
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
 from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.engine.sleepers import Sleepers
 from omniserve.engine.trial import Trial
 from omniserve.errors import CheckpointError, ConfigError
 from omniserve.models.weight_store import WeightStore
@@ -44,6 +45,7 @@ class ModelChanges:
         self._store = store
         self._kv_arbiter = kv_arbiter
         self._placement = placement
+        self._sleepers = Sleepers(kv_arbiter)
         self._waiting: deque[ModelLoad] = deque()
         self._load: ModelLoad | None = None
         self._trial: Trial | None = None
@@ -57,15 +59,24 @@ class ModelChanges:
         """The question of the unload that ended the load."""
         self._said: tuple[LoadPhase, float] | None = None
 
-    def begin_load(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
-        """At any time. `Loaded` or `Refused` will be among the news."""
-        self._waiting.append(ModelLoad(question, settings, prepare))
+    def begin_load(
+        self, question: int, settings: ModelSettings, prepare: Prepare, digest: str = ""
+    ) -> None:
+        """At any time. `Loaded` or `Refused` will be among the news; `digest` is of a model that
+        slept."""
+        self._waiting.append(ModelLoad(question, settings, prepare, digest))
+
+    def begin_sleep(self, question: int, model: str) -> None:
+        """At any time. As an unload, but what is the model's of a KV budget stays its own."""
+        self._sleepers.begin(model)
+        self._leaving.append((question, model))
 
     def begin_unload(self, question: int, model: str) -> None:
         """At any time. `Unloaded` will be among the news, also where there is no such model.
 
         A load of it that is under way is refused.
         """
+        self._sleepers.forget(model)
         self._leaving.append((question, model))
         # Now, so that one that is begun after this is not meant.
         for load in (*self._waiting, *([self._load] if self._load is not None else ())):
@@ -223,7 +234,7 @@ class ModelChanges:
             question, name, memory = entry
             if memory.is_done:
                 self._returns.remove(entry)
-                self._kv_arbiter.remove(name)
+                self._sleepers.note_left(name)
                 self._tell_unloaded(question)
 
     def _refuse(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> None:
