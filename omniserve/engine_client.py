@@ -237,6 +237,11 @@ class EngineClient:
         self._ready_process()
         return await self._models.wake(self._tell, name, on_progress)
 
+    def forget_model(self, name: str) -> None:
+        """A model that is asleep is gone, also for engines that are started later; of one that is
+        not there nothing happens."""
+        self._models.forget(self._tell, name)
+
     def take_lost_models(self) -> tuple[ModelSettings, ...]:
         """Models that were loaded at run time, and that an engine which was started anew has not.
         Each is told once: whoever hears of it loads it again, as it was, or lets it go."""

@@ -116,6 +116,12 @@ class EngineModels:
             self._forget(name)
             raise
 
+    def forget(self, send: Send, name: str) -> None:
+        """As `EngineClient.forget_model`."""
+        if name in self._asleep:
+            self._forget(name)
+            send(UnloadModel(next(self._numbers), name))
+
     async def _load(
         self, send: Send, settings: ModelSettings, digest: str, on_progress: OnProgress
     ) -> ModelInfo:

@@ -186,6 +186,7 @@ class ScriptedEngine:
     asleep: set[str] = field(default_factory=set)
     load_s: float = 0.0
     """What it says that loads took."""
+    forgotten: list[str] = field(default_factory=list)
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -235,6 +236,13 @@ class ScriptedEngine:
             await self.load_script(settings, on_progress)
         self.asleep.remove(name)
         return self.models[name]
+
+    def forget_model(self, name: str) -> None:
+        if name in self.asleep:
+            self.asleep.remove(name)
+            kept = tuple(each for each in self.settings.models if each.name != name)
+            self.settings = replace(self.settings, models=kept)
+            self.forgotten.append(name)
 
     def take_lost_models(self) -> tuple[ModelSettings, ...]:
         lost, self.lost_models = self.lost_models, ()

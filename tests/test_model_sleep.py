@@ -238,21 +238,6 @@ def test_a_floor_stays_promised_until_the_model_is_unloaded(
     run.check(oracles)
 
 
-def test_latency_sensitive_work_does_not_draw_on_the_floor_of_a_model_that_sleeps(
-    checkpoints: dict[str, Path], oracles: dict[str, Oracle]
-) -> None:
-    a, b = (in_budget(checkpoints[name], 300_000) for name in ("qwen3", "llama"))
-    run, _ = make_budget_engine(a, b)
-    sleep(run, "llama")
-    for _ in range(6):
-        run.add("qwen3", "latency_sensitive", num_tokens=120)
-    while run.engine.has_unfinished:
-        run.step()
-        (stats,) = run.engine.stats()
-        assert stats.kv_used_bytes <= KV_BYTES - 300_000
-    run.check(oracles)
-
-
 def test_a_wake_that_fails_leaves_its_floor_to_all(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

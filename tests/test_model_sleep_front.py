@@ -186,7 +186,7 @@ async def test_a_request_that_cannot_be_in_time_is_refused_and_the_next_one_serv
     held = hold_wakes(site)
     with pytest.raises(Overloaded, match=r"is asleep; it is being woken, which takes 12\.5 s") as e:
         await complete(site.service, request_of("interactive"))
-    assert e.value.retry_after_s == pytest.approx(12.5)
+    assert 12.0 < e.value.retry_after_s <= 12.5
     best_effort = asyncio.create_task(complete(site.service, request_of()))
     await until(lambda: bool(held.begun))
     held.release.set()
@@ -279,7 +279,6 @@ async def test_a_model_that_cannot_wake_has_failed(
     assert sample(metrics, "omniserve_model_wakes_total", ('outcome="failed"',)) == 1
     with pytest.raises(UnknownModel):
         await complete(site.service, request_of())
-    site.engine.settings = type(site.engine.settings)(site.engine.settings.device, ())
     held.error = None
     await site.models.load(WantedName("demo"))
     await complete(site.service, request_of())
@@ -299,7 +298,7 @@ async def test_an_engine_that_dies_amid_a_wake_leaves_the_model_asleep_but_not_f
     failed = site.service.roster.get("demo")
     assert failed is not None
     assert failed.error == "the engine died 3 times while it was being woken"
-    await until(lambda: site.engine.unloaded == ["demo"])
+    assert site.engine.forgotten == ["demo"]
 
 
 @pytest.mark.asyncio

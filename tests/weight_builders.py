@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from omniserve.models.decoder import DecoderModel
-from omniserve.models.loading import load_config, load_model
+from omniserve.models.linear import can_pack
+from omniserve.models.loading import load_config, open_model, read_model
 from omniserve.models.row_ops import TorchRowOps
-from omniserve.models.weight_store import WeightStore
+from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.synthetic.create import write_checkpoint
 from omniserve.synthetic.finetune import write_finetune
 
@@ -20,7 +21,9 @@ CPU = torch.device("cpu")
 def load(
     path: Path, store: WeightStore, dtype: torch.dtype = torch.float32, max_model_len: int = 64
 ) -> DecoderModel:
-    return load_model(path, load_config(path), dtype, CPU, max_model_len, TorchRowOps(), store)
+    weights = ModelWeights(store, CPU, can_pack(CPU, dtype))
+    opened = open_model(path, load_config(path))
+    return read_model(opened, weights, dtype, max_model_len, TorchRowOps())
 
 
 def write_family(
@@ -55,7 +58,7 @@ import gc, sys
 from pathlib import Path
 import torch
 from weight_builders import load
-from omniserve.models.weight_store import WeightStore
+from omniserve.models.weight_store import ModelWeights, WeightStore
 
 def resident_bytes():
     gc.collect()

@@ -22,6 +22,7 @@ from omniserve.errors import CheckpointError, UnknownModel
 from omniserve.models.weight_sharing import WeightSharing
 from omniserve.models.weight_store import WeightStore
 from omniserve.piggyback.build import HostedModel, add_piggyback, open_piggyback
+from omniserve.piggyback.place import require_place
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelSettings, ModelStats
@@ -59,7 +60,7 @@ class Engine:
         self._stepping = Stepping(
             self._runtimes, self._host, poll_arrivals, self.kv_arbiter.balance, queue
         )
-        placement = Placement(self._join, self._leave)
+        placement = Placement(self._require_place, self._join, self._leave)
         self._changes = ModelChanges(device, store, self.kv_arbiter, placement)
         self._tiers = TiersInForce()
         self._sharing = WeightSharing()
@@ -250,6 +251,9 @@ class Engine:
     def _served(self) -> list[ModelRuntime]:
         joining = self._changes.joining
         return [runtime for name, runtime in self._runtimes.items() if name != joining]
+
+    def _require_place(self, model: ModelSettings) -> None:
+        require_place(model, self._host, self._torch_device)
 
     def _join(self, load: ModelLoad) -> ModelRuntime:
         assert load.built is not None

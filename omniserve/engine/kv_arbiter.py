@@ -114,11 +114,8 @@ class KvArbiter:
         """The model, which was retired, is gone with its pool and will come back: others may have
         what it had, and nobody keeps its floor from it then."""
         self._departing_bytes.pop(model, None)
-        if self.budget is not None:
+        if self.budget is not None and self.budget.has_place(model):
             self._resting.add(model)
-
-    def is_resting(self, model: str) -> bool:
-        return model in self._resting
 
     def remove(self, model: str) -> None:
         """The model is gone with its pool, or could not be loaded."""

@@ -49,7 +49,6 @@ class Stepping:
         self._clock = clock
         self._turns = ModelTurns()
         self._parked: list[BegunStep] = []
-        self._running: BegunStep | None = None
         self._waits: dict[str, LayerWaits] = {}
         self.riding = Riding(runtimes)
 
@@ -59,13 +58,11 @@ class Stepping:
         return bool(self._parked)
 
     def forget(self, model: str) -> None:
-        """The model is not served any more: steps of it that stand between two layers are dropped,
-        and a step under way is not gone on with. To be called once it is not among the runtimes."""
+        """The model is not served any more: steps of it that stand between two layers are
+        dropped. To be called between two steps, once it is not among the runtimes."""
         self._parked = [each for each in self._parked if each.standing.model != model]
         self._waits.pop(model, None)
         self.riding.forget(model)
-        if self._running is not None and self._running.standing.model == model:
-            self._running = None
 
     def waits(self, model: str) -> LayerWaitStats | None:
         """How long its latency-sensitive requests waited behind other models' layers; None of one
@@ -182,7 +179,6 @@ class Stepping:
         if is_alone and (running.standing.is_urgent or self._poll_arrivals is None):
             runtime.advance(step, runtime.num_layers)
             return runtime.finish(step)
-        self._running = running
         claims: Mapping[str, Claim] | None = None
         while step.cursor.next_layer < runtime.num_layers:
             first, started_s = step.cursor.next_layer, self._clock()
@@ -192,9 +188,6 @@ class Stepping:
                 self._queue.await_room()
             if self._poll_arrivals is not None:
                 self._poll_arrivals()
-            if self._running is None:
-                # Its model was unloaded just now.
-                return []
             for each in self._runtimes.values():
                 each.note_landed_copies()
             now_s = self._clock()
@@ -204,7 +197,6 @@ class Stepping:
             if self._stands_back(running.standing, claims, now_s):
                 self._park(running, now_s)
                 return []
-        self._running = None
         return runtime.finish(step)
 
     def _advance(
@@ -265,7 +257,6 @@ class Stepping:
         running.step.was_interrupted = True
         running.standing.parked_s = now_s
         self._parked.append(running)
-        self._running = None
         if len(self._runtimes) > 1:
             self._waits_of(running.standing.model).num_parked += 1
 

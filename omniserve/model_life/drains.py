@@ -44,7 +44,6 @@ class ModelDrains:
         self._service = service
         self._engine = engine
         self._tasks: set[asyncio.Task[Unloaded]] = set()
-        self._forgetting: set[asyncio.Task[None]] = set()
 
     def begin(self, standing: ModelStanding, drain_s: float) -> asyncio.Task[Unloaded]:
         """From now on the model, which is served, be it asleep or waking, takes no new requests.
@@ -69,7 +68,7 @@ class ModelDrains:
 
     async def cancel_all(self) -> None:
         """The daemon stops, and with it all models."""
-        tasks = (*self._tasks, *self._forgetting)
+        tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -96,12 +95,6 @@ class ModelDrains:
             num_ended=num_ended,
         )
         return Unloaded(standing.state, num_finished, num_ended)
-
-    def begin_forget(self, name: str) -> None:
-        """As `forget`, in its own time; nobody serves the model any more."""
-        task = asyncio.create_task(self.forget(name), name=f"forget-model-{name}")
-        self._forgetting.add(task)
-        task.add_done_callback(self._forgetting.discard)
 
     async def forget(self, name: str) -> None:
         """The engine has the model no more, nor has one that is started later."""

@@ -46,7 +46,7 @@ class ModelManager:
         self.loads = ModelLoads(service, engine)
         self.drains = ModelDrains(service, engine)
         self._sleeps = ModelSleeps(service, engine)
-        self._wakes = ModelWakes(service, engine, self._sleeps, self.drains.begin_forget)
+        self._wakes = ModelWakes(service, engine, self._sleeps)
         self.idle = IdleWatch(service, self._sleeps)
         service.wake_queue = WakeQueue(service, self._wakes)
 

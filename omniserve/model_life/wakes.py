@@ -32,22 +32,19 @@ class WakesModels(Protocol):
         """Cancelled, nothing is left of it. Raises CheckpointError or ConfigError, after which
         there is no such model any more, and EngineUnavailable, after which it is still asleep."""
 
+    def forget_model(self, name: str) -> None:
+        """One that is asleep is gone."""
+
 
 class ModelWakes:
     """Of one daemon. Made inside a running event loop."""
 
     def __init__(
-        self,
-        service: GenerationService,
-        engine: WakesModels,
-        sleeps: ModelSleeps,
-        give_up: Callable[[str], None],
+        self, service: GenerationService, engine: WakesModels, sleeps: ModelSleeps
     ) -> None:
-        """`give_up` has engines forget a model that is asleep, in its own time."""
         self._service = service
         self._engine = engine
         self._sleeps = sleeps
-        self._give_up = give_up
         self._forecast = WakeForecast()
         self._tasks: dict[str, asyncio.Task[float]] = {}
         self._num_deaths: Counter[str] = Counter()
@@ -139,7 +136,6 @@ class ModelWakes:
         if self._num_deaths[name] >= MAX_ENGINES:
             reason = f"the engine died {MAX_ENGINES} times while it was being woken"
             self._note_failed(name, EngineUnavailable(reason))
-            self._give_up(name)
             return
         service.roster.put(
             replace(standing, state="asleep", since_s=service.clock(), progress=None)
@@ -155,6 +151,7 @@ class ModelWakes:
         if standing is None or standing.state != "waking":
             # It was unloaded meanwhile.
             return
+        self._engine.forget_model(name)
         service.set_models(service.models.without(name))
         service.roster.put(
             replace(standing, state="failed", since_s=service.clock(), progress=None, error=reason)

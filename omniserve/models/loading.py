@@ -11,12 +11,11 @@ from omniserve.checkpoint import inspect_checkpoint
 from omniserve.errors import CheckpointError
 from omniserve.models.decoder import DecoderModel
 from omniserve.models.families import family_of
-from omniserve.models.linear import can_pack
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import RowOps
 from omniserve.models.weight_files import WeightFiles
 from omniserve.models.weight_map import WeightMap
-from omniserve.models.weight_store import ModelWeights, WeightStore
+from omniserve.models.weight_store import ModelWeights
 
 DTYPES = {
     "float32": torch.float32,
@@ -113,24 +112,6 @@ def read_model(
         module = _Filled(opened, files, dtype)
         family = family_of(opened.config)
         return DecoderModel(module, family, max_model_len, weights, row_ops)
-
-
-def load_model(
-    path: Path,
-    config: Any,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_model_len: int,
-    row_ops: RowOps,
-    store: WeightStore,
-) -> DecoderModel:
-    """Opens a model and reads it; what other models of `store` have already is shared.
-
-    Raises:
-        CheckpointError: as `open_model` and `read_model` say.
-    """
-    weights = ModelWeights(store, device, can_pack(device, dtype))
-    return read_model(open_model(path, config), weights, dtype, max_model_len, row_ops)
 
 
 class _Filled:
