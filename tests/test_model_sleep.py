@@ -83,6 +83,14 @@ def test_a_model_that_woke_is_the_one_that_fell_asleep(
     run.check(oracles)
 
 
+def ask_meanwhile(run: Run, name: str) -> None:
+    """Requests for a model until others have come or gone."""
+    while run.engine.is_changing:
+        if len(run.requests) - len(run.ended) < 3:
+            run.add(name, "latency_sensitive")
+        run.step()
+
+
 def test_others_go_on_while_a_model_sleeps_and_wakes(
     checkpoints: dict[str, Path], oracles: dict[str, Oracle]
 ) -> None:
@@ -90,15 +98,10 @@ def test_others_go_on_while_a_model_sleeps_and_wakes(
     run = Run(make_engine(*models, poll_arrivals=lambda: None))
     digest = info_of(run, "qwen3").digest
     for _ in range(3):
-        for change in (
-            lambda: run.engine.begin_sleep(1, "qwen3"),
-            lambda: run.engine.begin_load(2, models[1], digest=digest),
-        ):
-            change()
-            while run.engine.is_changing:
-                if len(run.requests) - len(run.ended) < 3:
-                    run.add("llama", "latency_sensitive")
-                run.step()
+        run.engine.begin_sleep(1, "qwen3")
+        ask_meanwhile(run, "llama")
+        run.engine.begin_load(2, models[1], digest=digest)
+        ask_meanwhile(run, "llama")
         run.add("qwen3", "best_effort")
         run.settle()
     assert len(news_of(run, Loaded)) == 3 and not run.errors

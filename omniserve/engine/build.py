@@ -133,7 +133,6 @@ def build_model(
         ConfigError: an unknown dtype, a KV limit that is too small, or more than the memory that
             is free.
     """
-    began_s = time.monotonic()
     progress("checking", 0, 0)
     path = Path(settings.path)
     config = load_config(path)
@@ -159,6 +158,8 @@ def build_model(
     eos_token_ids = _eos_token_ids(path, config)
     opened = open_model(path, config)
     require_memory(settings, opened, device.torch_device, store)
+    # What is imported before is there for the next one.
+    began_s = time.monotonic()
     model = read_model(
         opened,
         ModelWeights(
