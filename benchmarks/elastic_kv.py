@@ -152,7 +152,7 @@ class Tides:
         engine, options = self.engine, self._options
         bytes_each = options.prompt_tokens * engine.runtime(PRESSING).info.kv_bytes_per_token
         count = max(1, int(options.share * options.budget_bytes / bytes_each))
-        arbiter = engine.kv_arbiter
+        arbiter = engine.kv_sharing.device
         before = received_bytes(arbiter, PRESSING)
         self._arrival = [self._request(PRESSING, "latency_sensitive", 2) for _ in range(count)]
         self._due_s = time.perf_counter() + 0.02

@@ -1,6 +1,7 @@
 """Which models the engine is to have: those it began with, and those that come and go."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,9 @@ from scheduler.step_time import LinearStepTime
 OnProgress = Callable[[ModelProgress], None]
 Send = Callable[[ToEngine], None]
 Answer = ModelProgress | ModelLoaded | ModelRefused | ModelUnloaded
+
+_END_PATIENCE_S = 10.0
+"""So long a load that is given up is waited for: an engine that is stuck holds up no stop."""
 
 
 class EngineModels:
@@ -132,8 +136,12 @@ class EngineModels:
             send(message)
             return await load.loaded
         except asyncio.CancelledError:
-            self._forget(name)
-            send(UnloadModel(next(self._numbers), name))
+            if not load.has_failed:
+                self._forget(name)
+                # Who waits for the end of this load finds its memory free.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_END_PATIENCE_S):
+                        await self._ask_to_unload(send, name)
             raise
         finally:
             self._loads.pop(number, None)
@@ -156,8 +164,11 @@ class EngineModels:
         is_there = is_loading or name in self.infos
         if not is_loading:
             self._forget(name)
-        if not is_there:
-            return
+        if is_there:
+            await self._ask_to_unload(send, name)
+
+    async def _ask_to_unload(self, send: Send, name: str) -> None:
+        """Returns once the engine says that nothing is left of it, or is gone itself."""
         number = next(self._numbers)
         await self._left(send, number, UnloadModel(number, name))
 
@@ -233,10 +244,20 @@ class _Load:
         self.on_progress = on_progress
         self.loaded: asyncio.Future[ModelInfo] = asyncio.get_running_loop().create_future()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine has refused it, or is gone."""
+        loaded = self.loaded
+        return loaded.done() and not loaded.cancelled() and loaded.exception() is not None
+
 
 def _settled(model: ModelSettings, info: ModelInfo) -> ModelSettings:
     """Its part of a KV budget as it came out beside the models that were there, so that it is the
     same beside others. What a model has for itself depends on none of them."""
+    if info.host_kv_floor_bytes is not None and model.piggyback is not None:
+        floor_bytes = info.host_kv_floor_bytes
+        piggyback = replace(model.piggyback, host_kv_floor_bytes=floor_bytes)
+        model = replace(model, piggyback=piggyback)
     if info.kv_floor_bytes is None:
         return model
     return replace(

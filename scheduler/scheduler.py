@@ -10,6 +10,7 @@ from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.first_tokens import FirstTokens
 from scheduler.flights import Flights
 from scheduler.host_blocks import HostBlocks, NoHostBlocks
+from scheduler.host_kv_memory import host_kv_memory
 from scheduler.interleaving import Claim
 from scheduler.kv_forecast import kv_forecast
 from scheduler.kv_memory import KvMemory
@@ -68,7 +69,7 @@ class Scheduler:
         self._preemptor = Preemptor(self._queues, self._residency, self._piggyback.offloader)
         self._flights = Flights()
         self._control = StepControl(step_time)
-        forecast = kv_forecast(settings, self._queues, self._piggyback.offloader, blocks.num_blocks)
+        forecast = kv_forecast(settings, self._queues, self._piggyback.offloader, blocks)
         arrivals = ArrivalRate()
         self.ttft_forecast = FirstTokenForecast(
             self._control, self._queues, self._residency, arrivals, settings.max_step_tokens
@@ -94,6 +95,10 @@ class Scheduler:
             self._queues, self._residency, self._preemptor, self._first_tokens, self._forget_claim
         )
         """For whoever shares the device's memory out among models."""
+        self.host_memory = host_kv_memory(
+            self._queues, self._piggyback, self._planner.host_yielder, blocks
+        )
+        """The same for the host's; None where that is the model's own."""
         self._completion = Completion(
             self._queues,
             self._residency,
@@ -104,7 +109,7 @@ class Scheduler:
             self.ttft_forecast,
             forecast,
         )
-        self.counts = Counts(self._queues, self._residency, self._piggyback.host.lanes)
+        self.counts = Counts(self._queues, self._residency, self._piggyback.host)
         self._num_added = 0
         self._claim: Claim | None = None
         """As it was found last, while nothing has changed since."""

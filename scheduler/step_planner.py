@@ -7,6 +7,7 @@ from math import inf
 from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.flights import Flights
+from scheduler.host_yielding import HostYielder
 from scheduler.kv_forecast import KvForecast
 from scheduler.lane_limits import NO_LANES, LaneLimits
 from scheduler.pace import Allowed
@@ -76,6 +77,8 @@ class StepPlanner:
         self._pressure = pressure
         self._classes = ClassPlanner(queues, residency, preemptor, forecast)
         self._returner = Returner(limits, queues, residency, preemptor, piggyback)
+        self.host_yielder = HostYielder(queues, piggyback, self._returner)
+        """For whoever shares the host's memory out among models."""
 
     def plan_latency_sensitive(self, load: StepLoad | None) -> StepPlan | None:
         """A plan that may overtake those in flight which carry best-effort rows."""
@@ -110,6 +113,7 @@ class StepPlanner:
     def _begin(self, load: StepLoad | None, withheld_ids: frozenset[str]) -> StepBuilder:
         self._preemptor.begin_plan()
         self._piggyback.offloader.send_departing()
+        self.host_yielder.send_arrived()
         step = StepBuilder(self._settings.max_step_tokens, load)
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         withheld_ids = withheld_ids.union(self._preemptor.yielding)

@@ -96,10 +96,10 @@ async def held_back(request: EngineRequest) -> AsyncGenerator[RequestOutput, Non
         yield make_output(request, place, num_tokens, text=text)
 
 
-def make_kv_share() -> KvShareStats:
+def make_kv_share(floor_bytes: int = 31) -> KvShareStats:
     """Every number is another one."""
     return KvShareStats(
-        floor_bytes=31,
+        floor_bytes=floor_bytes,
         num_moves_in=32,
         num_moves_out=33,
         in_bytes=34,
@@ -136,6 +136,8 @@ def make_piggyback_stats() -> PiggybackStats:
         rows_ready_by_layer=(10, 2),
         num_host_cores=3,
         has_host_cores=True,
+        host_kv_granted_bytes=51,
+        host_kv_cached_bytes=52,
     )
 
 

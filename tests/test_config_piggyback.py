@@ -201,6 +201,7 @@ def test_when_it_is_off(
         (
             {"thread": 1},
             "unknown key 'thread' in models[0].piggyback; allowed keys: enabled, host_kv_bytes, "
+            "host_kv_floor_bytes, "
             "host_attention_threads, max_offloaded_requests, max_lane_rows, "
             "max_lane_rows_beside_ls, max_resident_decodes, max_device_kv_share, "
             "binding_points, when",

@@ -128,7 +128,7 @@ def test_the_process_holds_no_more_than_is_granted_and_less_when_a_model_goes_id
 ) -> None:
     engine = make_shared(*(model_of(path) for path in checkpoints.values()), kv_bytes=900_000)
     late_s = [0.0]
-    arbiter = engine.kv_arbiter
+    arbiter = engine.kv_sharing.device
     monkeypatch.setattr(arbiter, "_clock", lambda: time.monotonic() + late_s[0])
     requests = [
         make_request(f"{name}{number}", [number + 5] * 150, GREEDY, "best_effort", name)

@@ -11,8 +11,9 @@ import pytest
 from test_engine_client import collect, make_request, private_temp_dir, running_client, until
 
 from omniserve.engine_client import EngineClient
+from omniserve.engine_models import EngineModels
 from omniserve.errors import CheckpointError, ConfigError, EngineUnavailable, UnknownModel
-from omniserve.messages import ModelProgress
+from omniserve.messages import ModelProgress, ModelRefused, ModelUnloaded
 from omniserve.settings import DeviceSettings, EngineSettings, ModelInfo, ModelSettings
 
 __all__ = ["private_temp_dir"]
@@ -95,6 +96,40 @@ async def test_a_caller_that_goes_away_ends_the_load() -> None:
         with pytest.raises(ConfigError, match="ended"):
             await again
         assert names(client) == (["echo"], ["echo"])
+
+
+@pytest.mark.asyncio
+async def test_a_load_that_is_given_up_ends_when_nothing_is_left_of_it() -> None:
+    models = EngineModels(EngineSettings(DeviceSettings(), ()))
+    sent: list[Any] = []
+    task = asyncio.create_task(models.load(sent.append, NEW, lambda told: None))
+    await until(lambda: len(sent) == 1)
+    task.cancel()
+    await until(lambda: len(sent) == 2)
+    asked, unload = sent
+    # It was on its way, and is nobody's any more.
+    models.answer(ModelRefused(asked.question, "ended", False))
+    await asyncio.sleep(0.02)
+    assert not task.done()
+    with pytest.raises(ConfigError, match="there is a model of this name already"):
+        await models.load(sent.append, NEW, lambda told: None)
+    models.answer(ModelUnloaded(unload.question))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (len(sent), models.infos) == (2, {})
+
+
+@pytest.mark.asyncio
+async def test_a_load_that_is_given_up_as_its_engine_dies_waits_for_nobody() -> None:
+    models = EngineModels(EngineSettings(DeviceSettings(), ()))
+    sent: list[Any] = []
+    task = asyncio.create_task(models.load(sent.append, NEW, lambda told: None))
+    await until(lambda: len(sent) == 1)
+    models.fail_all("the engine died")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(sent) == 1
 
 
 @pytest.mark.asyncio

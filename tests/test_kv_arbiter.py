@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.errors import ConfigError
-from omniserve.settings import AsleepModel, ModelSettings
+from omniserve.settings import ModelSettings
 from scheduler import Objectives, Request, Scheduler, SchedulerSettings, ServiceClass, StepResult
 from scheduler.kv_memory import KvMemory
 
@@ -231,8 +231,7 @@ def test_a_floor_is_for_all_once_the_model_that_rested_is_gone() -> None:
 
 def test_room_is_kept_for_models_that_begin_asleep() -> None:
     arbiter = KvArbiter(BUDGET, Clock())
-    asleep = AsleepModel(Model("b", 40).settings(240), 300)
-    arbiter.expect_later((asleep,))
+    arbiter.expect_later(Model("b", 40).settings(240), 300)
     assert arbiter.budget is not None and arbiter.budget.common_bytes == BUDGET - 240
     with pytest.raises(ConfigError, match="would be left to b, whose longest request needs 300"):
         arbiter.expect(Model("c", 40).settings(700))

@@ -204,8 +204,8 @@ def make_budget_engine(
     *models: ModelSettings, asleep: tuple[AsleepModel, ...] = ()
 ) -> tuple[Run, int]:
     device = DeviceSettings("cpu", 1, KV_BYTES)
-    run = Run(Engine(EngineSettings(device, models, asleep), poll_arrivals=lambda: None))
-    budget = run.engine.kv_arbiter.budget
+    run = Run(Engine(EngineSettings(device, models, asleep=asleep), poll_arrivals=lambda: None))
+    budget = run.engine.kv_sharing.device.budget
     assert budget is not None
     return run, budget.common_bytes
 
@@ -215,7 +215,7 @@ def test_a_floor_stays_promised_until_the_model_is_unloaded(
 ) -> None:
     a, b = (in_budget(checkpoints[name], 200_000) for name in ("qwen3", "llama"))
     run, common_bytes = make_budget_engine(a, b)
-    budget = run.engine.kv_arbiter.budget
+    budget = run.engine.kv_sharing.device.budget
     assert budget is not None
     for _ in range(2):
         digest = sleep(run, "llama").digest
@@ -248,7 +248,7 @@ def test_a_wake_that_fails_leaves_its_floor_to_all(
     run, common_bytes = make_budget_engine(
         in_budget(checkpoints["qwen3"], 200_000), in_budget(path, 200_000)
     )
-    budget = run.engine.kv_arbiter.budget
+    budget = run.engine.kv_sharing.device.budget
     assert budget is not None
     digest = sleep(run, "llama").digest
     (path / "config.json").unlink()

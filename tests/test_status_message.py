@@ -21,7 +21,7 @@ from status_builders import make_reporter
 from omniserve.errors import InvalidRequest
 from omniserve.message_fields import message_fields
 from omniserve.requests import SamplingParams
-from omniserve.settings import ModelStats
+from omniserve.settings import JointLayerStats, ModelStats
 from omniserve.status.host_usage import CoreTimes, HostMeter
 
 BUSY = ModelStats(
@@ -87,6 +87,24 @@ async def test_shares_of_a_kv_budget_are_shown_where_there_is_one(tiny_checkpoin
     assert (share.granted_bytes, share.cached_bytes, share.floor_bytes) == (41, 42, 31)
     assert (share.num_moves_in, share.num_moves_out) == (32, 33)
     assert (share.in_bytes, share.out_bytes, share.moves_per_s) == (34, 35, 3.5)
+
+
+@pytest.mark.asyncio
+async def test_layers_that_went_along_with_others_are_told_as_a_part_of_all_layers(
+    tiny_checkpoint: Path,
+) -> None:
+    engine = ScriptedEngine()
+    num_layers = engine.models["demo"].num_layers
+    for joint, share in ((None, None), (0, 0.0), (7, 1 / num_layers), (99 * num_layers, 1.0)):
+        stats = None if joint is None else JointLayerStats(num_layers=joint, num_rows=11)
+        engine.stats["demo"] = replace(BUSY, joint_layers=stats)
+        service = make_service(tiny_checkpoint, engine)
+        (model,) = make_reporter(service, meter=half_busy()).status().models
+        assert model.HasField("joint_layers") == (stats is not None)
+        if stats is not None:
+            told = model.joint_layers
+            assert (told.num_layers, told.num_rows) == (stats.num_layers, 11)
+            assert told.share == pytest.approx(share)
 
 
 @pytest.mark.asyncio

@@ -19,10 +19,14 @@ CPU = torch.device("cpu")
 
 
 def load(
-    path: Path, store: WeightStore, dtype: torch.dtype = torch.float32, max_model_len: int = 64
+    path: Path,
+    store: WeightStore,
+    dtype: torch.dtype = torch.float32,
+    max_model_len: int = 64,
+    adapter: Path | None = None,
 ) -> DecoderModel:
     weights = ModelWeights(store, CPU, can_pack(CPU, dtype))
-    opened = open_model(path, load_config(path))
+    opened = open_model(path, load_config(path), adapter)
     return read_model(opened, weights, dtype, max_model_len, TorchRowOps())
 
 

@@ -64,6 +64,17 @@ class Device:
             "models; leave it out and give every model its device_kv_bytes"
         )
 
+    def require_elastic_host(self) -> None:
+        """Raises ConfigError where host memory that this device copies from and to cannot be given
+        back while it is in use."""
+        kind = self.torch_device.type
+        if kind != "cpu":
+            raise ConfigError(
+                f"host.kv_bytes: host memory that a {kind} device copies from is page-locked, and "
+                "cannot move between models; leave it out and give every model its "
+                "piggyback.host_kv_bytes"
+            )
+
     def elastic_memory(self, num_bytes: int) -> ElasticMemory:
         """Memory of which pages can be given back while the rest is in use.
 

@@ -9,7 +9,7 @@ from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
 from omniserve.devices.layer_queue import layer_queue_for
 from omniserve.engine.build import build_runtimes, join_kv, make_runtime
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.model_changes import ModelChanges, Placement
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import News
@@ -53,15 +53,15 @@ class Engine:
         self.device = device.description
         self._torch_device = device
         store = WeightStore()
-        self.kv_arbiter = KvArbiter(settings.device.kv_bytes)
+        self.kv_sharing = KvSharing(settings, device)
         """Of the KV memory of all models."""
-        self._runtimes, self._host = build_runtimes(settings, device, store, self.kv_arbiter)
+        self._runtimes, self._host = build_runtimes(settings, device, store, self.kv_sharing)
         queue = layer_queue_for(device.torch_device)
         self._stepping = Stepping(
-            self._runtimes, self._host, poll_arrivals, self.kv_arbiter.balance, queue
+            self._runtimes, self._host, poll_arrivals, self.kv_sharing.balance, queue
         )
         placement = Placement(self._require_place, self._join, self._leave)
-        self._changes = ModelChanges(device, store, self.kv_arbiter, placement)
+        self._changes = ModelChanges(device, store, self.kv_sharing, placement)
         self._tiers = TiersInForce()
         self._sharing = WeightSharing()
         self._shares: Mapping[str, float] = {}
@@ -197,7 +197,7 @@ class Engine:
                     for output in self.step():
                         if output.error is not None:
                             raise CheckpointError(f"model {name!r}: {output.error}")
-            runtime.warm_up()
+            runtime.warm_up(is_alone=len(self._runtimes) == 1)
 
     @property
     def host_costs_threads(self) -> bool:
@@ -220,7 +220,7 @@ class Engine:
         """Raises an AssertionError where the books of some model disagree."""
         for runtime in self._runtimes.values():
             runtime.check_integrity()
-        self.kv_arbiter.check_integrity()
+        self.kv_sharing.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
         """Of the models that are served."""
@@ -232,7 +232,8 @@ class Engine:
                 weights=sharing[each.info.name],
                 layer_waits=self._stepping.waits(each.info.name),
                 joint_layers=self._stepping.riding.stats(each.info.name),
-                kv_share=self.kv_arbiter.stats(each.info.name),
+                kv_share=self.kv_sharing.device.stats(each.info.name),
+                host_kv_share=self.kv_sharing.host.stats(each.info.name),
             )
             for each in served
         )
@@ -261,7 +262,7 @@ class Engine:
         piggyback = None if hosted is None else self._add_piggyback(hosted)
         try:
             runtime = make_runtime(load.built, self._torch_device, piggyback)
-            join_kv(self.kv_arbiter, load.built, runtime)
+            join_kv(self.kv_sharing, load.built, runtime)
         except BaseException:
             if piggyback is not None:
                 # Before its pool is closed, with the rest of what was built.

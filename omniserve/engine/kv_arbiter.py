@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Protocol
 
 from omniserve.engine.kv_budget import KvBudget
+from omniserve.engine.kv_budget_terms import DEVICE_KV, KvBudgetTerms
 from omniserve.engine.kv_moves import KvMoveBook
-from omniserve.settings import AsleepModel, KvShareStats, ModelSettings
+from omniserve.settings import KvShareStats, ModelSettings
 from scheduler.kv_grants import KvClaims, share_out
-from scheduler.kv_memory import KvMemory
+from scheduler.kv_memory import KvDemand
 
 _SLICE_S = 1e-3
 """Longest time in which memory is given back before a step, about a layer's..."""
@@ -20,11 +22,37 @@ _PATIENT_PERIOD_S = 0.01
 _IDLE_PERIOD_S = 0.5
 
 
+class KvBooks(Protocol):
+    """What one model's scheduler holds and lacks; `KvMemory` says it of the device, `HostKvMemory`
+    of the host."""
+
+    @property
+    def blocks_per_extent(self) -> int: ...
+
+    @property
+    def num_granted(self) -> int: ...
+
+    @property
+    def is_urgent_work_short(self) -> bool: ...
+
+    @property
+    def is_patient_work_short(self) -> bool: ...
+
+    @property
+    def is_in_use(self) -> bool: ...
+
+    def demand(self) -> KvDemand: ...
+
+    def grant(self, num_extents: int) -> list[int]: ...
+
+    def withdraw(self, num_extents: int) -> list[int]: ...
+
+
 class KvHolder(Protocol):
     """A model, as far as it holds KV memory."""
 
     @property
-    def memory(self) -> KvMemory: ...
+    def memory(self) -> KvBooks: ...
 
     def give_way(self, num_blocks: int) -> None:
         """Lets requests let go of so many blocks, now or soon; 0: of no more than they did."""
@@ -41,6 +69,7 @@ class _Member:
         self.block_bytes = block_bytes
         self.most_bytes = most_bytes
         self.last_use_s = now_s
+        self.short_since_s = inf
         self.book = KvMoveBook()
         self.is_yielding = False
 
@@ -60,10 +89,21 @@ class KvArbiter:
     than the budget.
     """
 
-    def __init__(self, num_bytes: int | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Without a budget every model has all of its pool, and nothing moves."""
-        self.budget = None if num_bytes is None else KvBudget(num_bytes)
+    def __init__(
+        self,
+        num_bytes: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        terms: KvBudgetTerms = DEVICE_KV,
+        patience_s: float = inf,
+    ) -> None:
+        """Without a budget every model has all of its pool, and nothing moves.
+
+        `patience_s`: so long best-effort requests are short of memory, in the end at the cost of
+        those of other models that run and have more.
+        """
+        self.budget = None if num_bytes is None else KvBudget(num_bytes, terms)
         self._clock = clock
+        self._patience_s = patience_s
         self._members: dict[str, _Member] = {}
         self._departing_bytes: dict[str, int] = {}
         self._resting: set[str] = set()
@@ -80,14 +120,15 @@ class KvArbiter:
         if self.budget is not None:
             self.budget.reserve(tuple(each for each in models if each.name not in self._resting))
 
-    def expect_later(self, models: Sequence[AsleepModel]) -> None:
-        """Keeps room for models that are asleep; raises as `expect` does."""
+    def expect_later(self, model: ModelSettings, longest_bytes: int) -> None:
+        """Keeps room for a model that is asleep, and for its longest request; raises as `expect`
+        does."""
         if self.budget is None:
             return
-        self.budget.reserve(tuple(each.settings for each in models))
-        for each in models:
-            self.budget.settle(each.settings.name, 1, each.longest_kv_bytes)
-            self._resting.add(each.settings.name)
+        self.budget.reserve((model,))
+        if self.budget.has_place(model.name):
+            self.budget.settle(model.name, 1, longest_bytes)
+            self._resting.add(model.name)
 
     def add(
         self, model: str, holder: KvHolder, block_bytes: int, num_blocks: int, num_longest: int
@@ -126,7 +167,7 @@ class KvArbiter:
             self.budget.release(model)
 
     def reach_bytes(self, model: str) -> int | None:
-        """What latency-sensitive requests of this model can have at most; None without a budget."""
+        """What this model can have at most without floors of others; None without a budget."""
         if self.budget is None:
             return None
         return self.budget.reach_bytes(model, self._members[model].unit_bytes)
@@ -144,7 +185,11 @@ class KvArbiter:
                 return
         self._next_patient_s = now_s + _PATIENT_PERIOD_S
         self._next_idle_s = now_s + _IDLE_PERIOD_S
-        claims = {name: self._claims(name, member, now_s) for name, member in self._members.items()}
+        is_overdue = self._is_overdue(now_s)
+        claims = {
+            name: self._claims(name, member, now_s, is_overdue)
+            for name, member in self._members.items()
+        }
         claims |= {name: _resting_claims(self.budget.floor_bytes(name)) for name in self._resting}
         # One that leaves may have had others' floors as well: these are owed until it has gone.
         left_bytes = self.budget.num_bytes - sum(self._departing_bytes.values())
@@ -175,12 +220,25 @@ class KvArbiter:
         granted = {name: member.granted_bytes for name, member in self._members.items()}
         return {**granted, **self._departing_bytes}
 
-    def _claims(self, model: str, member: _Member, now_s: float) -> KvClaims:
+    def _is_overdue(self, now_s: float) -> bool:
+        """Whether some model has been short of memory for too long."""
+        for member in self._members.values():
+            if not member.holder.memory.is_patient_work_short:
+                member.short_since_s = inf
+            elif member.short_since_s == inf:
+                member.short_since_s = now_s
+        since_s = min((member.short_since_s for member in self._members.values()), default=inf)
+        return now_s - since_s > self._patience_s
+
+    def _claims(self, model: str, member: _Member, now_s: float, is_overdue: bool) -> KvClaims:
+        """Where it is overdue, what best-effort requests hold is shared out as what they lack is:
+        whoever has least goes first."""
         assert self.budget is not None
         memory, block_bytes = member.holder.memory, member.block_bytes
         if memory.is_in_use:
             member.last_use_s = now_s
         demand = memory.demand()
+        shared_anew = demand.patient_running if is_overdue else 0
         return KvClaims(
             unit=member.unit_bytes,
             most=member.most_bytes,
@@ -189,8 +247,8 @@ class KvArbiter:
             cached=demand.cached * block_bytes,
             urgent_running=demand.urgent_running * block_bytes,
             urgent_waiting=demand.urgent_waiting * block_bytes,
-            patient_running=demand.patient_running * block_bytes,
-            patient_waiting=demand.patient_waiting * block_bytes,
+            patient_running=(demand.patient_running - shared_anew) * block_bytes,
+            patient_waiting=(demand.patient_waiting + shared_anew) * block_bytes,
             urgent_since_s=demand.urgent_since_s,
             patient_since_s=demand.patient_since_s,
             idle_s=now_s - member.last_use_s,

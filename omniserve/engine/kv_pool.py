@@ -84,11 +84,6 @@ def kv_bytes_per_token(
     return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
 
 
-def blocks_per_extent(block_bytes_in_layer: int, page_bytes: int) -> int:
-    """The fewest blocks that fill whole pages."""
-    return page_bytes // math.gcd(page_bytes, block_bytes_in_layer)
-
-
 def allocate_kv_pool(
     settings: ModelSettings,
     model: DecoderModel,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.memory_return import MemoryReturn, Remains
 from omniserve.engine.model_news import News
 from omniserve.engine.model_runtime import ModelRuntime
@@ -33,7 +33,7 @@ class Leaving:
         self,
         name: str,
         news: Iterable[News],
-        kv_arbiter: KvArbiter,
+        kv_sharing: KvSharing,
         note_gone: Callable[[str], None] | None = None,
     ) -> None:
         """`news` are what is to be told once nothing is left of it; `note_gone` has what becomes of
@@ -41,8 +41,8 @@ class Leaving:
         self.name = name
         self.news = tuple(news)
         self.stage = Stage.STEPPING
-        self._kv_arbiter = kv_arbiter
-        self._note_gone = note_gone or kv_arbiter.remove
+        self._kv_sharing = kv_sharing
+        self._note_gone = note_gone or kv_sharing.remove
         self._runtime: ModelRuntime | None = None
         self._memory: MemoryReturn | None = None
 
@@ -77,6 +77,6 @@ class Leaving:
         runtime.poll()
         if runtime.is_quiet:
             runtime.leave_host()
-            self._kv_arbiter.retire(self.name)
+            self._kv_sharing.retire(self.name)
             self._runtime = None
             self.give_back(runtime)

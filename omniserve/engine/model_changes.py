@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from omniserve.devices.device import Device
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.leaving import Leaving, Stage, TakeOut
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
@@ -39,12 +39,12 @@ class ModelChanges:
     """
 
     def __init__(
-        self, device: Device, store: WeightStore, kv_arbiter: KvArbiter, placement: Placement
+        self, device: Device, store: WeightStore, kv_sharing: KvSharing, placement: Placement
     ) -> None:
-        """`store` has the weights of all models of the device, `kv_arbiter` their KV memory."""
+        """`store` has the weights of all models of the device, `kv_sharing` their KV memory."""
         self._device = device
         self._store = store
-        self._kv_arbiter = kv_arbiter
+        self._kv_sharing = kv_sharing
         self._placement = placement
         self._waiting: deque[ModelLoad] = deque()
         self._load: ModelLoad | None = None
@@ -64,8 +64,8 @@ class ModelChanges:
 
     def begin_sleep(self, question: int, model: str) -> None:
         """At any time. As an unload, but what is the model's of a KV budget stays its own."""
-        kv_arbiter = self._kv_arbiter
-        self._leaving.append(Leaving(model, [Unloaded(question)], kv_arbiter, kv_arbiter.rest))
+        kv_sharing = self._kv_sharing
+        self._leaving.append(Leaving(model, [Unloaded(question)], kv_sharing, kv_sharing.rest))
 
     def begin_unload(self, question: int, model: str) -> None:
         """At any time. `Unloaded` will be among the news, also where there is no such model.
@@ -79,7 +79,7 @@ class ModelChanges:
                 self._news.append(_refused(load, None))
         if self._load is not None and self._load.settings.name == model:
             self._load.end()
-        self._leaving.append(Leaving(model, [Unloaded(question)], self._kv_arbiter))
+        self._leaving.append(Leaving(model, [Unloaded(question)], self._kv_sharing))
 
     @property
     def are_under_way(self) -> bool:
@@ -146,12 +146,12 @@ class ModelChanges:
             if is_there(name):
                 raise ConfigError(f"models.{name}: there is a model of this name already")
             self._placement.require_place(load.settings)
-            self._kv_arbiter.expect(load.settings)
+            self._kv_sharing.expect(load.settings)
         except ConfigError as error:
             self._news.append(_refused(load, error))
             return
         self._load, self._said = load, None
-        load.start(self._device, self._store, self._kv_arbiter.budget)
+        load.start(self._device, self._store, self._kv_sharing.budgets)
 
     def _note_load(self, load: ModelLoad) -> None:
         if not load.is_done:
@@ -186,7 +186,7 @@ class ModelChanges:
     def _take_back(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> Leaving:
         """The load is over; it is refused once nothing is left of it."""
         self._load = self._trial = None
-        leaving = Leaving(load.settings.name, [_refused(load, error)], self._kv_arbiter)
+        leaving = Leaving(load.settings.name, [_refused(load, error)], self._kv_sharing)
         # Before an unload that was asked for meanwhile, which waits for it.
         self._leaving.insert(0, leaving)
         return leaving

@@ -88,13 +88,18 @@ class ModelRuntime:
         """Whether a step was given to the device whose tokens are not there yet."""
         return bool(self._in_flight)
 
-    def runs_whole(self, step: RunningStep) -> bool:
-        """Whether the device runs all layers of a step as one piece."""
-        return self._executor.runs_whole(step.cursor)
+    def runs_captured(self, step: RunningStep) -> bool:
+        """Whether the layers of a step run as captured graphs, or may if none has run yet."""
+        return self._executor.runs_captured(step.cursor)
 
-    def warm_up(self) -> None:
+    def next_stop(self, step: RunningStep) -> int:
+        """The next layer boundary at which a step can stop."""
+        return self._executor.next_stop(step.cursor)
+
+    def warm_up(self, *, is_alone: bool) -> None:
         """Makes what steps would make when they first need it, and forgets the trials so far."""
-        self._executor.warm_up(None if self._piggyback is None else self._piggyback.exchange)
+        exchange = None if self._piggyback is None else self._piggyback.exchange
+        self._executor.warm_up(exchange, is_alone=is_alone)
         if self._piggyback is not None:
             self._piggyback.reset_counters()
 

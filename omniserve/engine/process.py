@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import NoReturn
 
 import zmq
@@ -45,7 +46,7 @@ from omniserve.messages import (
     encode,
 )
 from omniserve.requests import EngineRequest, RequestOutput
-from omniserve.settings import EngineSettings, ModelSettings
+from omniserve.settings import ModelSettings
 from omniserve.vector_path import require_vector_path
 from scheduler.step_time import LinearStepTime
 
@@ -119,7 +120,7 @@ class EngineProcess:
         from omniserve.profiling.kept import with_kept_step_time
         from omniserve.profiling.store import default_store
 
-        settings = EngineSettings(self._settings.device, (*self._others_of(model), model))
+        settings = replace(self._settings, models=(*self._others_of(model), model))
         return with_kept_step_time(settings, self._engine.device, default_store(), self._num_cores)
 
     def _others_of(self, model: ModelSettings) -> tuple[ModelSettings, ...]:

@@ -211,16 +211,8 @@ class Stepping:
             for guest in guests:
                 guest.follow(self._clock())
         else:
-            running.runtime.advance(running.step, self._next_stop(running))
+            running.runtime.advance(running.step, running.runtime.next_stop(running.step))
         running.standing.next_layer = running.step.cursor.next_layer
-
-    def _next_stop(self, running: BegunStep) -> int:
-        """A captured graph has no layers at which it could stop: one of latency-sensitive decodes,
-        which takes no longer than a token may, runs as a whole."""
-        runtime, step = running.runtime, running.step
-        if running.standing.is_urgent and runtime.runs_whole(step):
-            return runtime.num_layers
-        return step.cursor.next_layer + 1
 
     def _claims(self, now_s: float) -> dict[str, Claim]:
         return {

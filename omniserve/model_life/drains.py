@@ -66,6 +66,11 @@ class ModelDrains:
         task.add_done_callback(self._ended)
         return task
 
+    @property
+    def under_way(self) -> tuple[asyncio.Task[Unloaded], ...]:
+        """Those that have not given their memory back yet."""
+        return tuple(self._tasks)
+
     async def cancel_all(self) -> None:
         """The daemon stops, and with it all models."""
         tasks = tuple(self._tasks)

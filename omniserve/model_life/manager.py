@@ -65,7 +65,7 @@ class ModelManager:
             raise EngineUnavailable("the server is shutting down; no model is loaded any more")
         # From here to the begin nothing else happens: two loads of one name cannot both pass.
         others = [each.config for each in service.roster.present]
-        settings = settings_beside(config, others, service.tiers.tiers, service.config.device)
+        settings = settings_beside(config, others, service.tiers.tiers, service.config)
         task = self.loads.begin(Load(config, settings, "operator"), on_progress=on_progress)
         try:
             await asyncio.wait({task})

@@ -17,21 +17,15 @@ from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.device_path import open_exchange, open_swapper
 from omniserve.piggyback.governor import Governor
 from omniserve.piggyback.host_link import HostLink
+from omniserve.piggyback.host_side import HostBudget, HostSide
 from omniserve.piggyback.lane_book import LaneBook
 from omniserve.piggyback.place import host_cores, require_lanes, require_sane
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.settings import ModelSettings, PiggybackSettings
-from scheduler import Scheduler
+from scheduler import HostBlocks, Scheduler
+from scheduler.elastic_host_blocks import ElasticHostBlocks
 
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HostSide:
-    """A model's memory on the host, and what the host process is told of it."""
-
-    pool: HostKvPool
-    model: HostModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +43,15 @@ class HostedModel:
 
 
 def open_host_side(
-    settings: ModelSettings, model: DecoderModel, kv_cache: Tensor, max_model_len: int
+    settings: ModelSettings,
+    model: DecoderModel,
+    kv_cache: Tensor,
+    max_model_len: int,
+    budget: HostBudget | None = None,
 ) -> HostSide | None:
     """For a device cache [layers, blocks, 2, num_kv_heads, block_size, head_dim].
+
+    budget: of the models that share the host's memory, the place of this one.
 
     None where the model does not piggyback, or no host kernel can serve it.
 
@@ -69,9 +69,15 @@ def open_host_side(
     except (KeyError, ValueError) as error:
         _say_unavailable(settings, error)
         return None
-    pool = _open_pool(settings.name, settings.piggyback, layout, max_model_len)
+    pool = _open_pool(settings.name, settings.piggyback, layout, budget)
+    blocks: HostBlocks = pool
+    if budget is not None:
+        blocks = ElasticHostBlocks(
+            pool.num_blocks, layout.block_size, budget.extent_blocks, budget.num_reachable
+        )
+    _warn_of_few(settings.name, blocks.num_blocks * layout.block_size, max_model_len)
     try:
-        return HostSide(pool, _host_model(model, pool, max_model_len))
+        return HostSide(pool, blocks, _host_model(model, pool, max_model_len))
     except ValueError as error:
         pool.close()
         _say_unavailable(settings, error)
@@ -79,19 +85,25 @@ def open_host_side(
 
 
 def _open_pool(
-    name: str, settings: PiggybackSettings, layout: KvLayout, max_model_len: int
+    name: str, settings: PiggybackSettings, layout: KvLayout, budget: HostBudget | None
 ) -> HostKvPool:
-    num_bytes = settings.host_kv_bytes
-    if num_bytes < layout.block_bytes:
+    at_once = 1 if budget is None else budget.extent_blocks
+    unit_bytes = layout.block_bytes * at_once
+    num_bytes = settings.host_kv_bytes // unit_bytes * unit_bytes
+    if not num_bytes:
+        blocks = "one block" if at_once == 1 else f"the least, {at_once} blocks,"
         raise ConfigError(
-            f"models.{name}.piggyback.host_kv_bytes: {num_bytes} bytes hold no KV block; one block "
-            f"of {layout.block_size} tokens takes {layout.block_bytes} bytes"
+            f"models.{name}.piggyback.host_kv_bytes: {settings.host_kv_bytes} bytes hold no KV "
+            f"block; {blocks} of {layout.block_size} tokens takes {unit_bytes} bytes"
         )
     try:
-        pool = HostKvPool(layout, num_bytes)
+        return HostKvPool(layout, num_bytes)
     except (ValueError, OSError) as error:
         raise ConfigError(f"models.{name}.piggyback.host_kv_bytes: {error}") from error
-    num_tokens = pool.num_blocks * layout.block_size
+
+
+def _warn_of_few(name: str, num_tokens: int, max_model_len: int) -> None:
+    """`num_tokens` is what a model can have on the host."""
     if num_tokens < max_model_len - 1:
         log_event(
             _LOG,
@@ -102,7 +114,6 @@ def _open_pool(
             max_model_len=max_model_len,
             effect="longer requests stay on the device",
         )
-    return pool
 
 
 def _host_model(model: DecoderModel, pool: HostKvPool, max_model_len: int) -> HostModel:
@@ -239,7 +250,7 @@ def _build_piggyback(
         book,
         exchange,
         swapper,
-        hosted.host.pool,
+        hosted.host,
         link,
         hosted.set_block_table,
         device.torch_device,

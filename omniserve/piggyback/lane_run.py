@@ -87,7 +87,9 @@ class LaneRun:
             self._book.fail(lanes)
         self._lost.clear()
 
-    def leave_staged(self, exchange: StagedExchange) -> None:
-        """The rows of all segments but the last have left; `exchange` has them staged."""
-        self.note_left(self._book.num_layers)
-        exchange.send(self.rows)
+    def leave_staged(self, exchange: StagedExchange, stop_layer: int) -> None:
+        """The rows that left before this layer, since this was called last, are staged by
+        `exchange`."""
+        layers = range(self._noted_stop, stop_layer)
+        self.note_left(stop_layer)
+        exchange.send(self.rows, layers)

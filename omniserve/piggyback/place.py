@@ -44,10 +44,11 @@ def require_sane(name: str, settings: PiggybackSettings) -> None:
         "max_lane_rows_beside_ls": 0,
         "max_resident_decodes": 0,
         "binding_points": 1,
+        "host_kv_floor_bytes": 0,
     }
     for field, lowest in least.items():
         value = getattr(settings, field)
-        is_unset = value is None and field == "max_resident_decodes"
+        is_unset = value is None and field in ("max_resident_decodes", "host_kv_floor_bytes")
         if not is_unset and (type(value) is not int or value < lowest):
             raise ConfigError(
                 f"models.{name}.piggyback.{field}: {value!r}, a whole number from {lowest} on is "
