@@ -1,6 +1,7 @@
 """From settings to a model that is ready to step."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
 from omniserve.models.linear import can_pack
 from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.model_digest import model_digest
 from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.piggyback.build import (
     HostedModel,
@@ -76,6 +78,7 @@ def build_runtimes(
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
     kv_sharing.expect(*settings.models)
+    kv_sharing.expect_later(settings.asleep)
     built = [
         build_model(model, device, store, kv_sharing.budgets, LoadLog(model.name))
         for model in settings.models
@@ -150,6 +153,8 @@ def build_model(
     adapter = None if settings.adapter_path is None else Path(settings.adapter_path)
     opened = open_model(path, config, adapter)
     require_memory(settings, opened, device.torch_device, store)
+    # What is imported before is there for the next one.
+    began_s = time.monotonic()
     model = read_model(
         opened,
         ModelWeights(
@@ -201,6 +206,8 @@ def build_model(
         num_layers=config.num_hidden_layers,
         kv_floor_bytes=None if extents is None else extents.floor_bytes,
         host_kv_floor_bytes=None if host_budget is None else host_budget.floor_bytes,
+        digest=model_digest(settings, model.weights.digests),
+        load_s=time.monotonic() - began_s,
     )
     hosted = None
     if host is not None and piggyback is not None:
