@@ -63,7 +63,9 @@ class KvHolder(Protocol):
         """Lets requests let go of so many blocks, now or soon; 0: of no more than they did."""
         ...
 
-    def reserve_extents(self, extents: Sequence[int]) -> None: ...
+    def reserve_extents(self, extents: Sequence[int]) -> None:
+        """Takes them from `memory` again where the device has none for them."""
+        ...
 
     def give_back_extents(self, extents: Sequence[int]) -> None: ...
 
@@ -313,11 +315,13 @@ class KvArbiter:
         for name, member in sorted(self._members.items(), key=_is_patient):
             num_extents = min(targets[name] - member.granted_bytes, spare) // member.unit_bytes
             if num_extents > 0:
+                granted_bytes = member.granted_bytes
                 extents = member.holder.memory.grant(num_extents)
                 member.holder.reserve_extents(extents)
-                num_bytes = len(extents) * member.unit_bytes
+                num_bytes = member.granted_bytes - granted_bytes
                 spare -= num_bytes
-                member.book.note_in(num_bytes, self._clock())
+                if num_bytes:
+                    member.book.note_in(num_bytes, self._clock())
             if member.granted_bytes < targets[name]:
                 self._is_owed = True
             else:
