@@ -22,6 +22,7 @@ class HostKvMemory:
     """
 
     is_urgent_work_short = False
+    is_urgent_work_stuck = False
 
     def __init__(
         self,

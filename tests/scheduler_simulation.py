@@ -83,6 +83,31 @@ class Simulation:
                 self._run_layer(flight)
                 return
 
+    @property
+    def may_drop(self) -> bool:
+        """Whether the last plan stands amid its layers, and nothing but their time is lost with
+        it."""
+        if not self.flights:
+            return False
+        flight = self.flights[-1]
+        stands = flight.layers_done < NUM_LAYERS and not flight.plan.has_latency_sensitive
+        return stands and not flight.plan.max_lane_rows
+
+    def drop(self) -> None:
+        """Do not go on with the last plan."""
+        plan = self.flights.pop().plan
+        self.scheduler.drop(plan)
+        for rows in plan.rows:
+            client = self.clients[rows.request_id]
+            client.num_in_flight -= 1
+            if not client.ended:
+                client.scheduled = rows.start
+                client.num_sampled -= rows.samples
+                assert client.slot is not None
+                del self.tables[client.slot][-(-rows.start // self.settings.block_size) :]
+            self._leave_if_drained(client)
+        self.scheduler.check_integrity()
+
     def complete(self) -> None:
         """Run the oldest plan to its end and hand the scheduler its result."""
         flight = (self.overtaking or self.flights).pop(0)
