@@ -314,6 +314,29 @@ def test_models_that_come_and_go_take_their_parts_and_give_them_back(
         assert arbiter.budget.common_bytes == BUDGET - floor_bytes
 
 
+def test_the_floor_of_a_model_that_sleeps_is_lent_and_there_when_it_wakes(
+    engine: Engine, checkpoints: dict[str, Path], oracles: dict[str, Oracle]
+) -> None:
+    budget = engine.kv_sharing.host.budget
+    assert budget is not None
+    floors = {name: budget.floor_bytes(name) for name in "ab"}
+    run_all(engine, prompts(4, "b", 31))
+    engine.begin_sleep(1, "b")
+    assert isinstance(settled(engine)[-1], Unloaded)
+    run_all(engine, prompts(9, "a", 32), after_step=lambda step: check_memory(engine, "a"))
+    assert pool_of(engine, "a").resident_bytes > BUDGET - floors["b"]
+    engine.begin_load(2, model_of(checkpoints["b"]))
+    assert isinstance(settled(engine)[-1], Loaded)
+    assert {name: budget.floor_bytes(name) for name in "ab"} == floors
+    requests = prompts(4, "b", 33)
+    ended = run_all(engine, requests, after_step=lambda step: check_memory(engine))
+    for request in requests:
+        found = ended[request.request_id].token_ids
+        assert oracles["b"].compare(request.prompt_token_ids, found).num_wrong == 0
+    stats = stats_of(engine, "b").piggyback
+    assert stats is not None and stats.num_tokens > 0
+
+
 def test_a_floor_of_less_than_a_page_is_refused(checkpoints: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=r"piggyback\.host_kv_floor_bytes: memory moves in units"):
         make_sharing(model_of(checkpoints["a"], 100))
