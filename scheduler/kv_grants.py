@@ -15,7 +15,7 @@ KEEPS_UNUSED_S = 1.0
 KEEPS_CACHE_S = 60.0
 """So long it keeps its prefix cache, if nobody else wants the memory."""
 _HEADROOM_SHARE = 32
-_EVEN_SHARE = 8
+EVEN_SHARE = 8
 """One part in so many of the budget is what models with waiting best-effort requests may differ
 in before memory moves between them: what moves with every request that ends gains nobody much."""
 
@@ -134,10 +134,10 @@ class _Share:
         """Whoever has least first, but not for small differences."""
         waiting = [name for name, model in models.items() if model.patient_waiting]
         kept = [models[name].granted for name in waiting]
-        if kept and max(kept) - min(kept) <= self._budget // _EVEN_SHARE:
+        if kept and max(kept) - min(kept) <= self._budget // EVEN_SHARE:
             self.raise_to(waiting, lambda model: min(model.wanted, model.granted))
         # Nobody gets to the next level before all who want it are at this one.
-        num_levels = _EVEN_SHARE
+        num_levels = EVEN_SHARE
         for level in range(1, num_levels + 1):
             self.raise_to(waiting, partial(_wanted_up_to, self._budget * level // num_levels))
 

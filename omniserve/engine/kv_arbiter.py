@@ -9,7 +9,7 @@ from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_budget_terms import DEVICE_KV, KvBudgetTerms
 from omniserve.engine.kv_moves import KvMoveBook
 from omniserve.settings import KvShareStats, ModelSettings
-from scheduler.kv_grants import KvClaims, share_out
+from scheduler.kv_grants import EVEN_SHARE, KvClaims, share_out
 from scheduler.kv_memory import KvDemand
 
 _SLICE_S = 1e-3
@@ -105,8 +105,8 @@ class KvArbiter:
     ) -> None:
         """Without a budget every model has all of its pool, and nothing moves.
 
-        `patience_s`: so long best-effort requests are short of memory, in the end at the cost of
-        those of other models that run and have more.
+        `patience_s`: so long best-effort requests of a model are short of memory, before it is at
+        the cost of those of other models that run and have more.
         """
         self.budget = None if num_bytes is None else KvBudget(num_bytes, terms)
         self._clock = clock
@@ -237,14 +237,22 @@ class KvArbiter:
         return {**granted, **self._departing_bytes}
 
     def _is_overdue(self, now_s: float) -> bool:
-        """Whether some model has been short of memory for too long."""
-        for member in self._members.values():
+        """Whether some model has been short of memory for too long that has clearly less than
+        another one."""
+        assert self.budget is not None
+        members = self._members.values()
+        for member in members:
             if not member.holder.memory.is_patient_work_short:
                 member.short_since_s = inf
             elif member.short_since_s == inf:
                 member.short_since_s = now_s
-        since_s = min((member.short_since_s for member in self._members.values()), default=inf)
-        return now_s - since_s > self._patience_s
+        most_bytes = max((member.granted_bytes for member in members), default=0)
+        least_bytes = most_bytes - self.budget.num_bytes // EVEN_SHARE
+        return any(
+            now_s - member.short_since_s > self._patience_s
+            and member.granted_bytes < min(least_bytes, member.most_bytes)
+            for member in members
+        )
 
     def _claims(self, model: str, member: _Member, now_s: float, is_overdue: bool) -> KvClaims:
         """Where it is overdue, what best-effort requests hold is shared out as what they lack is:
