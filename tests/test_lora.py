@@ -304,7 +304,7 @@ def refusal(base: Path, adapter: Path) -> str:
         ({"target_modules": None}, "target_modules: names nothing"),
         ({"target_modules": [1]}, "target_modules is [1], not a text or a list"),
         ({"target_modules": "(?=q)"}, "invalid perl operator: (?"),
-        ({"target_modules": "(" * 30}, "target_modules: is nested too deep"),
+        ({"target_modules": "(" * 30}, "missing ): "),
         ({"target_modules": ["c_attn"]}, "an adapter for another base"),
         ({"target_modules": ["q_proj", "lm_head"]}, "lm_head cannot be changed by an adapter"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens cannot be changed by an adapter"),
