@@ -21,7 +21,7 @@ class HostKvMemory:
     is offloaded: one that finds none when it has to leave the device is computed again.
     """
 
-    is_urgent_work_short = False
+    is_urgent_work_short = is_urgent_work_stuck = False
 
     def __init__(
         self,
