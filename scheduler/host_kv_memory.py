@@ -87,6 +87,9 @@ class HostKvMemory:
         """Have up to so many extents less, that nobody holds; which ones."""
         return self._blocks.withdraw(num_extents)
 
+    def note_spare(self, num_blocks: int) -> None:
+        """Nobody asks: what is lacked on the host is asked for beforehand."""
+
     def give_way(self, num_blocks: int) -> None:
         """Let offloaded requests let go of so many blocks, now or at their next token; 0 takes back
         what was asked for before."""

@@ -259,6 +259,23 @@ def test_memory_comes_back_when_the_load_does() -> None:
     assert not a.scheduler.has_unfinished
 
 
+def test_a_model_is_told_what_it_would_be_granted_at_once() -> None:
+    """Its latency-sensitive requests have nothing of others' floors."""
+    arbiter, clock, a, b = make_pair((240, 400))
+
+    def spare_bytes(model: Model) -> int:
+        return model.scheduler._residency.num_spare_blocks * model.block_bytes
+
+    a.add(BE, [1] * 14, 10)
+    run(arbiter, clock, a)
+    assert 0 < a.granted_bytes < 400
+    assert spare_bytes(a) == BUDGET - 400 - a.granted_bytes
+    assert spare_bytes(b) == min(BUDGET - a.granted_bytes, BUDGET - 240)
+    fill(arbiter, clock, a)
+    arbiter.balance()
+    assert (spare_bytes(a), spare_bytes(b)) == (0, 0)
+
+
 def test_a_model_without_work_gives_all_back_in_the_end() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)

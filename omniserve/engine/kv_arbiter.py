@@ -261,6 +261,11 @@ class KvArbiter:
                 self._is_owed = True
             else:
                 member.book.note_plenty(self._clock())
+        for name, member in self._members.items():
+            # A prompt that comes has nothing of others' floors.
+            reach = min(member.most_bytes, self.budget.reach_bytes(name, member.unit_bytes))
+            num_bytes = max(0, min(spare, reach - member.granted_bytes))
+            member.holder.memory.note_spare(num_bytes // member.block_bytes)
 
 
 def _is_patient(item: tuple[str, KvMember]) -> bool:

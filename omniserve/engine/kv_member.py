@@ -36,6 +36,8 @@ class KvBooks(Protocol):
 
     def withdraw(self, num_extents: int) -> list[int]: ...
 
+    def note_spare(self, num_blocks: int) -> None: ...
+
 
 class KvHolder(Protocol):
     """A model, as far as it holds KV memory."""
