@@ -190,7 +190,7 @@ def _most_pair_s(solution: NDArray[np.float64], knots: Sequence[int]) -> float:
     row alone. Few steps hardly tell pairs from rows, and what is wrong with the one grows with the
     square of a prompt that is longer than all that were measured.
     """
-    found = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
+    found = dict(zip(_COLUMNS, map(float, solution[len(knots) :]), strict=True))
     row_s = float(solution[: len(knots)].sum()) / knots[-1] + found["prefill_token_s"]
     return max(found["decode_context_token_s"], row_s / _PAIRS_OF_A_ROW)
 
