@@ -73,7 +73,7 @@ class EngineClient:
 
     @property
     def models(self) -> dict[str, ModelInfo]:
-        """Those that are loaded."""
+        """Those that are loaded, and those that are asleep."""
         return self._models.infos
 
     @property
@@ -202,6 +202,37 @@ class EngineClient:
         """
         self._ready_process()
         await self._models.unload(self._tell, name)
+
+    async def sleep_model(self, name: str) -> None:
+        """Has the engine give a model's memory back, and returns once it has. The model, which must
+        have nothing to do, stays among `models`, also where the engine dies; `wake_model` brings it
+        back, `unload_model` forgets it. Of one that is asleep nothing happens.
+
+        Raises:
+            UnknownModel: there is none of this name.
+            EngineUnavailable: no engine is ready, and nothing has changed.
+        """
+        self._ready_process()
+        await self._models.sleep(self._tell, name)
+        self.stats.pop(name, None)
+
+    async def wake_model(self, name: str, on_progress: OnProgress) -> ModelInfo:
+        """Has the engine load a model again that is asleep, as `load_model` does; of one that is
+        awake nothing happens. Where the caller is cancelled, the model is gone.
+
+        Raises:
+            UnknownModel: there is none of this name.
+            CheckpointError: it cannot be loaded, or its files have changed; it is gone.
+            ConfigError: the memory does not suffice, or somebody unloaded it; it is gone.
+            EngineUnavailable: no engine is ready, or it died meanwhile; it is still asleep.
+        """
+        self._ready_process()
+        return await self._models.wake(self._tell, name, on_progress)
+
+    def forget_model(self, name: str) -> None:
+        """A model that is asleep is gone, also for engines that are started later; of one that is
+        not there nothing happens."""
+        self._models.forget(self._tell, name)
 
     def take_lost_models(self) -> tuple[ModelSettings, ...]:
         """Models that were loaded at run time, and that an engine which was started anew has not.

@@ -76,6 +76,18 @@ class Engine(Protocol):
     async def explain(self, request_id: str) -> tuple[Decision, ...]: ...
 
 
+class AwaitsModels(Protocol):
+    """Where requests wait whose model is asleep."""
+
+    def num_waiting(self, model: str, tier: str) -> int:
+        """Sequences that wait."""
+
+    async def awake(
+        self, sequences: tuple[EngineRequest, ...], record: RequestRecord
+    ) -> tuple[EngineRequest, ...]:
+        """Returns once their model is awake, with what is to be sent on."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
     """The server's state at one moment."""
@@ -122,7 +134,9 @@ class GenerationService:
         """The models that new requests may have; `set_models` puts others in their place."""
         self.roster = ModelRoster(config.models, self._start_s)
         """What becomes of each model."""
-        self.model_requests = ModelRequests()
+        self.model_requests = ModelRequests(clock)
+        self.wake_queue: AwaitsModels | None = None
+        """None where models do not sleep."""
         metrics.expect(self.models.models, (tier.name for tier in config.tiers))
         metrics.watch_engine(lambda: engine.stats)
         metrics.daemon.watch_supervision(self._engine_condition)
@@ -168,6 +182,11 @@ class GenerationService:
             raise EngineUnavailable(f"the engine is {self.engine.state}; try again")
         return info
 
+    def model_state(self, name: str) -> str:
+        """Of a model that is served."""
+        standing = self.roster.get(name)
+        return "serving" if standing is None else standing.state
+
     async def start(self, request: GenerationRequest) -> GenerationStream:
         """Checks and tokenises a request. It runs once the returned stream is entered."""
         request_id = request.request_id or new_request_id()
@@ -185,14 +204,16 @@ class GenerationService:
             check_words(request_id, request.caller)
             record.tenant = request.caller.tenant
             served, sequences = await self._sequences(request, record)
+            # What the caller may not use has no part in what a tier means to it.
+            asked_tier = request.tier if request.caller.tiers is None else record.tier
+            record.tell_lengths(self.arrivals.note(asked_tier, request.arrival_s, sequences))
+            if self.wake_queue is not None:
+                sequences = await self.wake_queue.awake(sequences, record)
         except BaseException as error:
             record.end(error)
             if isinstance(error, QuotaExceeded):
                 await self._refusals.hold(request.caller.tenant, deadline_s_of(request))
             raise
-        # What the caller may not use has no part in what a tier means to it.
-        asked_tier = request.tier if request.caller.tiers is None else record.tier
-        record.tell_lengths(self.arrivals.note(asked_tier, request.arrival_s, sequences))
         max_pending = self.config.limits.unread_tokens
         stream = GenerationStream(
             self.engine, sequences, record, served.tokenizer, self._clock, max_pending
@@ -232,7 +253,7 @@ class GenerationService:
         record.model = served.name
         record.lease = self.model_requests.enter(served.name)
         tier = tiers.settings(tiers.resolve(served.name, request.tier, caller))
-        record.tier = tier.name
+        record.tier = record.lease.tier = tier.name
         deadline_s = deadline_s_of(request)
         if self.draining:
             raise EngineUnavailable("the server is shutting down; try again elsewhere or later")

@@ -79,7 +79,10 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
         return pb.ListModelsResponse(
             models=[
                 model_message(
-                    service.model_info(name), models.aliases(name), tiers.default(name, caller).name
+                    service.model_info(name),
+                    models.aliases(name),
+                    tiers.default(name, caller).name,
+                    service.model_state(name),
                 )
                 for name in models.allowed(caller)
             ],

@@ -171,7 +171,7 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
     if solution[pair] > most_pair_s:
         solution = _with_fixed(matrix, weights, pair, most_pair_s)
     rungs = np.cumsum(solution[: len(knots)])
-    found = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
+    found: dict[str, float] = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
     overhead_s = min(_overhead_s(observations), 0.9 * float(rungs[0]))
     in_ladder_s = overhead_s if pipeline_depth == 1 else 0.0
     return StepCosts(
@@ -190,7 +190,7 @@ def _most_pair_s(solution: NDArray[np.float64], knots: Sequence[int]) -> float:
     row alone. Few steps hardly tell pairs from rows, and what is wrong with the one grows with the
     square of a prompt that is longer than all that were measured.
     """
-    found = dict(zip(_COLUMNS, map(float, solution[len(knots) :]), strict=True))
+    found: dict[str, float] = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
     row_s = float(solution[: len(knots)].sum()) / knots[-1] + found["prefill_token_s"]
     return max(found["decode_context_token_s"], row_s / _PAIRS_OF_A_ROW)
 
