@@ -302,12 +302,13 @@ class Scheduler:
         if self._claim is None:
             running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
             decodes = [each for each in running if each.is_decoding]
-            spare_s, decodes_s = self._control.decodes_claim(decodes, now_s)
+            allowed, decodes_s = self._control.decodes_claim(decodes, now_s)
             self._claim = Claim(
                 self.awaits_first_token,
-                now_s + spare_s,
+                now_s + allowed.by_all_s - decodes_s,
                 now_s + self.ttft_forecast.spare_s(now_s),
                 decodes_s + self.ttft_forecast.next_chunk_s(),
+                self._planner.lead_s(allowed, now_s) if decodes else 0.0,
             )
         return self._claim
 
