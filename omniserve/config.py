@@ -61,7 +61,11 @@ class ModelConfig(Section):
     aliases: Annotated[tuple[Name, ...], Field(max_length=64, strict=False)] = ()
     """Other names by which they may."""
     path: str
-    """Checkpoint directory in Hugging Face layout; a relative path starts at the config file."""
+    """Checkpoint directory in Hugging Face layout, or with `base` the directory of an adapter; a
+    relative path starts at the config file."""
+    base: str | None = None
+    """Checkpoint directory of the model that a LoRA adapter at `path` changes; the base need not be
+    served itself."""
     dtype: DtypeName = "bfloat16"
     """Number format of weights and KV."""
     device_kv_bytes: Size = 64 << 20
@@ -109,7 +113,12 @@ class ModelConfig(Section):
             return settings
         return replace(settings, max_lane_rows_beside_ls=settings.max_lane_rows)
 
-    @field_validator("path", "step_times")
+    @property
+    def checkpoint_path(self) -> str:
+        """Of the directory that has config.json, tokenizer and all weights but an adapter's."""
+        return self.path if self.base is None else self.base
+
+    @field_validator("path", "base", "step_times")
     @classmethod
     def _absolute_path(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
@@ -117,7 +126,7 @@ class ModelConfig(Section):
         if info.field_name == "step_times" and value in (MEASURED, UNLIMITED):
             return value
         if not value or not value.isprintable():
-            what = "directory" if info.field_name == "path" else "file"
+            what = "file" if info.field_name == "step_times" else "directory"
             raise refuse(f"must be the path of a {what}")
         directory: Path = (info.context or {}).get("directory", Path.cwd())
         # Not as a Path, which raises where there is no such user and for links in a circle.

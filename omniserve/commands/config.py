@@ -123,12 +123,13 @@ def _unserved(files: "TlsFiles") -> Iterator[str]:
 
 def _missing_checkpoints(config: "Config") -> Iterator[str]:
     for index, model in enumerate(config.models):
-        # Not as a Path, which raises where a directory on the way may not be read.
-        if not os.path.isdir(model.path):
-            yield (
-                f"models[{index}].path = {model.path!r}: no such directory; `omniserve serve` "
-                "would refuse this here"
-            )
+        for key, path in (("path", model.path), ("base", model.base)):
+            # Not as a Path, which raises where a directory on the way may not be read.
+            if path is not None and not os.path.isdir(path):
+                yield (
+                    f"models[{index}].{key} = {path!r}: no such directory; `omniserve serve` "
+                    "would refuse this here"
+                )
 
 
 def _summary(config: "Config") -> dict[str, object]:

@@ -44,8 +44,8 @@ def run_layers(model: DecoderModel, step: StaticStep, layers: range, residual: T
     cos, signed_sin = model.rotary.at(positions.flatten())
     cos, signed_sin = cos.unflatten(0, positions.shape), signed_sin.unflatten(0, positions.shape)
     for place, index in enumerate(layers):
-        layer = model.layers[index]
-        q, k, v = layer.pre(residual, (cos[place], signed_sin[place]))
+        layer, deltas = model.layers[index], model.deltas_of(index)
+        q, k, v = layer.pre(residual, (cos[place], signed_sin[place]), deltas)
         kept, attended = [], []
         if step.attention is not None:
             rows = slice(num_resident)
@@ -58,5 +58,5 @@ def run_layers(model: DecoderModel, step: StaticStep, layers: range, residual: T
             joining, outputs = step.exchange.join_lanes(inputs.lanes[index + 1])
             kept.append(joining)
             attended.append(outputs)
-        residual = layer.post(torch.cat(kept), torch.cat(attended))
+        residual = layer.post(torch.cat(kept), torch.cat(attended), deltas)
     return residual

@@ -13,6 +13,7 @@ from omniserve.devices.pinned import to_device
 from omniserve.engine.batch import BlockTables, StepBatch, build_batch
 from omniserve.engine.step_graphs import CapturedStep, GraphSettings, StepGraphs
 from omniserve.models.decoder import DecoderLayer, DecoderModel
+from omniserve.models.lora import RowDelta
 from omniserve.models.weight_store import ModelWeights
 from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_run import LaneRun
@@ -89,6 +90,10 @@ class Executor:
         """Of its model; those that other models have too are the same objects."""
         return self._model.layers
 
+    def deltas_of(self, layer: int, rows: slice) -> tuple[RowDelta, ...]:
+        """What its model, where that is an adapter, adds to a layer in which these rows are its."""
+        return self._model.deltas_of(layer, rows)
+
     @property
     def weights(self) -> ModelWeights:
         """Those that its model holds."""
@@ -161,16 +166,17 @@ class Executor:
 
     def _run_layer(self, cursor: StepCursor, resident: ResidentRows, index: int) -> None:
         assert cursor.residual is not None
-        layer = self._model.layers[index]
+        layer, deltas = self._model.layers[index], self._model.deltas_of(index)
         if cursor.lanes is None:
-            q, k, v = layer.pre(cursor.residual, resident.rotary)
+            q, k, v = layer.pre(cursor.residual, resident.rotary, deltas)
             attended = self._attention.run(resident.attention_plan, index, q, k, v)
-            cursor.residual = layer.post(cursor.residual, attended)
+            cursor.residual = layer.post(cursor.residual, attended, deltas)
             return
         entering = self.enter_layer(cursor, index)
-        parts = self.attend(cursor, index, layer.pre(*entering) if len(entering[0]) else None)
+        qkv = layer.pre(*entering, deltas) if len(entering[0]) else None
+        parts = self.attend(cursor, index, qkv)
         # Without resident rows nothing may be left of a step between two layers.
-        cursor.residual = layer.post(*join_parts(parts)) if parts else cursor.residual[:0]
+        cursor.residual = layer.post(*join_parts(parts), deltas) if parts else cursor.residual[:0]
 
     def enter_layer(self, cursor: StepCursor, index: int) -> LayerInput:
         """Binds lane rows where it is time to; what `pre` of the layer is to be given."""
@@ -222,11 +228,7 @@ class Executor:
         """Drops layers and weights one after the other, so that nobody waits for all of them at
         once; it can compute nothing any more. What other models have too stays with them."""
         self._graphs = None
-        layers = self._model.layers
-        while layers:
-            layers.pop()
-            yield
-        yield from self._model.weights.take_apart()
+        yield from self._model.take_apart()
 
     def set_block_table(self, slot: int, block_ids: Sequence[int]) -> None:
         """The whole table of a request that came back to the device."""

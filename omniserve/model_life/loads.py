@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from omniserve.checkpoint import inspect_checkpoint
+from omniserve.adapter_checkpoint import inspect_files
 from omniserve.config import ModelConfig
 from omniserve.errors import CheckpointError, EngineUnavailable, OmniServeError
 from omniserve.logs import get_logger, log_event
@@ -61,7 +61,7 @@ def read_front_part(model: ModelConfig, threads: TenantThreads) -> ServedModel:
     """What the front needs of a checkpoint, which is looked through as far as that goes without
     its weights. Reads files; raises CheckpointError, which names the model."""
     try:
-        inspect_checkpoint(model.path)
+        inspect_files(model.path, model.base)
         return ServedModel.load(model, threads)
     except CheckpointError as error:
         raise CheckpointError(f"model {model.name!r}: {error}") from None

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 
+from omniserve.adapter_checkpoint import AdapterSummary, inspect_adapter
 from omniserve.checkpoint import inspect_checkpoint
 from omniserve.errors import CheckpointError
+from omniserve.models.adapter_loading import adapter_bytes, read_deltas
 from omniserve.models.decoder import DecoderModel
 from omniserve.models.families import family_of
+from omniserve.models.lora import LayerDelta
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import RowOps
 from omniserve.models.weight_files import WeightFiles
@@ -53,22 +56,36 @@ class OpenedModel:
     module: Any
     """transformers' own, on the meta device."""
     weights: WeightMap
+    adapter: AdapterSummary | None = None
+    """What is added to the model, where it is the base of one."""
+
+    @property
+    def file_bytes(self) -> int:
+        """That are to be read."""
+        of_adapter = 0 if self.adapter is None else adapter_bytes(self.adapter)
+        return self.weights.file_bytes + of_adapter
+
+    @property
+    def num_adapter_parameters(self) -> int:
+        return 0 if self.adapter is None else self.adapter.files.num_parameters
 
     def memory_bytes(self, dtype: torch.dtype, packed: bool) -> int:
         """That the weights will take where they are computed with."""
-        parameters = int(self.module.num_parameters())
+        parameters = int(self.module.num_parameters()) + self.num_adapter_parameters
         if packed and _is_tied(self.config):
             # A packed head is a copy of the embedding.
             parameters += self.module.model.embed_tokens.weight.numel()
         return parameters * dtype.itemsize
 
 
-def open_model(path: Path, config: Any) -> OpenedModel:
+def open_model(path: Path, config: Any, adapter: Path | None = None) -> OpenedModel:
     """Compares headers and configuration; reads no weight and allocates next to nothing.
 
     Raises:
-        CheckpointError: a weight is missing, unexpected, or of another shape than the config says.
+        CheckpointError: a weight is missing, unexpected, or of another shape than the config says,
+            or the adapter is not one of this model.
     """
+    summary = None if adapter is None else inspect_adapter(adapter, path)
     module = _empty_module(path, config)
     tied = frozenset({_HEAD}) if _is_tied(config) else frozenset()
     shapes = {
@@ -79,7 +96,7 @@ def open_model(path: Path, config: Any) -> OpenedModel:
         weights = WeightMap(inspect_checkpoint(path).tensors, shapes, tied)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return OpenedModel(path, config, module, weights)
+    return OpenedModel(path, config, module, weights, summary)
 
 
 def read_model(
@@ -99,7 +116,7 @@ def read_model(
     Raises:
         CheckpointError: a file cannot be read.
     """
-    total = opened.weights.file_bytes
+    total = opened.file_bytes
     done = 0
 
     def note(num_bytes: int) -> None:
@@ -108,10 +125,14 @@ def read_model(
         on_read(done, total)
 
     on_read(0, total)
+    deltas: list[LayerDelta | None] = []
+    if opened.adapter is not None:
+        # First, so that what is wrong with it shows before all of its base is read.
+        deltas = read_deltas(opened.adapter, weights, dtype, note)
     with torch.inference_mode(), WeightFiles(opened.path, note) as files:
         module = _Filled(opened, files, dtype)
         family = family_of(opened.config)
-        return DecoderModel(module, family, max_model_len, weights, row_ops)
+        return DecoderModel(module, family, max_model_len, weights, row_ops, deltas)
 
 
 class _Filled:
@@ -129,7 +150,7 @@ class _Filled:
         self.model = _FilledBody(self)
 
     def num_parameters(self) -> int:
-        return int(self._module.num_parameters())
+        return int(self._module.num_parameters()) + self._opened.num_adapter_parameters
 
     @property
     def body(self) -> Any:
