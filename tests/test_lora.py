@@ -195,7 +195,9 @@ def test_a_base_that_is_there_is_not_read_again_unless_its_files_have_changed(
     total = sum(each.num_bytes for each in first.weights.held)
     shared = weight_sharing({"first": first.weights, "second": second.weights})["first"]
     assert total - shared.shared_bytes == shared.own_bytes < total / 10
-    del first
+    again, _ = read(adapters[0])
+    assert again.weights.digests == first.weights.digests
+    del first, again
     third, num_read = read(adapters[2])
     assert num_read == 0 and torch.equal(logits_of(second), expected)
     # Written anew, with other weights.

@@ -21,6 +21,8 @@ _PATIENT_PERIOD_S = 0.01
 """Best-effort work alone moves memory no more often."""
 _IDLE_PERIOD_S = 0.5
 
+DropStanding = Callable[[str], bool]
+
 
 class KvBooks(Protocol):
     """What one model's scheduler holds and lacks; `KvMemory` says it of the device, `HostKvMemory`
@@ -34,6 +36,9 @@ class KvBooks(Protocol):
 
     @property
     def is_urgent_work_short(self) -> bool: ...
+
+    @property
+    def is_urgent_work_stuck(self) -> bool: ...
 
     @property
     def is_patient_work_short(self) -> bool: ...
@@ -58,7 +63,9 @@ class KvHolder(Protocol):
         """Lets requests let go of so many blocks, now or soon; 0: of no more than they did."""
         ...
 
-    def reserve_extents(self, extents: Sequence[int]) -> None: ...
+    def reserve_extents(self, extents: Sequence[int]) -> None:
+        """Takes them from `memory` again where the device has none for them."""
+        ...
 
     def give_back_extents(self, extents: Sequence[int]) -> None: ...
 
@@ -106,17 +113,29 @@ class KvArbiter:
         self._patience_s = patience_s
         self._members: dict[str, _Member] = {}
         self._departing_bytes: dict[str, int] = {}
+        self._resting: set[str] = set()
+        """Models that are asleep: they have nothing, and their floors stay theirs."""
         self._is_owed = False
         self._next_patient_s = self._next_idle_s = 0.0
 
     def expect(self, *models: ModelSettings) -> None:
-        """Keeps room for models that are about to be loaded.
+        """Keeps room for models that are about to be loaded; one that rests has it already.
 
         Raises:
             ConfigError: it is not there.
         """
         if self.budget is not None:
-            self.budget.reserve(models)
+            self.budget.reserve(tuple(each for each in models if each.name not in self._resting))
+
+    def expect_later(self, model: ModelSettings, longest_bytes: int) -> None:
+        """Keeps room for a model that is asleep, and for its longest request; raises as `expect`
+        does."""
+        if self.budget is None:
+            return
+        self.budget.reserve((model,))
+        if self.budget.has_place(model.name):
+            self.budget.settle(model.name, 1, longest_bytes)
+            self._resting.add(model.name)
 
     def add(
         self, model: str, holder: KvHolder, block_bytes: int, num_blocks: int, num_longest: int
@@ -129,6 +148,7 @@ class KvArbiter:
         unit_bytes = member.unit_bytes
         longest_bytes = -(-num_longest * block_bytes // unit_bytes) * unit_bytes
         self.budget.settle(model, unit_bytes, longest_bytes)
+        self._resting.discard(model)
         self._members[model] = member
 
     def retire(self, model: str) -> None:
@@ -138,10 +158,18 @@ class KvArbiter:
         if member is not None:
             self._departing_bytes[model] = member.granted_bytes
 
+    def rest(self, model: str) -> None:
+        """The model, which was retired, is gone with its pool and will come back: others may have
+        what it had, and nobody keeps its floor from it then."""
+        self._departing_bytes.pop(model, None)
+        if self.budget is not None and self.budget.has_place(model):
+            self._resting.add(model)
+
     def remove(self, model: str) -> None:
         """The model is gone with its pool, or could not be loaded."""
         self._members.pop(model, None)
         self._departing_bytes.pop(model, None)
+        self._resting.discard(model)
         if self.budget is not None:
             self.budget.release(model)
 
@@ -151,8 +179,12 @@ class KvArbiter:
             return None
         return self.budget.reach_bytes(model, self._members[model].unit_bytes)
 
-    def balance(self) -> None:
-        """Moves what should be moved now, as far as there is time for it."""
+    def balance(self, drop_standing: DropStanding = lambda model: False) -> None:
+        """Moves what should be moved now, as far as there is time for it.
+
+        `drop_standing` is asked, where latency-sensitive requests wait, to drop steps of a model
+        that stand between two layers and hold what they wait for; it says whether there was one.
+        """
         if self.budget is None:
             return
         now_s = self._clock()
@@ -169,6 +201,7 @@ class KvArbiter:
             name: self._claims(name, member, now_s, is_overdue)
             for name, member in self._members.items()
         }
+        claims |= {name: _resting_claims(self.budget.floor_bytes(name)) for name in self._resting}
         # One that leaves may have had others' floors as well: these are owed until it has gone.
         left_bytes = self.budget.num_bytes - sum(self._departing_bytes.values())
         floors_bytes = sum(claim.floor for claim in claims.values())
@@ -176,7 +209,12 @@ class KvArbiter:
         for name, member in self._members.items():
             if targets[name] > member.granted_bytes:
                 member.book.note_lack(now_s)
-        self._shrink(targets, now_s + (_URGENT_SLICE_S if is_urgent else _SLICE_S))
+        is_stuck = any(
+            member.holder.memory.is_urgent_work_stuck and targets[name] > member.granted_bytes
+            for name, member in self._members.items()
+        )
+        until_s = now_s + (_URGENT_SLICE_S if is_urgent else _SLICE_S)
+        self._shrink(targets, until_s, drop_standing if is_stuck else None)
         self._grow(targets)
 
     def stats(self, model: str) -> KvShareStats | None:
@@ -232,14 +270,23 @@ class KvArbiter:
             idle_s=now_s - member.last_use_s,
         )
 
-    def _shrink(self, targets: dict[str, int], until_s: float) -> None:
+    def _shrink(
+        self,
+        targets: dict[str, int],
+        until_s: float,
+        drop_standing: Callable[[str], bool] | None,
+    ) -> None:
         """Takes from those that have too much; what requests hold they are told to let go."""
         for name, member in self._members.items():
             num_extents = (member.granted_bytes - targets[name]) // member.unit_bytes
             num_taken = self._take(member, num_extents, until_s)
             if num_taken < num_extents and self._clock() < until_s:
                 num_left = num_extents - num_taken
-                member.holder.give_way(num_left * member.holder.memory.blocks_per_extent)
+                num_blocks = num_left * member.holder.memory.blocks_per_extent
+                member.holder.give_way(num_blocks)
+                if drop_standing is not None and drop_standing(name):
+                    # Now those that were in its step can let go.
+                    member.holder.give_way(num_blocks)
                 member.is_yielding = True
                 num_taken += self._take(member, num_left, until_s)
             elif member.is_yielding and num_extents <= 0:
@@ -268,15 +315,32 @@ class KvArbiter:
         for name, member in sorted(self._members.items(), key=_is_patient):
             num_extents = min(targets[name] - member.granted_bytes, spare) // member.unit_bytes
             if num_extents > 0:
+                granted_bytes = member.granted_bytes
                 extents = member.holder.memory.grant(num_extents)
                 member.holder.reserve_extents(extents)
-                num_bytes = len(extents) * member.unit_bytes
+                num_bytes = member.granted_bytes - granted_bytes
                 spare -= num_bytes
-                member.book.note_in(num_bytes, self._clock())
+                if num_bytes:
+                    member.book.note_in(num_bytes, self._clock())
             if member.granted_bytes < targets[name]:
                 self._is_owed = True
             else:
                 member.book.note_plenty(self._clock())
+
+
+def _resting_claims(floor_bytes: int) -> KvClaims:
+    """It wants nothing; its floor is lent, as that of a model without work."""
+    return KvClaims(
+        unit=1,
+        most=0,
+        floor=floor_bytes,
+        granted=0,
+        cached=0,
+        urgent_running=0,
+        urgent_waiting=0,
+        patient_running=0,
+        patient_waiting=0,
+    )
 
 
 def _is_patient(item: tuple[str, _Member]) -> bool:

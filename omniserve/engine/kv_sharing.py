@@ -1,12 +1,13 @@
 """The KV memory that models share: the device's, and the host's beside it."""
 
 import mmap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cpu_attn.host.shared_memory import huge_page_bytes
 from omniserve.devices.device import Device
 from omniserve.engine.host_model_kv import HostModelKv
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_arbiter import DropStanding, KvArbiter
 from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_budget_terms import HOST_KV
 from omniserve.engine.kv_pool import DeviceKvPool
@@ -15,7 +16,7 @@ from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import blocks_per_extent, plan_extents
 from omniserve.errors import ConfigError
 from omniserve.piggyback.host_side import HostBudget, HostSide
-from omniserve.settings import EngineSettings, ModelSettings
+from omniserve.settings import AsleepModel, EngineSettings, ModelSettings
 from scheduler.elastic_host_blocks import ElasticHostBlocks
 
 _HOST_PATIENCE_S = 5.0
@@ -77,6 +78,12 @@ class KvSharing:
                 self.device.remove(model.name)
             raise
 
+    def expect_later(self, models: Iterable[AsleepModel]) -> None:
+        """Keeps room for models that are asleep; raises as `expect` does."""
+        for model in models:
+            self.device.expect_later(model.settings, model.longest_kv_bytes)
+            self.host.expect_later(model.settings, 0)
+
     def join(
         self,
         runtime: ModelRuntime,
@@ -102,16 +109,23 @@ class KvSharing:
         self.device.retire(model)
         self.host.retire(model)
 
+    def rest(self, model: str) -> None:
+        """The model, which was retired, is asleep: others may have what it had, and its floors stay
+        its own."""
+        self.device.rest(model)
+        self.host.rest(model)
+
     def remove(self, model: str) -> None:
         """The model is gone with its pools, or could not be loaded."""
         self.device.remove(model)
         self.host.remove(model)
 
-    def balance(self) -> None:
-        """Moves what should be moved now, as far as there is time for it."""
+    def balance(self, drop_standing: DropStanding) -> None:
+        """Moves what should be moved now, as far as there is time for it; `drop_standing` as
+        `KvArbiter.balance` says, of the device."""
         # The host's first: whoever yields on the device goes there.
         self.host.balance()
-        self.device.balance()
+        self.device.balance(drop_standing)
 
     def check_integrity(self) -> None:
         """Raises an AssertionError where models have more than there is."""

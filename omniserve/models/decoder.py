@@ -145,7 +145,7 @@ class ModelParts:
     norm: Norm
     layers: tuple[DecoderLayer, ...]
     held: Mapping[bytes, StoredWeight]
-    """What `ModelWeights` is to hold for it."""
+    """What `ModelWeights` is to hold for it, in the order in which it was made."""
 
     @classmethod
     def of(cls, module: Any, weights: ModelWeights, row_ops: RowOps) -> Self:
@@ -158,7 +158,7 @@ class ModelParts:
             weights.one_of(DecoderLayer(layer, weights, row_ops)) for layer in module.model.layers
         )
         after = weights.by_digest
-        held = {digest: after[digest] for digest in after.keys() - before.keys()}
+        held = {digest: weight for digest, weight in after.items() if digest not in before}
         return cls(embedding, head, norm, layers, held)
 
     @staticmethod
