@@ -1,6 +1,6 @@
 """The weights of all models of a process, each of them once: what is equal is shared."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -73,6 +73,9 @@ class ModelWeights:
         self._store = store
         self._packed = packed
         self._held: dict[bytes, StoredWeight] = {}
+        self._order: list[bytes] = []
+        self.has_tied_head = False
+        """Whether the embedding is the output head as well."""
 
     @property
     def held(self) -> Iterable[StoredWeight]:
@@ -80,10 +83,15 @@ class ModelWeights:
         return self._held.values()
 
     @property
-    def digests(self) -> tuple[bytes, ...]:
-        """Of the held, in the order in which they were asked for first: equal for models whose
-        weights are."""
-        return tuple(self._held)
+    def by_digest(self) -> Mapping[bytes, StoredWeight]:
+        """Those that are held."""
+        return self._held
+
+    @property
+    def order(self) -> tuple[bytes, ...]:
+        """Digests in the order in which weights were asked for, some of them more than once: equal
+        for models whose weights are."""
+        return tuple(self._order)
 
     def tensor(self, source: Tensor) -> Tensor:
         """A tensor on the device that equals `source`, which may be it: nobody may change it."""
@@ -106,6 +114,7 @@ class ModelWeights:
 
     def embedding_and_head(self, embedding: Tensor) -> tuple[Tensor, Linear]:
         """A tied output head beside the embedding, which must stay as it is."""
+        self.has_tied_head = True
         digest = weight_digest(embedding)
         weight = self._tensor(digest, embedding)
         if not self._packed:
@@ -162,6 +171,9 @@ class ModelWeights:
     def _hold(
         self, kind: str, parts: list[bytes], make: Callable[[], StoredWeight]
     ) -> StoredWeight:
-        digest = combined_digest(kind, parts)
+        return self._take(combined_digest(kind, parts), make)
+
+    def _take(self, digest: bytes, make: Callable[[], StoredWeight]) -> StoredWeight:
         weight = self._held[digest] = self._store.find(digest, make)
+        self._order.append(digest)
         return weight
