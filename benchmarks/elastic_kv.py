@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +77,9 @@ class Watch:
         self._wanted: tuple[str, int] | None = None
         balance = KvArbiter.balance
 
-        def timed(arbiter: KvArbiter) -> None:
+        def timed(arbiter: KvArbiter, drop_standing: Callable[[str], bool]) -> None:
             start_s = time.perf_counter()
-            balance(arbiter)
+            balance(arbiter, drop_standing)
             end_s = time.perf_counter()
             self.calls_s.append(end_s - start_s)
             if self._wanted is not None and num_waits(arbiter, self._wanted[0]) > self._wanted[1]:

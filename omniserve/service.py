@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from omniserve import __version__
@@ -27,7 +26,7 @@ from omniserve.errors import (
 )
 from omniserve.explanation import explain
 from omniserve.front_notes import FrontNotes
-from omniserve.generation import GenerationRequest, Prompt
+from omniserve.generation import GenerationRequest
 from omniserve.generation_stream import GenerationStream
 from omniserve.metrics import Metrics
 from omniserve.model_life.requests_here import ModelRequests
@@ -50,6 +49,7 @@ from omniserve.served_model import ServedModel
 from omniserve.settings import ModelInfo, ModelStats
 from omniserve.status.request_board import RequestBoard
 from omniserve.tenant_threads import TenantThreads
+from omniserve.text_calls import TextCalls
 from omniserve.tier_table import TierTable
 
 _HELD_SHARE = 16
@@ -141,6 +141,8 @@ class GenerationService:
         metrics.watch_engine(lambda: engine.stats)
         metrics.daemon.watch_supervision(self._engine_condition)
         metrics.models.watch_models(lambda: [each.state for each in self.roster])
+        self.texts = TextCalls(self._model_of, self.access.quotas, self._refusals)
+        """For callers who want no more than token ids, or the text of some."""
         self.calls = CallLog(metrics, self.board)
         """Where servers follow what they are asked."""
 
@@ -238,34 +240,9 @@ class GenerationService:
         """What became of a request and why; raises UnknownRequest or EngineUnavailable."""
         return await explain(self._notes, self.engine.explain, request_id)
 
-    async def tokenize(
-        self, model: str, prompt: Prompt, caller: Caller = ANYONE
-    ) -> tuple[int, ...]:
-        """The token ids that generation would start from."""
-        info = self.model_info(model, caller)
-        served, name = self.models.resolve(model, caller), prompt_name((prompt,), 0)
-        if not caller.is_known:
-            return await served.token_ids(prompt, info, name, caller.tenant)
-        quotas = self.access.quotas
-        try:
-            quotas.check_input(caller.tenant)
-        except QuotaExceeded:
-            await self._refusals.hold(caller.tenant)
-            raise
-        charge = partial(quotas.take_tokenised, caller.tenant)
-        return await served.token_ids(prompt, info, name, caller.tenant, charge)
-
-    def detokenize(
-        self,
-        model: str,
-        token_ids: tuple[int, ...],
-        *,
-        keep_special_tokens: bool,
-        caller: Caller = ANYONE,
-    ) -> str:
-        info = self.model_info(model, caller)
-        served = self.models.resolve(model, caller)
-        return served.detokenize(token_ids, info, keep_special_tokens=keep_special_tokens)
+    def _model_of(self, name: str, caller: Caller) -> tuple[ServedModel, ModelInfo]:
+        info = self.model_info(name, caller)
+        return self.models.resolve(name, caller), info
 
     async def _sequences(
         self, request: GenerationRequest, record: RequestRecord

@@ -82,6 +82,12 @@ class Residency:
         request.block_ids += added
         return tuple(added)
 
+    def shorten(self, request: Request) -> None:
+        """Take back the blocks behind what is scheduled."""
+        num_kept = self.blocks.num_needed(request.num_scheduled)
+        self.blocks.free(request.block_ids[num_kept:])
+        del request.block_ids[num_kept:]
+
     def publish(self, request: Request, start: int) -> None:
         """Make the blocks findable that became full as computed tokens grew from `start`."""
         first, last = start // self.block_size, request.num_computed // self.block_size

@@ -263,6 +263,18 @@ class Scheduler:
             self._first_tokens.last_outcome = Room.ENOUGH
         return finished
 
+    def drop(self, plan: StepPlan, now_s: float = 0.0) -> None:
+        """Take back a plan whose step is not gone on with: its requests stand where they stood
+        before it, and may be planned again, or yield.
+
+        None of them may be in a later plan, and no lane row may have joined.
+        """
+        self._flights.land(plan)
+        self._claim = None
+        self._control.drop(plan, now_s)
+        self.journal.advance(now_s)
+        self._completion.undo(plan)
+
     @property
     def num_running(self) -> int:
         return self._queues.num_running

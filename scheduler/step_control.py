@@ -157,6 +157,11 @@ class StepControl:
         if plan.has_latency_sensitive:
             self._urgent_until_s = ends_s
 
+    def drop(self, plan: StepPlan, now_s: float) -> None:
+        """The plan comes to nothing: what its step took tells nothing."""
+        if self._planned.pop(plan.plan_id, None) is not None and not self._planned:
+            self._busy_until_s = self._urgent_until_s = now_s
+
     def land(
         self, plan: StepPlan, now_s: float, num_lane_rows: float, *, is_undisturbed: bool
     ) -> None:

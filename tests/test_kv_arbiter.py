@@ -113,6 +113,15 @@ class Model:
         sampled = {rows.request_id: 7 for rows in plan.rows if rows.samples}
         self.scheduler.complete(plan, StepResult(sampled))
 
+    def drop_standing(self) -> bool:
+        """As an engine does with a step that stands; here with the last one without urgent rows."""
+        if not self.plans or self.plans[-1].has_latency_sensitive:
+            return False
+        if not self.memory.is_awaited(self.plans[-1]):
+            return False
+        self.scheduler.drop(self.plans.pop())
+        return True
+
     def step(self) -> bool:
         if self.begin():
             self.complete()
@@ -176,6 +185,43 @@ def test_requests_in_flight_let_go_when_their_plan_is_complete_and_get_no_rows_t
     while a.plans:
         a.complete()
     arbiter.balance()
+    assert b.begin()
+
+
+def test_a_step_that_stands_is_dropped_for_a_latency_sensitive_request_of_another_model() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    assert a.begin() and not a.plans[0].has_latency_sensitive
+    b.add(LS, [1] * 20, 4)
+    asked: list[str] = []
+
+    def drop_standing(model: str) -> bool:
+        asked.append(model)
+        return {"a": a, "b": b}[model].drop_standing()
+
+    arbiter.balance(drop_standing)
+    a.scheduler.check_integrity()
+    assert asked == ["a"] and not a.plans
+    assert b.begin(), "the very next plan of the model has it"
+    b.complete()
+    run(arbiter, clock, a, b, num_steps=200)
+    assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
+
+
+def test_no_step_is_dropped_for_best_effort_requests() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    assert a.begin()
+    b.add(BE, [1] * 20, 4)
+    clock.now_s += 1.0
+
+    def drop_standing(model: str) -> bool:
+        raise AssertionError(f"{model} is asked to drop a step")
+
+    arbiter.balance(drop_standing)
+    assert a.scheduler.memory.is_awaited(a.plans[0])
+    a.complete()
+    arbiter.balance(drop_standing)
     assert b.begin()
 
 
@@ -397,10 +443,15 @@ class Sharing(RuleBasedStateMachine):
     def complete(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from([model for model in self.models if model.plans])).complete()
 
-    @rule(seconds=st.sampled_from([0.001, 0.02, 2.0, 100.0]))
-    def balance(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.001, 0.02, 2.0, 100.0]), drops=st.booleans())
+    def balance(self, seconds: float, drops: bool) -> None:
         self.clock.now_s += seconds
-        self.arbiter.balance()
+        by_name = {model.name: model for model in self.models}
+
+        def drop_standing(name: str) -> bool:
+            return drops and by_name[name].drop_standing()
+
+        self.arbiter.balance(drop_standing)
 
     @invariant()
     def agrees(self) -> None:

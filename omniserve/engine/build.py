@@ -60,6 +60,7 @@ class BuiltModel:
             yield from self.hosted.host.pool.discard_in_pieces()
             self.hosted.host.pool.close()
         yield from self.executor.take_apart()
+        self.kv_pool.close()
 
 
 Progress = Callable[[LoadPhase, int, int], None]
@@ -168,9 +169,9 @@ def build_model(
         model = recall_model(opened, recalled, max_model_len, row_ops)
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
-    num_allocated = num_blocks + (capture is not None)
+    num_scratch = 0 if capture is None else 1
     extent_blocks = None if extents is None else extents.num_blocks
-    kv_pool = allocate_kv_pool(settings, model, num_allocated, device, extent_blocks)
+    kv_pool = allocate_kv_pool(settings, model, num_blocks, num_scratch, device, extent_blocks)
     host = open_host_side(settings, model, kv_pool.cache, max_model_len, host_budget)
     piggyback = settings.piggyback if host is not None else None
     graphs = None

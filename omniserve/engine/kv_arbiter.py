@@ -21,6 +21,8 @@ _PATIENT_PERIOD_S = 0.01
 """Best-effort work alone moves memory no more often."""
 _IDLE_PERIOD_S = 0.5
 
+DropStanding = Callable[[str], bool]
+
 
 class KvBooks(Protocol):
     """What one model's scheduler holds and lacks; `KvMemory` says it of the device, `HostKvMemory`
@@ -34,6 +36,9 @@ class KvBooks(Protocol):
 
     @property
     def is_urgent_work_short(self) -> bool: ...
+
+    @property
+    def is_urgent_work_stuck(self) -> bool: ...
 
     @property
     def is_patient_work_short(self) -> bool: ...
@@ -58,7 +63,9 @@ class KvHolder(Protocol):
         """Lets requests let go of so many blocks, now or soon; 0: of no more than they did."""
         ...
 
-    def reserve_extents(self, extents: Sequence[int]) -> None: ...
+    def reserve_extents(self, extents: Sequence[int]) -> None:
+        """Takes them from `memory` again where the device has none for them."""
+        ...
 
     def give_back_extents(self, extents: Sequence[int]) -> None: ...
 
@@ -172,8 +179,12 @@ class KvArbiter:
             return None
         return self.budget.reach_bytes(model, self._members[model].unit_bytes)
 
-    def balance(self) -> None:
-        """Moves what should be moved now, as far as there is time for it."""
+    def balance(self, drop_standing: DropStanding = lambda model: False) -> None:
+        """Moves what should be moved now, as far as there is time for it.
+
+        `drop_standing` is asked, where latency-sensitive requests wait, to drop steps of a model
+        that stand between two layers and hold what they wait for; it says whether there was one.
+        """
         if self.budget is None:
             return
         now_s = self._clock()
@@ -198,7 +209,12 @@ class KvArbiter:
         for name, member in self._members.items():
             if targets[name] > member.granted_bytes:
                 member.book.note_lack(now_s)
-        self._shrink(targets, now_s + (_URGENT_SLICE_S if is_urgent else _SLICE_S))
+        is_stuck = any(
+            member.holder.memory.is_urgent_work_stuck and targets[name] > member.granted_bytes
+            for name, member in self._members.items()
+        )
+        until_s = now_s + (_URGENT_SLICE_S if is_urgent else _SLICE_S)
+        self._shrink(targets, until_s, drop_standing if is_stuck else None)
         self._grow(targets)
 
     def stats(self, model: str) -> KvShareStats | None:
@@ -254,14 +270,23 @@ class KvArbiter:
             idle_s=now_s - member.last_use_s,
         )
 
-    def _shrink(self, targets: dict[str, int], until_s: float) -> None:
+    def _shrink(
+        self,
+        targets: dict[str, int],
+        until_s: float,
+        drop_standing: Callable[[str], bool] | None,
+    ) -> None:
         """Takes from those that have too much; what requests hold they are told to let go."""
         for name, member in self._members.items():
             num_extents = (member.granted_bytes - targets[name]) // member.unit_bytes
             num_taken = self._take(member, num_extents, until_s)
             if num_taken < num_extents and self._clock() < until_s:
                 num_left = num_extents - num_taken
-                member.holder.give_way(num_left * member.holder.memory.blocks_per_extent)
+                num_blocks = num_left * member.holder.memory.blocks_per_extent
+                member.holder.give_way(num_blocks)
+                if drop_standing is not None and drop_standing(name):
+                    # Now those that were in its step can let go.
+                    member.holder.give_way(num_blocks)
                 member.is_yielding = True
                 num_taken += self._take(member, num_left, until_s)
             elif member.is_yielding and num_extents <= 0:
@@ -290,11 +315,13 @@ class KvArbiter:
         for name, member in sorted(self._members.items(), key=_is_patient):
             num_extents = min(targets[name] - member.granted_bytes, spare) // member.unit_bytes
             if num_extents > 0:
+                granted_bytes = member.granted_bytes
                 extents = member.holder.memory.grant(num_extents)
                 member.holder.reserve_extents(extents)
-                num_bytes = len(extents) * member.unit_bytes
+                num_bytes = member.granted_bytes - granted_bytes
                 spare -= num_bytes
-                member.book.note_in(num_bytes, self._clock())
+                if num_bytes:
+                    member.book.note_in(num_bytes, self._clock())
             if member.granted_bytes < targets[name]:
                 self._is_owed = True
             else:

@@ -218,6 +218,7 @@ class ModelRuntime:
             yield from self._left_host.take_apart()
             self._left_host = None
         yield from self._executor.take_apart()
+        self._kv_pool.close()
 
     def begin(
         self,
@@ -258,6 +259,12 @@ class ModelRuntime:
     def num_layers_shared_with(self, other: "ModelRuntime") -> int:
         """The first layers that both models have in common, in memory."""
         return num_shared_layers([self._executor, other._executor])
+
+    def drop(self, step: RunningStep) -> None:
+        """A step that `may_be_dropped` is not gone on with; its tokens are computed again. None of
+        its requests may be in a later one, and the device must have done what it was given."""
+        self.scheduler.drop(step.plan, self._clock())
+        self._settle()
 
     def finish(self, step: RunningStep) -> list[RequestOutput]:
         """Samples a step whose layers are done; outputs are those of the oldest step in flight."""
@@ -301,9 +308,10 @@ class ModelRuntime:
             self._piggyback.check_integrity()
 
     def close(self) -> None:
-        """Gives shared memory back; the host attention process has stopped."""
+        """Gives memory back that goes with nothing else; the host attention process has stopped."""
         if self._piggyback is not None:
             self._piggyback.close()
+        self._kv_pool.close()
 
     def stats(self) -> ModelStats:
         scheduler = self.scheduler

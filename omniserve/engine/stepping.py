@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from omniserve.devices.layer_queue import LayerQueue
 from omniserve.engine.begun_step import BegunStep
+from omniserve.engine.kv_arbiter import DropStanding
 from omniserve.engine.layer_waits import LayerWaits
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.riding import Riding
@@ -34,13 +35,13 @@ class Stepping:
         runtimes: Mapping[str, ModelRuntime],
         host: HostLink | None,
         poll_arrivals: Callable[[], None] | None,
-        balance_memory: Callable[[], None],
+        balance_memory: Callable[[DropStanding], None],
         queue: LayerQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`runtimes` are looked at anew at every decision; `poll_arrivals` is called at the layer
-        boundaries at which a step may stop, `balance_memory` before every step; `queue` is the
-        device's, where it has one."""
+        boundaries at which a step may stop, `balance_memory` before every step, with what drops a
+        model's step for its memory; `queue` is the device's, where it has one."""
         self._runtimes = runtimes
         self._host = host
         self._poll_arrivals = poll_arrivals
@@ -84,7 +85,7 @@ class Stepping:
         """As `Engine.step`; for callers in inference mode."""
         if self._host is not None:
             self._attend(self._host)
-        self._balance_memory()
+        self._balance_memory(self._drop_standing)
         is_alone = len(self._runtimes) == 1 and not self._parked
         demands = {
             name: runtime.demand(is_alone=is_alone) for name, runtime in self._runtimes.items()
@@ -113,6 +114,25 @@ class Stepping:
             # All there is to do is on the host, or being copied.
             time.sleep(_HOST_POLL_S if self._host.is_ready else _LOST_HOST_POLL_S)
         return []
+
+    def _drop_standing(self, model: str) -> bool:
+        """Latency-sensitive requests of other models wait for memory that best-effort steps of this
+        one hold, and these stand between two layers for as long as such requests have work: they
+        are not gone on with. Whether there was such a step."""
+        dropped = [
+            each
+            for each in self._parked
+            if each.model == model
+            and not each.standing.is_urgent
+            and each.step.may_be_dropped
+            and each.runtime.scheduler.memory.is_awaited(each.step.plan)
+        ]
+        if dropped and self._queue is not None:
+            self._queue.await_all()
+        for each in dropped:
+            self._parked = [other for other in self._parked if other is not each]
+            each.runtime.drop(each.step)
+        return bool(dropped)
 
     def _attend(self, host: HostLink) -> None:
         host.collect()

@@ -45,6 +45,11 @@ class LaneRun:
         is_bound_at_once = len(self._stop_by_point) <= 1
         return exchange if is_bound_at_once and isinstance(exchange, StagedExchange) else None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has joined so far, nor is bound to."""
+        return not self.rows.counts.any()
+
     def binds_at(self, layer: int) -> bool:
         """Whether `bind` of this layer collects results of the host, those of other models too."""
         return layer in self._stop_by_point
