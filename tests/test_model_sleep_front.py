@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from model_builders import HeldLoads, ModelSite
+from model_builders import Gate, HeldLoads, ModelSite
 from pydantic import ValidationError
 from service_builders import complete, make_generation_request, sample, until
-from test_model_life import Gate
 
 from omniserve.config_tier import TierConfig
 from omniserve.errors import (
@@ -62,7 +61,7 @@ async def test_a_request_wakes_its_model_and_waits_for_it(site: ModelSite) -> No
     # Whoever looks finds it served, and its tokenizer at hand.
     assert site.service.model_info("demo").name == "demo"
     assert list(site.service.models.models) == ["demo"]
-    assert await site.service.tokenize("demo", "hello")
+    assert await site.service.texts.tokenize("demo", "hello")
     held = hold_wakes(site)
     request = asyncio.create_task(complete(site.service, request_of()))
     await until(lambda: bool(held.begun))
