@@ -199,7 +199,7 @@ def test_the_picture_has_a_dot_for_everybody() -> None:
 
 COMMAND = (
     *(sys.executable, str(ROOT / "benchmarks/models.py"), "--quick", "--no-vllm"),
-    *("--preset", "tiny", "--step-times", "none", "--daemon-layouts", "half", "--ls-rate", "4"),
+    *("--preset", "tiny", "--step-times", "none", "--daemon-layouts", "all", "--ls-rate", "4"),
     *("--be-requests", "2", "--be-prompt-tokens", "16", "--be-output-tokens", "24"),
     *("--warm-up-s", "1", "--duration-s", "2", "--unloaded-s", "4"),
 )
@@ -226,7 +226,7 @@ def test_all_of_it_and_what_is_there_is_not_measured_again(
     first = run_it(tmp_path / "out", environment)
     found = json.loads((tmp_path / "out/models.json").read_text())
     cells = {cell["contender"]: cell["windows"] for cell in found["result"]["cells"]}
-    pair = f"omniserve-half-be{found['result']['searches'][0]['chosen']['num_be']}"
+    pair = f"omniserve-all-be{found['result']['searches'][0]['chosen']['num_be']}"
     assert set(cells) == {LS_ALONE, ONE, pair}
     num_ls = {window["num_ls"] for windows in cells.values() for window in windows}
     assert len(num_ls) == 1 and num_ls.pop() > 0, "everybody has the same arrivals"
