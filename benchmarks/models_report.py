@@ -106,8 +106,10 @@ def _conditions(plan: ModelsPlan, result: Result) -> list[str]:
         for server, each in result.unloaded.items()
     )
     held = result.objectives
-    searched = result.peer is not None
-    how = "found where two vLLM servers hold their share" if searched else "given"
+    how = "given"
+    if result.peer is not None:
+        held_share = f"{result.peer.share:.0%}"
+        how = f"at which {result.peer.pair.title}, held {held_share} in the search"
     waits = result.cell(ONE).layer_waits
     return [
         f"unloaded p50 TTFT/TPOT ms: {medians}; objectives, {FACTOR:g} times the slowest: TTFT "

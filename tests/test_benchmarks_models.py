@@ -67,7 +67,7 @@ def test_the_rate_is_that_of_the_best_way_of_sharing() -> None:
 
     async def measure(pair: Pair, rate: float) -> Figures:
         asked.append((pair.layout, rate))
-        # One in a hundred fewer with every 0.05 requests a second.
+        # A fifth fewer with each request a second.
         share = max(0.0, 1.0 - 0.2 * rate) if pair.layout == "nice" else 0.3
         return make_figures(share)
 
@@ -77,6 +77,7 @@ def test_the_rate_is_that_of_the_best_way_of_sharing() -> None:
     assert [rate for _, rate in asked[2:]] == [1.19, 1.84]
     assert {layout for layout, _ in asked[2:]} == {"nice"}
     assert (found.pair, found.rate, len(found.windows)) == (VLLM_NICE, 1.84, 4)
+    assert found.share == pytest.approx(1.0 - 0.2 * 1.84)
 
 
 def test_pairs_share_the_machine_as_they_are_called() -> None:
