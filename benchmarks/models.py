@@ -66,8 +66,8 @@ def parse_arguments() -> argparse.Namespace:
         metavar="R",
         help="default: searched for, where two vLLM servers hold 60 to 70 %% of the objectives",
     )
-    parser.add_argument("--step-times", metavar="auto|FILE", default=FULL.step_times)
-    for option, least in (("--be-requests", 1), ("--rounds", 1), ("--seed", 0)):
+    parser.add_argument("--step-times", metavar="auto|none|FILE", default=FULL.step_times)
+    for option, least in (("--be-requests", 1), ("--rounds", 1), ("--max-tries", 1), ("--seed", 0)):
         parser.add_argument(option, type=whole_number(least, 1 << 16), metavar="N")
     for option in ("--be-prompt-tokens", "--be-output-tokens"):
         parser.add_argument(option, type=whole_number(1, 100_000), metavar="N", help="mean")

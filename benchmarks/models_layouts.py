@@ -71,12 +71,28 @@ def one_daemon(num_be: int) -> Contender:
 
 def title_of(key: str) -> str:
     """Of a contender."""
-    own = {LS_ALONE: "OmniServe, LS alone", ONE: "OmniServe, one daemon"}
-    if key in own:
-        return own[key]
-    pair, _, num_be = key.rpartition("-be")
-    found = {each.key: each for system in NAMES for each in pairs(system, list(LAYOUTS))}[pair]
-    return f"{found.title}, {num_be} BE"
+    if key in _OWN:
+        return f"OmniServe, {_OWN[key]}"
+    pair, num_be = _pair_of(key)
+    return f"{pair.title}, {num_be} BE"
+
+
+def short_title_of(key: str) -> str:
+    """For a legend."""
+    if key in _OWN:
+        return _OWN[key]
+    pair, num_be = _pair_of(key)
+    return f"{NAMES[pair.system]}, {pair.layout}, {num_be} BE"
+
+
+_OWN = {LS_ALONE: "LS alone", ONE: "one daemon"}
+
+
+def _pair_of(key: str) -> tuple[Pair, str]:
+    """And the number of its best-effort requests."""
+    name, _, num_be = key.rpartition("-be")
+    by_key = {each.key: each for system in NAMES for each in pairs(system, list(LAYOUTS))}
+    return by_key[name], num_be
 
 
 def server_plans(scene: Scene, wanted: frozenset[str], held: Objectives | None) -> list[ServerPlan]:

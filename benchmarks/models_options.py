@@ -31,7 +31,7 @@ FULL = ColocateOptions(
     ls_requests_in_kv=16,
     be_requests=16,
     scenes=(),
-    warm_up_s=7.0,
+    warm_up_s=6.0,
     duration_s=15.0,
     drain_s=2.0,
     max_tries=2,
@@ -42,4 +42,6 @@ LS_RATE_WITHOUT_VLLM = 3.0
 def quick(options: ColocateOptions, settings: Settings) -> tuple[ColocateOptions, Settings]:
     """Under ten minutes on two cores: shorter windows and one of each contender."""
     shorter = replace(options, rounds=1, warm_up_s=5.0, duration_s=8.0, unloaded_s=5.0, max_tries=1)
-    return shorter, replace(settings, daemon_layouts=("half", "nice"), search_windows=2)
+    return shorter, replace(
+        settings, daemon_layouts=("half", "all"), vllm_layouts=("half",), search_windows=2
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from models_bench import Result
 from models_goals import goals, joint, number, tokens
-from models_layouts import LS_ALONE, ONE, title_of
+from models_layouts import LS_ALONE, ONE, short_title_of, title_of
 from models_plan import ModelsPlan
 
 from omniserve.bench.colocate.control.figures import pooled
@@ -81,7 +81,7 @@ def drawing(result: Result) -> str:
     """A dot a contender: up and to the right is better."""
     dots = [
         Series(
-            title_of(cell.contender),
+            short_title_of(cell.contender),
             PALETTE[index % len(PALETTE)],
             [(spread.median, 100 * share)],
             "line with dots",
@@ -97,7 +97,10 @@ def drawing(result: Result) -> str:
         dots,
     )
     keys = [(each.name, each.colour) for each in dots]
-    return picture(keys, [Panel("Up and to the right is better", chart)])
+    return picture(
+        keys,
+        [Panel("LS joint attainment, %, and BE tokens/s: up and to the right is better", chart)],
+    )
 
 
 def _conditions(plan: ModelsPlan, result: Result) -> list[str]:
@@ -106,8 +109,10 @@ def _conditions(plan: ModelsPlan, result: Result) -> list[str]:
         for server, each in result.unloaded.items()
     )
     held = result.objectives
-    searched = result.peer is not None
-    how = "found where two vLLM servers hold their share" if searched else "given"
+    how = "given"
+    if result.peer is not None:
+        held_share = f"{result.peer.share:.0%}"
+        how = f"at which {result.peer.pair.title}, held {held_share} in the search"
     waits = result.cell(ONE).layer_waits
     return [
         f"unloaded p50 TTFT/TPOT ms: {medians}; objectives, {FACTOR:g} times the slowest: TTFT "

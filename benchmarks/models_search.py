@@ -36,6 +36,11 @@ class PeerSearch:
     rate: float
     pair: Pair
 
+    @property
+    def share(self) -> float:
+        """Of the best at the rate."""
+        return max(each.share for each in self.windows if each.rate == self.rate)
+
 
 MeasurePeer = Callable[[Pair, float], Awaitable[Figures]]
 

@@ -101,9 +101,13 @@ def test_every_file_beside_the_modules_is_shipped(package: str) -> None:
     assert {name for name in inner if not name.endswith(".py")} - matched == set()
 
 
-def undeclared_imports(folder: str, declared_by: list[Requirement]) -> set[tuple[str, str]]:
+def undeclared_imports(
+    folder: str, declared_by: list[Requirement], *beside: str
+) -> set[tuple[str, str]]:
+    """Of its modules, which may import each other and those of the folders beside."""
     names = {canonicalize_name(requirement.name) for requirement in declared_by}
-    local = {path.stem for path in (ROOT / folder).glob("*.py")} | {"fuzz"}
+    folders = (folder, *beside)
+    local = {path.stem for each in folders for path in (ROOT / each).glob("*.py")} | {"fuzz"}
     known = sys.stdlib_module_names | set(PACKAGES) | OPTIONAL | local
     owners = packages_distributions()
     undeclared = set()
@@ -121,7 +125,7 @@ def test_every_import_of_a_package_is_declared(package: str) -> None:
 
 def test_every_import_of_the_tests_is_declared() -> None:
     wanted = declared("options", "install_requires") + declared("options.extras_require", "dev")
-    assert undeclared_imports("tests", wanted) == set()
+    assert undeclared_imports("tests", wanted, "benchmarks") == set()
 
 
 def test_pins_satisfy_the_declared_ranges() -> None:
