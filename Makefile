@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEER := .venv-vllm
 DEMO_MODEL := examples/models/demo
+MODELS := examples/models
 export TORCH PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test soak fuzz test-systemd check format stubs lock bench bench-attention bench-piggyback peer-vllm clean
+.PHONY: help setup demo serve serve-models test soak fuzz test-systemd check format stubs lock bench bench-attention bench-piggyback peer-vllm clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +24,18 @@ serve: setup $(DEMO_MODEL)/config.json  ## Serve examples/demo.yaml in the foreg
 
 $(DEMO_MODEL)/config.json: | setup
 	@$(BIN)/omniserve model new $(DEMO_MODEL) --arch qwen3 --preset small
+
+serve-models: setup $(MODELS)/support/config.json $(MODELS)/batch/config.json  ## Serve the three models of examples/models.yaml in the foreground
+	@exec $(BIN)/omniserve serve examples/models.yaml
+
+$(MODELS)/chat/config.json: | setup
+	@$(BIN)/omniserve model new $(MODELS)/chat --arch qwen3 --preset small
+
+$(MODELS)/support/config.json: | $(MODELS)/chat/config.json
+	@$(BIN)/omniserve model finetune $(MODELS)/chat $(MODELS)/support --layers-from 0.75 --force
+
+$(MODELS)/batch/config.json: | setup
+	@$(BIN)/omniserve model new $(MODELS)/batch --arch llama --preset small
 
 # A worker that crashed is not replaced: what is left would be given to nobody, and the run would not end.
 # Hundreds of processes are started, each of which would compile the same modules if none kept its bytecode.

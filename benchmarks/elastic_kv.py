@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,23 +69,25 @@ class Tide:
 
 
 class Watch:
-    """Times every call of `KvArbiter.balance`, and sees when a model has what it waits for."""
+    """Times whenever memory may move, and sees when a model has what it waits for."""
 
     def __init__(self) -> None:
         self.calls_s: list[float] = []
         self.had_at_s: float | None = None
         self._wanted: tuple[str, int] | None = None
-        balance = KvArbiter.balance
+        for name in ("balance", "hasten"):
+            setattr(KvArbiter, name, self._timed(getattr(KvArbiter, name)))
 
-        def timed(arbiter: KvArbiter) -> None:
+    def _timed(self, move: Callable[..., None]) -> Callable[..., None]:
+        def timed(arbiter: KvArbiter, *args: object) -> None:
             start_s = time.perf_counter()
-            balance(arbiter)
+            move(arbiter, *args)
             end_s = time.perf_counter()
             self.calls_s.append(end_s - start_s)
             if self._wanted is not None and num_waits(arbiter, self._wanted[0]) > self._wanted[1]:
                 self.had_at_s, self._wanted = end_s, None
 
-        KvArbiter.balance = timed  # type: ignore[method-assign, assignment]
+        return timed
 
     def await_memory(self, arbiter: KvArbiter, model: str) -> None:
         """`had_at_s` will be when the model next has all that it is to have."""
@@ -152,7 +154,7 @@ class Tides:
         engine, options = self.engine, self._options
         bytes_each = options.prompt_tokens * engine.runtime(PRESSING).info.kv_bytes_per_token
         count = max(1, int(options.share * options.budget_bytes / bytes_each))
-        arbiter = engine.kv_arbiter
+        arbiter = engine.kv_sharing.device
         before = received_bytes(arbiter, PRESSING)
         self._arrival = [self._request(PRESSING, "latency_sensitive", 2) for _ in range(count)]
         self._due_s = time.perf_counter() + 0.02

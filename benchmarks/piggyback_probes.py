@@ -23,8 +23,9 @@ from cpu_attn.kv_layout import KvLayout
 from omniserve.devices.device import Device, open_device
 from omniserve.devices.elements import ELEMENTS
 from omniserve.models.decoder import DecoderModel
-from omniserve.models.loading import DTYPES, load_config, load_model
-from omniserve.models.weight_store import WeightStore
+from omniserve.models.linear import can_pack
+from omniserve.models.loading import DTYPES, load_config, open_model, read_model
+from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.settings import DeviceSettings
 
 _POOL_BYTES = 512 << 20
@@ -160,15 +161,10 @@ class Probes:
         )
         self._host_cores = tuple(settings["host_cores"])
         os.sched_setaffinity(0, settings["device_cores"])
-        model = load_model(
-            path,
-            load_config(path),
-            dtype,
-            device.torch_device,
-            4096,
-            device.row_ops(dtype),
-            WeightStore(),
-        )
+        packs = can_pack(device.torch_device, dtype)
+        weights = ModelWeights(WeightStore(), device.torch_device, packs)
+        opened = open_model(path, load_config(path))
+        model = read_model(opened, weights, dtype, 4096, device.row_ops(dtype))
         self._model, self._dense = model, DenseProbe(model, device)
         self._host: HostProbe | None = None
 

@@ -42,10 +42,22 @@ class ChatTemplate:
         self._special_tokens = special_tokens
 
     @classmethod
-    def load(cls, checkpoint: Path) -> "ChatTemplate | None":
-        """The checkpoint's template, None where it has none; raises CheckpointError."""
-        config_path = checkpoint / "tokenizer_config.json"
-        template_path = checkpoint / "chat_template.jinja"
+    def load(cls, checkpoint: Path, adapter: Path | None = None) -> "ChatTemplate | None":
+        """The checkpoint's template, or that of an adapter of it, where this has one of its own;
+        None where there is none. Raises CheckpointError."""
+        source, tokens = None, dict[str, str]()
+        for directory in (checkpoint, adapter):
+            if directory is not None:
+                own, of_directory = cls._read(directory)
+                source = source if own is None else own
+                tokens |= of_directory
+        return None if source is None else cls(source, tokens)
+
+    @classmethod
+    def _read(cls, directory: Path) -> tuple[str | None, dict[str, str]]:
+        """Template and special tokens, as far as they are there."""
+        config_path = directory / "tokenizer_config.json"
+        template_path = directory / "chat_template.jinja"
         path = config_path
         try:
             config = msgspec.json.decode(config_path.read_bytes()) if config_path.exists() else {}
@@ -53,7 +65,9 @@ class ChatTemplate:
             if template_path.exists():
                 path = template_path
                 source = template_path.read_text("utf-8") or source
-            return None if source is None else cls(source, _special_tokens(config))
+            if source is not None:
+                cls(source, {})  # Raises here, where it is known which file it is.
+            return source, _special_tokens(config)
         except _UNUSABLE as error:
             raise CheckpointError(f"{path}: not a usable chat template: {error}") from error
 

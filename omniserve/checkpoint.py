@@ -71,7 +71,12 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointSummary:
         raise CheckpointError(f"{directory}: no such directory")
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: not a directory")
-    config = _read_json(directory / "config.json")
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory}: holds an adapter, not a model; `base` of the entry has to name the "
+            "checkpoint of its base"
+        )
+    config = read_json(directory / "config.json")
     architecture = _check_config(directory / "config.json", config)
     tensors = _read_tensors(directory)
     _check_complete(directory, config, tensors)
@@ -83,7 +88,8 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointSummary:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds; CheckpointError where it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -121,7 +127,7 @@ def _check_generation_config(path: Path) -> None:
     """Where there is one it has to name end-of-sequence tokens as the engine reads them."""
     if not path.exists():
         return
-    eos = _read_json(path).get("eos_token_id")
+    eos = read_json(path).get("eos_token_id")
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if not all(type(token_id) is int for token_id in ids):
         raise CheckpointError(f"{path}: eos_token_id is {eos!r}, not a token id or a list of them")
@@ -131,7 +137,7 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
     if (directory / _INDEX_NAME).is_file():
         return _read_sharded(directory)
     if (directory / _SINGLE_NAME).is_file():
-        return _read_header(directory / _SINGLE_NAME)
+        return read_header(directory / _SINGLE_NAME)
     pickled = sorted(path.name for path in directory.glob("*.bin"))
     if pickled:
         raise CheckpointError(
@@ -143,7 +149,7 @@ def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
 
 def _read_sharded(directory: Path) -> dict[str, TensorInfo]:
     index_path = directory / _INDEX_NAME
-    weight_map = _read_json(index_path).get("weight_map")
+    weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: weight_map is missing or empty")
     tensors: dict[str, TensorInfo] = {}
@@ -152,14 +158,14 @@ def _read_sharded(directory: Path) -> dict[str, TensorInfo]:
             raise CheckpointError(f"{index_path}: shard {name!r} is not a plain file name")
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory}: shard {name}, named in the index, is missing")
-        tensors |= _read_header(directory / name)
+        tensors |= read_header(directory / name)
     for tensor, shard in weight_map.items():
         if tensor not in tensors or tensors[tensor].file != shard:
             raise CheckpointError(f"{directory / shard}: holds no {tensor}, which the index names")
     return tensors
 
 
-def _read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, whose size must be what its header says."""
     try:
         size = path.stat().st_size

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from omniserve.config_file import read_config_file
-from omniserve.config_kv import check_kv_budget
+from omniserve.config_kv import HostConfig, check_host_kv_budget, check_kv_budget
 from omniserve.config_listen import (
     UNIX,
     LimitsConfig,
@@ -61,7 +61,11 @@ class ModelConfig(Section):
     aliases: Annotated[tuple[Name, ...], Field(max_length=64, strict=False)] = ()
     """Other names by which they may."""
     path: str
-    """Checkpoint directory in Hugging Face layout; a relative path starts at the config file."""
+    """Checkpoint directory in Hugging Face layout, or with `base` the directory of an adapter; a
+    relative path starts at the config file."""
+    base: str | None = None
+    """Checkpoint directory of the model that a LoRA adapter at `path` changes; the base need not be
+    served itself."""
     dtype: DtypeName = "bfloat16"
     """Number format of weights and KV."""
     device_kv_bytes: Size = 64 << 20
@@ -109,7 +113,12 @@ class ModelConfig(Section):
             return settings
         return replace(settings, max_lane_rows_beside_ls=settings.max_lane_rows)
 
-    @field_validator("path", "step_times")
+    @property
+    def checkpoint_path(self) -> str:
+        """Of the directory that has config.json, tokenizer and all weights but an adapter's."""
+        return self.path if self.base is None else self.base
+
+    @field_validator("path", "base", "step_times")
     @classmethod
     def _absolute_path(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
@@ -117,7 +126,7 @@ class ModelConfig(Section):
         if info.field_name == "step_times" and value in (MEASURED, UNLIMITED):
             return value
         if not value or not value.isprintable():
-            what = "directory" if info.field_name == "path" else "file"
+            what = "file" if info.field_name == "step_times" else "directory"
             raise refuse(f"must be the path of a {what}")
         directory: Path = (info.context or {}).get("directory", Path.cwd())
         # Not as a Path, which raises where there is no such user and for links in a circle.
@@ -140,6 +149,7 @@ class Config(Section):
 
     listen: ListenConfig = ListenConfig()
     device: DeviceConfig = DeviceConfig()
+    host: HostConfig = HostConfig()
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1, max_length=64, strict=False)]
     """The models to serve; all of them share the device."""
     tiers: Annotated[tuple[TierConfig, ...], Field(min_length=1, max_length=256, strict=False)]
@@ -174,6 +184,7 @@ class Config(Section):
         check_tenants(self.tenants, kinds[0][1], tier_names)
         check_routes(self.models, self.tiers, self.tenants)
         check_kv_budget(self.device.kv_bytes, self.models)
+        check_host_kv_budget(self.host.kv_bytes, self.models)
         return self
 
     @model_validator(mode="after")
@@ -222,7 +233,7 @@ class Config(Section):
 
     def _planner(self, machine: Machine) -> PiggybackPlanner:
         has_best_effort = any(tier.service_class == "best_effort" for tier in self.tiers)
-        return PiggybackPlanner(machine, self.device.kind, has_best_effort)
+        return PiggybackPlanner(machine, self.device.kind, has_best_effort, self.host.kv_bytes)
 
     def engine_settings(self, machine: Machine | None = None) -> EngineSettings:
         """What the engine is told, with all that is unset filled in from the machine.
@@ -235,7 +246,8 @@ class Config(Section):
             for index, model in enumerate(self.models)
         )
         device = self.device
-        return EngineSettings(DeviceSettings(device.kind, device.threads, device.kv_bytes), models)
+        settings = DeviceSettings(device.kind, device.threads, device.kv_bytes)
+        return EngineSettings(settings, models, self.host.kv_bytes)
 
     def settings_of(self, name: str, machine: Machine | None = None) -> ModelSettings:
         """Of one of its models alone; raises ConfigError as `engine_settings` does."""

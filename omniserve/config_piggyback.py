@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from omniserve.config_file import KeyPath
 from omniserve.config_section import Section
-from omniserve.config_values import Size, refuse
+from omniserve.config_values import Size, SizeOrZero, refuse
 from omniserve.machine import Machine
 from omniserve.settings import ROWS_BESIDE_LS_ON_CPU, DeviceKind, PiggybackSettings
 
@@ -18,6 +18,7 @@ MAX_DEFAULT_THREADS = 16
 MAX_MODELS = 32
 """That one host attention process takes."""
 _MIB = 1 << 20
+_BUDGET_KEY: KeyPath = ("host", "kv_bytes")
 
 
 class PiggybackConfig(Section):
@@ -26,7 +27,10 @@ class PiggybackConfig(Section):
     enabled: bool | None = None
     """Unset: on where a tier is best_effort and the device leaves a core to the host."""
     host_kv_bytes: Size | None = None
-    """Size of the KV pool in host memory; unset shares a quarter of what is available."""
+    """Size of the KV pool in host memory, with host.kv_bytes the most it may have; unset shares a
+    quarter of what is available, with host.kv_bytes all of that."""
+    host_kv_floor_bytes: SizeOrZero | None = None
+    """Of host.kv_bytes, kept for this model whenever it wants it; unset: half of an even share."""
     host_attention_threads: int | None = Field(default=None, ge=1, le=128)
     """Cores that attend on the host, for all models the largest number; unset goes by the cores."""
     max_offloaded_requests: int = Field(default=256, ge=1, le=4096)
@@ -67,6 +71,8 @@ class PiggybackPlanner:
     device_kind: DeviceKind
     has_best_effort: bool
     """Whether there is a tier whose requests may be offloaded."""
+    host_kv_bytes: int | None = None
+    """Of all models together; None: each has its own."""
 
     @property
     def max_threads(self) -> int:
@@ -80,6 +86,7 @@ class PiggybackPlanner:
     def check(self, sections: Sequence[PiggybackConfig]) -> None:
         """Refuses what the machine does not have. The sections are of all models, in order."""
         num_models = total_bytes = 0
+        self._check_budget()
         for index, section in enumerate(sections):
             if self._why_off(section) is not None:
                 continue
@@ -89,13 +96,19 @@ class PiggybackPlanner:
                 # Not the key itself: of a section that is not there messages name the last key.
                 raise refuse(f"{text} and no more can", ("models", index, "piggyback"))
             self._check_threads(index, section)
-            total_bytes += section.host_kv_bytes or 0
+            if self.host_kv_bytes is None:
+                total_bytes += section.host_kv_bytes or 0
             if total_bytes > self.machine.memory_bytes:
                 raise refuse(
                     f"must keep all models' host KV, {_show_size(total_bytes)} together, "
                     f"within the {_show_size(self.machine.memory_bytes)} of memory of this machine",
                     _key(index, "host_kv_bytes"),
                 )
+
+    def _check_budget(self) -> None:
+        if (self.host_kv_bytes or 0) > self.machine.memory_bytes:
+            size = _show_size(self.machine.memory_bytes)
+            raise refuse(f"must be within the {size} of memory of this machine", _BUDGET_KEY)
 
     def _check_threads(self, index: int, section: PiggybackConfig) -> None:
         cores = f"this process may use {_show_count(self.machine.num_cores, 'core')}"
@@ -130,6 +143,7 @@ class PiggybackPlanner:
     def _filled_in(self, section: PiggybackConfig, default_bytes: int) -> PiggybackSettings:
         return PiggybackSettings(
             host_kv_bytes=section.host_kv_bytes or default_bytes,
+            host_kv_floor_bytes=section.host_kv_floor_bytes,
             host_attention_threads=section.host_attention_threads or self._default_threads,
             max_offloaded_requests=section.max_offloaded_requests,
             max_lane_rows=section.max_lane_rows,
@@ -154,23 +168,28 @@ class PiggybackPlanner:
         return min(ROWS_BESIDE_LS_ON_CPU, section.max_lane_rows)
 
     def _default_host_kv_bytes(self, sections: Sequence[PiggybackConfig]) -> int:
-        """Equal for all that leave it unset; a whole number of MiB."""
+        """Equal for all that leave it unset: the budget, or a whole number of MiB."""
+        if self.host_kv_bytes is not None:
+            return self.host_kv_bytes
         sizes = [each.host_kv_bytes for each in sections if self._why_off(each) is None]
         free_bytes = self.machine.available_bytes - sum(size or 0 for size in sizes)
         share = free_bytes // 4 // max(sizes.count(None), 1)
         return min(max(share // _MIB, 1) * _MIB, MAX_DEFAULT_HOST_KV_BYTES)
 
 
-def describe_piggybacking(models: Mapping[str, PiggybackSettings | PiggybackOff]) -> str:
-    """For people: what each model got, or why it got nothing."""
-    return ", ".join(f"{name} {_describe(each)}" for name, each in models.items())
+def describe_piggybacking(
+    models: Mapping[str, PiggybackSettings | PiggybackOff], host_kv_bytes: int | None
+) -> str:
+    """For people: what each model got, or why it got nothing; `host_kv_bytes` is of all."""
+    most = "" if host_kv_bytes is None else "at most "
+    return ", ".join(f"{name} {_describe(each, most)}" for name, each in models.items())
 
 
-def _describe(piggyback: PiggybackSettings | PiggybackOff) -> str:
+def _describe(piggyback: PiggybackSettings | PiggybackOff, most: str) -> str:
     if isinstance(piggyback, PiggybackOff):
         return f"off ({piggyback.reason})"
     threads = _show_count(piggyback.host_attention_threads, "host thread")
-    return f"on ({threads}, {_show_size(piggyback.host_kv_bytes)} of host KV)"
+    return f"on ({threads}, {most}{_show_size(piggyback.host_kv_bytes)} of host KV)"
 
 
 def _key(index: int, key: str) -> KeyPath:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from omniserve.access.tenant_table import shares_of
-from omniserve.checkpoint import inspect_checkpoint
-from omniserve.config import Config
+from omniserve.adapter_checkpoint import inspect_files
+from omniserve.config import Config, ModelConfig
 from omniserve.config_piggyback import describe_piggybacking
 from omniserve.engine_client import EngineClient, EngineState
 from omniserve.engine_process_handle import remove_stale_directories
@@ -56,11 +56,12 @@ async def serve(
     _raise_descriptor_limit()
     remove_stale_directories()
     for model in config.models:
-        _check_checkpoint(model.name, Path(model.path))
+        _check_files(model)
     check_free(config)
     tls = Tls.of(config.tls, config_path)
     _tell_who_may_connect(config)
-    log_event(_logger, "piggybacking", models=describe_piggybacking(config.piggybacking()))
+    piggybacking = describe_piggybacking(config.piggybacking(), config.host.kv_bytes)
+    log_event(_logger, "piggybacking", models=piggybacking)
     supervision = supervision_of(config, log_settings)
     await Daemon(config, config_path, announce, supervision, tls).run()
 
@@ -262,9 +263,9 @@ def _import_front() -> "type[Front]":
     return Front
 
 
-def _check_checkpoint(model: str, path: Path) -> None:
-    """Finds what is wrong with a checkpoint before a process is started for it."""
+def _check_files(model: ModelConfig) -> None:
+    """Finds what is wrong with a model's files before a process is started for it."""
     try:
-        inspect_checkpoint(path)
+        inspect_files(model.path, model.base)
     except CheckpointError as error:
-        raise CheckpointError(f"model {model!r}: {error}") from None
+        raise CheckpointError(f"model {model.name!r}: {error}") from None

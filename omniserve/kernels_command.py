@@ -69,4 +69,4 @@ def _models_of(file: Path) -> list[str]:
     from omniserve.synthetic.info import model_report
 
     models = load_config(file).models
-    return [f"{model.dtype}:{model_report(model.path).head_dim}" for model in models]
+    return [f"{model.dtype}:{model_report(model.checkpoint_path).head_dim}" for model in models]

@@ -26,9 +26,10 @@ class ServedModel:
     @classmethod
     def load(cls, config: ModelConfig, threads: TenantThreads | None = None) -> Self:
         """Long texts are tokenised on `threads`; raises CheckpointError."""
-        checkpoint = Path(config.path)
+        checkpoint = Path(config.checkpoint_path)
+        adapter = None if config.base is None else Path(config.path)
         tokenizer = ModelTokenizer.load(checkpoint, threads)
-        return cls(config.name, tokenizer, ChatTemplate.load(checkpoint))
+        return cls(config.name, tokenizer, ChatTemplate.load(checkpoint, adapter))
 
     async def token_ids(
         self,

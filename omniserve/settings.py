@@ -1,6 +1,6 @@
 """Settings of the engine, as the front hands them over. Needs nothing but the policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scheduler.step_time import LinearStepTime
@@ -33,7 +33,10 @@ class PiggybackSettings:
     """How best-effort decodes of a model run on the host."""
 
     host_kv_bytes: int
-    """Size of the model's KV pool in host memory."""
+    """Size of the model's KV pool in host memory; with a budget for all models, the most that it
+    may have."""
+    host_kv_floor_bytes: int | None = None
+    """Of that budget, kept for this model whenever it wants it; None: half of an even share."""
     host_attention_threads: int = 1
     """Cores that attend on the host; of several models the largest number counts."""
     max_offloaded_requests: int = 256
@@ -55,7 +58,7 @@ class PiggybackSettings:
 class ModelSettings:
     name: str
     path: str
-    """Absolute path of a Hugging Face checkpoint directory."""
+    """Absolute path of a Hugging Face checkpoint directory, or, with a base, of an adapter's."""
     dtype: DtypeName = "bfloat16"
     device_kv_bytes: int = 64 << 20
     """Size of the model's KV pool; with a budget for all models, the most that it may have."""
@@ -80,12 +83,37 @@ class ModelSettings:
     """What its steps take on this machine; None: only token budgets limit them."""
     measures_step_time: bool = False
     """Whether the engine finds out what its steps take before it is ready, where nobody has."""
+    base: str | None = None
+    """Absolute path of the base's checkpoint directory, where the model is an adapter of it."""
+
+    @property
+    def checkpoint_path(self) -> str:
+        """Of the directory that has config.json, tokenizer and all weights but an adapter's."""
+        return self.path if self.base is None else self.base
+
+    @property
+    def adapter_path(self) -> str | None:
+        """None where it is no adapter."""
+        return None if self.base is None else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class AsleepModel:
+    """A model that is served and not in memory; of a KV budget its floor stays its own."""
+
+    settings: ModelSettings
+    longest_kv_bytes: int
+    """That its longest request needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     device: DeviceSettings
     models: tuple[ModelSettings, ...]
+    host_kv_bytes: int | None = None
+    """Host KV memory of all models together; None: each has its own for itself."""
+    asleep: tuple[AsleepModel, ...] = ()
+    """Besides `models`: they are not loaded before somebody asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +133,12 @@ class ModelInfo:
     num_layers: int
     kv_floor_bytes: int | None = None
     """Of the KV budget of all models, what is kept for this one; None without a budget."""
+    host_kv_floor_bytes: int | None = None
+    """The same of the host's."""
+    digest: str = ""
+    """Of all that was read of the checkpoint; equal where it was read as the same."""
+    load_s: float = field(default=0.0, compare=False)
+    """What reading and laying out took, which depends on what the machine did beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +189,10 @@ class PiggybackStats:
     host_kv_total_bytes: int
     num_host_restarts: int
     num_tasks_redone: int
+    host_kv_granted_bytes: int = 0
+    """Host KV memory that it has now; `host_kv_total_bytes`, unless models share a budget."""
+    host_kv_cached_bytes: int = 0
+    """Of that, prefixes that no request holds."""
     rows_on_host_by_layer: tuple[int, ...] = ()
     """`num_on_host`, by the layer whose attention it is."""
     rows_ready_by_layer: tuple[int, ...] = ()
@@ -264,6 +302,8 @@ class ModelStats:
     """Of that, prefixes that no request holds."""
     kv_share: KvShareStats | None = None
     """None where models do not share a budget."""
+    host_kv_share: KvShareStats | None = None
+    """The same of the host's."""
     prefilling: tuple[str, ...] = ()
     """Ids of the requests whose prompt is being computed: they have their place, and no token."""
     layer_waits: LayerWaitStats | None = None

@@ -57,6 +57,22 @@ class Completion:
         self._charge_decodes()
         return tuple(finished)
 
+    def undo(self, plan: StepPlan) -> None:
+        """Nothing of a plan was computed, nor will be; none of its requests has a later one."""
+        self._first_tokens.last_outcome = Room.ENOUGH
+        for rows in plan.rows:
+            request = self._queues.by_id[rows.request_id]
+            request.num_plans_in_flight -= 1
+            if request.status is Status.FINISHED:
+                self._drain(request)
+                continue
+            assert request.num_scheduled == rows.end, f"{rows.request_id} has a later plan"
+            request.num_scheduled = rows.start
+            request.num_pending_samples -= rows.samples
+            self._residency.shorten(request)
+            journal, detail = self._queues.journal, f"{rows.num_tokens} tokens are computed again"
+            journal.note(rows.request_id, Event.STEP_DROPPED, Reason.OTHER_MODEL, detail)
+
     def end(self, request: Request) -> None:
         """It gets no more tokens; what is still in use of it is let go when that is done."""
         if self._forecast is not None:

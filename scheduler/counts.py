@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from scheduler.lanes import LanePool
+from scheduler.host_residency import HostResidency
 from scheduler.queues import RequestQueues, count_by_tier
 from scheduler.request import ServiceClass
 from scheduler.residency import Residency
@@ -12,10 +12,10 @@ from scheduler.token_load import TokenLoad, token_load
 class Counts:
     """Reads, and changes nothing."""
 
-    def __init__(self, queues: RequestQueues, residency: Residency, lanes: LanePool) -> None:
+    def __init__(self, queues: RequestQueues, residency: Residency, host: HostResidency) -> None:
         self._queues = queues
         self._residency = residency
-        self._lanes = lanes
+        self._host = host
 
     def running_by_tier(self) -> Counter[str]:
         return count_by_tier(self._queues.running.values())
@@ -56,7 +56,12 @@ class Counts:
     @property
     def num_lanes_in_use(self) -> int:
         """Lanes of offloaded requests, and those released that are not quiet yet."""
-        return self._lanes.num_in_use
+        return self._host.lanes.num_in_use
+
+    @property
+    def num_host_blocks(self) -> int:
+        """KV blocks that the model can have on the host at most."""
+        return self._host.num_blocks
 
     @property
     def num_used_blocks(self) -> int:

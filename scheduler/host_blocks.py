@@ -13,11 +13,20 @@ class HostBlocks(Protocol):
     """
 
     @property
-    def num_blocks(self) -> int: ...
+    def num_blocks(self) -> int:
+        """Most that there can be."""
+
+    @property
+    def num_granted_blocks(self) -> int:
+        """Held and free ones; all, unless models share the host's memory."""
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that can be allocated, the cached ones among them."""
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Free blocks that can still be shared."""
 
     def can_allocate(self, num_blocks: int) -> bool: ...
 
@@ -41,7 +50,9 @@ class NoHostBlocks:
     """A pool without blocks, for a model that does not piggyback."""
 
     num_blocks = 0
+    num_granted_blocks = 0
     num_free_blocks = 0
+    num_cached_blocks = 0
 
     def can_allocate(self, num_blocks: int) -> bool:
         return num_blocks <= 0

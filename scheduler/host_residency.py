@@ -24,7 +24,11 @@ class HostResidency:
         self._blocks = blocks
         self._block_size = settings.block_size
         self._prefix_caching = settings.prefix_caching
-        self._num_reserved = blocks.num_blocks // _RESERVE_SHARE
+
+    @property
+    def num_blocks(self) -> int:
+        """Most that the model can have on the host."""
+        return self._blocks.num_blocks
 
     @property
     def can_grow(self) -> bool:
@@ -45,6 +49,11 @@ class HostResidency:
         self._blocks.free(shared)
         return fits
 
+    def has_room_for(self, request: Request) -> bool:
+        """Whether a decode would find its place, were nothing known of its tokens; `can_take` says
+        it exactly, and takes longer."""
+        return self._fits_now(request, [])
+
     def take(self, request: Request) -> HostStay | None:
         """A lane, and blocks for what is computed, if they and one token more find room."""
         if not self.lanes.num_free or not self._fits_alone(request):
@@ -59,15 +68,16 @@ class HostResidency:
 
     def can_hold_next(self, request: Request) -> bool:
         """Whether the next token finds its place."""
-        return self.can_grow or not self._lacks_block(request)
+        return self.can_grow or not self.lacks_block(request)
 
     def grow(self, request: Request) -> None:
         """Make room for the next token; ask `can_hold_next` first."""
         assert request.stay is not None
-        if self._lacks_block(request):
+        if self.lacks_block(request):
             request.stay.block_ids += self._blocks.allocate(1)
 
-    def _lacks_block(self, request: Request) -> bool:
+    def lacks_block(self, request: Request) -> bool:
+        """Whether the next token of a request on the host needs a block more."""
         assert request.stay is not None
         return self._num_needed(request.num_computed + 1) > len(request.stay.block_ids)
 
@@ -99,14 +109,19 @@ class HostResidency:
     def _num_needed(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
 
-    def _fits_alone(self, request: Request) -> bool:
+    def num_at_end(self, request: Request) -> int:
+        """Blocks that hold all that is ever computed of it."""
         # The last token of a sequence is never computed, so it needs no place.
-        return self._num_needed(request.max_total_tokens - 1) <= self._blocks.num_blocks
+        return self._num_needed(request.max_total_tokens - 1)
+
+    def _fits_alone(self, request: Request) -> bool:
+        return self.num_at_end(request) <= self._blocks.num_blocks
 
     def _fits_now(self, request: Request, shared: list[int]) -> bool:
         num_new = self._num_needed(request.num_computed + 1) - len(shared)
         # A request that comes first must not be refused for the sake of others that are not there.
-        num_kept = self._num_reserved if self.lanes.num_in_use else 0
+        num_reserved = self._blocks.num_granted_blocks // _RESERVE_SHARE
+        num_kept = num_reserved if self.lanes.num_in_use else 0
         return self._blocks.can_allocate(num_new + num_kept + self.num_owed)
 
     def _share(self, request: Request) -> list[int]:

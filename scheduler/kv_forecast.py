@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from random import Random
 
+from scheduler.host_blocks import HostBlocks
 from scheduler.length_history import LengthHistory
 from scheduler.offloading import Offloader
 from scheduler.peak_kv import peak_tokens
@@ -24,13 +25,15 @@ class KvForecast:
         self,
         queues: RequestQueues,
         offloader: Offloader,
-        num_host_tokens: int,
+        host_blocks: HostBlocks,
+        block_size: int,
         reserve_share: float,
     ) -> None:
         """`reserve_share`: part of the memory that is kept for what is longer than expected."""
         self._queues = queues
         self._offloader = offloader
-        self._num_host_tokens = num_host_tokens
+        self._host_blocks = host_blocks
+        self._block_size = block_size
         self._share = 1.0 - reserve_share
         self._history = LengthHistory()
         self._random = Random(0)
@@ -53,8 +56,9 @@ class KvForecast:
         if not there:
             # Nobody whose end would be worth waiting for.
             return True
-        num_host_tokens = self._num_host_tokens if self._offloader.is_allowed else 0
-        capacity = self._share * (num_device_tokens + num_host_tokens)
+        # What it has of a shared memory now: what it could do with comes before it is asked for.
+        num_host_blocks = self._host_blocks.num_granted_blocks if self._offloader.is_allowed else 0
+        capacity = self._share * (num_device_tokens + num_host_blocks * self._block_size)
         num_tokens = peak_tokens(self._lengths([*there, newcomer]))
         if num_tokens <= capacity:
             return True
@@ -73,11 +77,11 @@ class KvForecast:
 
 
 def kv_forecast(
-    settings: SchedulerSettings, queues: RequestQueues, offloader: Offloader, num_host_blocks: int
+    settings: SchedulerSettings, queues: RequestQueues, offloader: Offloader, blocks: HostBlocks
 ) -> KvForecast | None:
     """As the settings have it; None where requests are admitted if they find room at their
     start."""
     if settings.kv_reserve_share is None:
         return None
-    num_host_tokens = num_host_blocks * settings.block_size
-    return KvForecast(queues, offloader, num_host_tokens, settings.kv_reserve_share)
+    share = settings.kv_reserve_share
+    return KvForecast(queues, offloader, blocks, settings.block_size, share)

@@ -7,6 +7,7 @@ from math import inf
 
 from scheduler.first_tokens import FirstTokens
 from scheduler.host_stay import Phase
+from scheduler.plan import StepPlan
 from scheduler.preemption import Preemptor, Room
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass
@@ -74,6 +75,14 @@ class KvMemory:
         return num_running > 0 and self._residency.blocks.num_free < self._queues.num_running
 
     @property
+    def is_urgent_work_stuck(self) -> bool:
+        """Whether some of them wait to begin, or find no free block at all."""
+        service_class = ServiceClass.LATENCY_SENSITIVE
+        if self._queues.waiting[service_class]:
+            return True
+        return bool(self._queues.running[service_class]) and not self._residency.blocks.num_free
+
+    @property
     def is_patient_work_short(self) -> bool:
         """The same of best-effort requests."""
         queues, service_class = self._queues, ServiceClass.BEST_EFFORT
@@ -117,15 +126,28 @@ class KvMemory:
         self._note_change()
         return self._residency.blocks.grant(num_extents)
 
+    def revoke(self, extents: Iterable[int]) -> None:
+        """There is no memory for extents that were granted just now."""
+        self._residency.blocks.revoke(extents)
+        self._note_change()
+
     def withdraw(self, num_extents: int) -> list[int]:
         """Have up to so many extents less, that nobody holds; which ones."""
         return self._residency.blocks.withdraw(num_extents)
+
+    def note_spare(self, num_blocks: int) -> None:
+        """So many blocks more it would be granted at once, if it wanted them."""
+        self._residency.num_spare_blocks = num_blocks
 
     def give_way(self, num_blocks: int) -> None:
         """Let requests let go of so many blocks, now or as plans in flight complete and copies to
         the host land; 0 takes back what was asked for before."""
         self._note_change()
         self._preemptor.give_way(num_blocks)
+
+    def is_awaited(self, plan: StepPlan) -> bool:
+        """Whether requests that were told to `give_way` can do so once this plan is over."""
+        return self._preemptor.is_awaited(plan)
 
     def _growth(self, request: Request) -> int:
         num_tokens = len(request.token_ids) + request.num_pending_samples + 1

@@ -6,6 +6,7 @@ from enum import Enum
 
 from scheduler.blocks import BlockManager
 from scheduler.offloading import Offloader
+from scheduler.plan import StepPlan
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
@@ -114,6 +115,7 @@ class Preemptor:
         flight get no more rows and yield when it is asked for again, unless it is 0 by then.
         """
         self.yielding.clear()
+        self._offloader.send_departing()
         released: Counter[int] = Counter()
         draining = [each for each in self._queues.draining.values() if each.num_plans_in_flight]
         freeing = [*self._offloader.freeing_requests(), *draining]
@@ -129,6 +131,17 @@ class Preemptor:
                     self._evict(victim, Reason.OTHER_MODEL)
                 elif not self._offloader.send_away(victim, Reason.OTHER_MODEL):
                     self.yielding[victim.request_id] = victim
+
+    def is_awaited(self, plan: StepPlan) -> bool:
+        """Whether requests that are to let go of what they hold can do so once this plan, which is
+        in flight, is over."""
+        by_id = self._queues.by_id
+        return any(
+            rows.request_id in self.yielding
+            or rows.request_id in self._offloader.departing
+            or by_id[rows.request_id].status is Status.FINISHED
+            for rows in plan.rows
+        )
 
     def may_get_slot(self, request: Request) -> bool:
         """Whether a slot is free or held by a request that would have to leave it."""

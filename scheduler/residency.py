@@ -18,6 +18,8 @@ class Residency:
         self.slots = SlotPool(settings.max_running_requests)
         self.num_cached_prompt_tokens = 0
         self.block_size = settings.block_size
+        self.num_spare_blocks = 0
+        """Of a budget that models share: blocks that this one would be granted at once."""
         self._prefix_caching = settings.prefix_caching
 
     def num_missing(self, request: Request, num_tokens: int) -> int:
@@ -81,6 +83,12 @@ class Residency:
         added = self.blocks.allocate(num_blocks)
         request.block_ids += added
         return tuple(added)
+
+    def shorten(self, request: Request) -> None:
+        """Take back the blocks behind what is scheduled."""
+        num_kept = self.blocks.num_needed(request.num_scheduled)
+        self.blocks.free(request.block_ids[num_kept:])
+        del request.block_ids[num_kept:]
 
     def publish(self, request: Request, start: int) -> None:
         """Make the blocks findable that became full as computed tokens grew from `start`."""

@@ -56,6 +56,19 @@ class Returner:
         elif may_stay and not self._offloader.is_allowed:
             self._keep_room(num_blocks)
 
+    def bring_back(self, request: Request, reason: Reason) -> bool:
+        """Bring one back now that has to leave the host; False where it is amid a token, or the
+        device has no room that nobody latency-sensitive waits for."""
+        if request.phase is not Phase.AT_BOUNDARY or not self._may_stay_too(request):
+            return False
+        if self._queues.waiting[ServiceClass.LATENCY_SENSITIVE]:
+            return False
+        if not self._has_room(self._num_wanted(request)):
+            return False
+        self._swaps.begin_in(request)
+        self._queues.journal.note(request.request_id, Event.RETURNED, reason)
+        return True
+
     def _has_room(self, num_blocks: int) -> bool:
         return self._preemptor.has_now(num_blocks, needs_slot=True)
 

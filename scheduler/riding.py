@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 from scheduler.interleaving import Claim, StandingStep, background_s, spare_s
 
+ALONE_EVERY = 16
+"""Of the steps of a model whose times are known one in so many goes alone: what a step takes is
+learnt from those."""
+
 
 class RowLimits(NamedTuple):
     """Most rows of one layer of the host's model."""

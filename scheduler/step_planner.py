@@ -7,6 +7,7 @@ from math import inf
 from scheduler.class_planner import ClassPlanner, list_plannable
 from scheduler.first_token_forecast import FirstTokenForecast
 from scheduler.flights import Flights
+from scheduler.host_yielding import HostYielder
 from scheduler.kv_forecast import KvForecast
 from scheduler.lane_limits import NO_LANES, LaneLimits
 from scheduler.pace import Allowed
@@ -35,10 +36,10 @@ it would else get nothing where steps take long."""
 _LEAD = 1.5
 """Times what the next prompt is expected to take, by so much decodes are to be ahead of their pace
 before best-effort work may slow them down: some take longer, and some come together."""
-_LEAST_MOST_LEAD, _MOST_LEAD = 0.5, 0.9
-"""Of what a step may take at most: no longer lead is asked for, however long prompts are. The more
-of the device decodes and prompts need, the nearer it is to the second: what is lent is then given
-back slowly."""
+_LEAD_CAP_IDLE, _LEAD_CAP_BUSY = 0.5, 0.9
+"""Of what a step may take at most: no longer lead is asked for, however long prompts are. The cap
+is the part of the device that decodes and prompts need, between these two: where they need most of
+it, what is lent is given back slowly."""
 
 
 class StepPlanner:
@@ -76,6 +77,8 @@ class StepPlanner:
         self._pressure = pressure
         self._classes = ClassPlanner(queues, residency, preemptor, forecast)
         self._returner = Returner(limits, queues, residency, preemptor, piggyback)
+        self.host_yielder = HostYielder(queues, piggyback, self._returner)
+        """For whoever shares the host's memory out among models."""
 
     def plan_latency_sensitive(self, load: StepLoad | None) -> StepPlan | None:
         """A plan that may overtake those in flight which carry best-effort rows."""
@@ -110,6 +113,7 @@ class StepPlanner:
     def _begin(self, load: StepLoad | None, withheld_ids: frozenset[str]) -> StepBuilder:
         self._preemptor.begin_plan()
         self._piggyback.offloader.send_departing()
+        self.host_yielder.send_arrived()
         step = StepBuilder(self._settings.max_step_tokens, load)
         running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
         withheld_ids = withheld_ids.union(self._preemptor.yielding)
@@ -162,12 +166,8 @@ class StepPlanner:
             patience_s = _PATIENCE * self._first_tokens.tightest_s(self._control.now_s)
             patience_s = max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1))
         # Decodes must be ahead by what it then takes from them.
-        lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
         allowed = self._allowed
-        needed_share = self._first_tokens.needed_share(self._control.now_s)
-        most_lead = min(_MOST_LEAD, max(_LEAST_MOST_LEAD, needed_share))
-        lent_s = allowed.by_savable_s - min(lead_s, most_lead * allowed.most_lent_s)
-        lent_s = min(lent_s, allowed.by_lost_s)
+        lent_s = allowed.by_all_s - self.lead_s(allowed, self._control.now_s)
         max_s = min(max_s, max(0.0, lent_s))
         # By themselves decodes all go on: what one holds while it gets nothing is of no use.
         decodes_s = 0.0 if step.has_rows else min(step.budget_s, max_s)
@@ -190,10 +190,20 @@ class StepPlanner:
         else:
             self._classes.hold_back(service_class, self._control.now_s)
 
+    def lead_s(self, allowed: Allowed, now_s: float) -> float:
+        """By so much decodes with these times are to be ahead of them before best-effort work
+        delays them. Who is lost has no lead to keep."""
+        if allowed.by_savable_s == inf:
+            return 0.0
+        lead_s = _LEAD * self._pressure.next_prompt_s(now_s)
+        lead_cap = min(_LEAD_CAP_BUSY, max(_LEAD_CAP_IDLE, self._first_tokens.needed_share(now_s)))
+        lent_s = allowed.by_savable_s - min(lead_s, lead_cap * allowed.most_lent_s)
+        return allowed.by_all_s - min(lent_s, allowed.by_lost_s)
+
     @property
     def _is_memory_short(self) -> bool:
-        blocks = self._residency.blocks
-        return blocks.num_free < _SHORT_SHARE * blocks.num_granted
+        blocks, num_spare = self._residency.blocks, self._residency.num_spare_blocks
+        return blocks.num_free + num_spare < _SHORT_SHARE * (blocks.num_granted + num_spare)
 
     def _max_lane_rows(self, is_beside_ls: bool, max_best_effort_tokens: int | None) -> int:
         limits = self._limits

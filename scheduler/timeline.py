@@ -15,6 +15,8 @@ class Event(Enum):
     COMPUTED = "computed"
     """Tokens of its prompt, or those it had before it was preempted, joined a step."""
     FIRST_TOKEN = "first token"
+    STEP_DROPPED = "step dropped"
+    """Amid its layers; the tokens that it had in it are computed again."""
     PREEMPTED = "preempted"
     OFFLOADED = "offloaded"
     RETURNED = "returned"

@@ -25,6 +25,14 @@ class HostBlockPool(BlockAllocator):
     """The books of a host pool, without its memory."""
 
     @property
+    def num_granted_blocks(self) -> int:
+        return self.num_blocks
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return self.num_cached
+
+    @property
     def num_free_blocks(self) -> int:
         return self.num_free
 

@@ -49,6 +49,7 @@ STATS = ModelStats(
     kv_granted_bytes=1 << 21,
     kv_cached_bytes=1 << 19,
     kv_share=make_kv_share(),
+    host_kv_share=make_kv_share(),
 )
 
 

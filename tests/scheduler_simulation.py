@@ -13,7 +13,7 @@ from scheduler_host_model import HostModel, Lane, LaneRows, Memory
 from scheduler_plan_checks import check_shape
 from scheduler_waiting import RoomBefore
 
-from scheduler import Offload, PlannedRows, Request, Scheduler, StepPlan, StepResult
+from scheduler import HostBlocks, Offload, PlannedRows, Request, Scheduler, StepPlan, StepResult
 
 NUM_LAYERS = 2
 
@@ -32,7 +32,7 @@ class Flight:
 class Simulation:
     """Takes plans, runs them layer by layer, completes them; asserts the rules all along."""
 
-    def __init__(self, scheduler: Scheduler, host_blocks: HostBlockPool | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, host_blocks: HostBlocks | None = None) -> None:
         self.scheduler = scheduler
         self.settings = scheduler.settings
         self.clients: dict[str, Client] = {}
@@ -82,6 +82,31 @@ class Simulation:
             if flight.layers_done < NUM_LAYERS:
                 self._run_layer(flight)
                 return
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether the last plan stands amid its layers, and nothing but their time is lost with
+        it."""
+        if not self.flights:
+            return False
+        flight = self.flights[-1]
+        stands = flight.layers_done < NUM_LAYERS and not flight.plan.has_latency_sensitive
+        return stands and not flight.plan.max_lane_rows
+
+    def drop(self) -> None:
+        """Do not go on with the last plan."""
+        plan = self.flights.pop().plan
+        self.scheduler.drop(plan)
+        for rows in plan.rows:
+            client = self.clients[rows.request_id]
+            client.num_in_flight -= 1
+            if not client.ended:
+                client.scheduled = rows.start
+                client.num_sampled -= rows.samples
+                assert client.slot is not None
+                del self.tables[client.slot][-(-rows.start // self.settings.block_size) :]
+            self._leave_if_drained(client)
+        self.scheduler.check_integrity()
 
     def complete(self) -> None:
         """Run the oldest plan to its end and hand the scheduler its result."""
@@ -183,7 +208,7 @@ class Simulation:
         withheld = self._list_beside_best_effort() if latency_sensitive_only else set()
         # Their slots may be those of requests that come back.
         self._take_back(before, plan)
-        self._begin_copies()
+        self.begin_copies()
         if plan is not None:
             check_shape(plan, self.settings, latency_sensitive_only, num_ready)
             for rows in plan.rows:
@@ -192,7 +217,8 @@ class Simulation:
         before.check(plan, withheld)
         return plan is not None
 
-    def _begin_copies(self) -> None:
+    def begin_copies(self) -> None:
+        """Those that were decided."""
         for copy in self.scheduler.take_copies():
             client = self.clients[copy.request_id]
             if isinstance(copy, Offload):

@@ -255,23 +255,3 @@ def test_a_parked_step_of_a_model_that_is_gone_is_dropped(tiny_checkpoint: Path)
     assert not engine.is_parked
     watched.run()
     assert len(watched.results["new"].token_ids) == 2
-
-
-def test_a_step_under_way_ends_where_its_model_is_unloaded(tiny_checkpoint: Path) -> None:
-    """Unloading is heard of between two of its layers."""
-    watched = Watched({"one": tiny_checkpoint, "two": tiny_checkpoint})
-    engine = watched.engine
-
-    def unload(layers: Layers) -> None:
-        if "one" in engine._runtimes:
-            del engine._runtimes["one"]
-            engine._stepping.forget("one")
-
-    watched.when = unload
-    watched.add(ask("batch", "one", LONG, 2, is_ls=False))
-    assert watched.step() == []
-    assert len(watched.ran) == 1
-    assert not engine.is_parked
-    watched.add(ask("new", "two", SHORT, 2))
-    watched.run()
-    assert len(watched.results["new"].token_ids) == 2

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from oracle import Oracle
 from omniserve.devices.device import open_device
 from omniserve.devices.elastic_memory import HostPages
 from omniserve.engine.core import Engine
+from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.engine.running_step import RunningStep
 from omniserve.errors import ConfigError
 from omniserve.requests import EngineRequest
 from omniserve.settings import DeviceSettings, EngineSettings, KvShareStats, ModelSettings
 from omniserve.synthetic.create import write_checkpoint
 
 LONGEST = 240
+KV_BYTES = 700_000
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +36,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def make_shared(
-    *models: ModelSettings, kv_bytes: int, pipeline_depth: int = 1, threads: int = 1
+    *models: ModelSettings,
+    kv_bytes: int,
+    pipeline_depth: int = 1,
+    threads: int = 1,
+    poll_arrivals: Callable[[], None] | None = None,
 ) -> Engine:
     settings = EngineSettings(DeviceSettings("cpu", threads, kv_bytes), models)
     device = replace(open_device(settings.device), pipeline_depth=pipeline_depth)
-    return Engine(settings, device=device)
+    return Engine(settings, poll_arrivals, device)
 
 
 def model_of(path: Path, **fields: int) -> ModelSettings:
@@ -69,7 +77,7 @@ def test_tokens_equal_transformers_while_memory_moves(
 ) -> None:
     engine = make_shared(
         *(model_of(path) for path in checkpoints.values()),
-        kv_bytes=700_000,
+        kv_bytes=KV_BYTES,
         pipeline_depth=pipeline_depth,
     )
     requests = tides(40, seed=pipeline_depth)
@@ -89,6 +97,59 @@ def test_tokens_equal_transformers_while_memory_moves(
     assert all(stats.kv_used_bytes == 0 for stats in engine.stats())
 
 
+@pytest.mark.parametrize("pipeline_depth", [1, 2])
+def test_tokens_equal_transformers_where_steps_that_stand_are_dropped(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, pipeline_depth: int
+) -> None:
+    """Latency-sensitive requests come amid the layers of the other model's best-effort steps."""
+    dropped: list[int] = []
+    drop = ModelRuntime.drop
+
+    def note_layer(self: ModelRuntime, step: RunningStep) -> None:
+        dropped.append(step.cursor.next_layer)
+        drop(self, step)
+
+    monkeypatch.setattr(ModelRuntime, "drop", note_layer)
+    patient = [
+        make_request(f"be{n}", range(5 + n, 155 + n), GREEDY, "best_effort", "a") for n in range(24)
+    ]
+    urgent = [
+        make_request(f"ls{n}", range(9 + n, 209 + n), GREEDY, "latency_sensitive", "b")
+        for n in range(8)
+    ]
+    requests = [*patient, *urgent]
+
+    def poll() -> None:
+        """They come two at a time, when the other model holds nearly everything."""
+        (held,) = (each.kv_used_bytes for each in engine.stats() if each.name == "a")
+        if urgent and held > 0.7 * KV_BYTES and not engine.runtime("b").has_unfinished:
+            engine.add(urgent.pop())
+            engine.add(urgent.pop())
+
+    engine = make_shared(
+        *(model_of(path) for path in checkpoints.values()),
+        kv_bytes=KV_BYTES,
+        pipeline_depth=pipeline_depth,
+        poll_arrivals=poll,
+    )
+    for request in patient:
+        engine.add(request)
+    tokens: dict[str, list[int]] = {each.request_id: [] for each in requests}
+    while engine.has_unfinished:
+        for output in engine.step():
+            tokens[output.request_id] += output.token_ids
+        engine.check_integrity()
+    assert not urgent
+    assert any(layer > 0 for layer in dropped)
+    oracles = {name: Oracle(path) for name, path in checkpoints.items()}
+    for request in requests:
+        found = tokens[request.request_id]
+        assert len(found) == request.sampling.max_tokens
+        compared = oracles[request.model].compare(request.prompt_token_ids, found)
+        assert compared.num_wrong == 0
+    assert all(stats.kv_used_bytes == 0 for stats in engine.stats())
+
+
 def test_memory_given_back_while_it_is_read_is_noticed(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +160,7 @@ def test_memory_given_back_while_it_is_read_is_noticed(
         give_back(self, max(0, start - 4 * (stop - start)), stop)
 
     monkeypatch.setattr(HostPages, "give_back", give_back_too_much)
-    engine = make_shared(*(model_of(path) for path in checkpoints.values()), kv_bytes=700_000)
+    engine = make_shared(*(model_of(path) for path in checkpoints.values()), kv_bytes=KV_BYTES)
     requests = tides(40, seed=1)
     results = run_all(engine, requests, arrivals_per_step=1)
     oracles = {name: Oracle(path) for name, path in checkpoints.items()}
@@ -128,7 +189,7 @@ def test_the_process_holds_no_more_than_is_granted_and_less_when_a_model_goes_id
 ) -> None:
     engine = make_shared(*(model_of(path) for path in checkpoints.values()), kv_bytes=900_000)
     late_s = [0.0]
-    arbiter = engine.kv_arbiter
+    arbiter = engine.kv_sharing.device
     monkeypatch.setattr(arbiter, "_clock", lambda: time.monotonic() + late_s[0])
     requests = [
         make_request(f"{name}{number}", [number + 5] * 150, GREEDY, "best_effort", name)

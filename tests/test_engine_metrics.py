@@ -49,19 +49,27 @@ def test_requests_and_memory_follow_the_snapshot(
 def test_shares_of_a_kv_budget_follow_the_snapshot(
     metrics: Metrics, stats: dict[str, ModelStats]
 ) -> None:
-    stats["demo"] = replace(BUSY, kv_granted_bytes=41, kv_cached_bytes=42, kv_share=None)
-    assert value(metrics, "omniserve_kv_granted_bytes") == 41
-    assert value(metrics, "omniserve_kv_cached_bytes") == 42
+    alone = replace(BUSY, kv_share=None, host_kv_share=None)
+    stats["demo"] = replace(alone, kv_granted_bytes=41, kv_cached_bytes=42)
+    for pool, granted_bytes, cached_bytes in (("device", 41, 42), ("host", 51, 52)):
+        assert value(metrics, "omniserve_kv_granted_bytes", pool=pool) == granted_bytes
+        assert value(metrics, "omniserve_kv_cached_bytes", pool=pool) == cached_bytes
     assert b"omniserve_kv_moves_total{" not in metrics.exposition()
-    stats["demo"] = replace(BUSY, kv_share=make_kv_share())
-    assert value(metrics, "omniserve_kv_floor_bytes") == 31
+    stats["demo"] = replace(BUSY, kv_share=make_kv_share(), host_kv_share=make_kv_share(61))
+    assert value(metrics, "omniserve_kv_floor_bytes", pool="host") == 61
+    check_share(metrics, "device")
+    assert value(metrics, "omniserve_kv_floor_bytes", pool="device") == 31
+
+
+def check_share(metrics: Metrics, pool: str) -> None:
     for direction, num_moves, num_bytes in (("in", 32, 34), ("out", 33, 35)):
-        assert value(metrics, "omniserve_kv_moves_total", direction=direction) == num_moves
-        assert value(metrics, "omniserve_kv_moved_bytes_total", direction=direction) == num_bytes
-    assert value(metrics, "omniserve_kv_move_seconds_bucket", le="0.002") == 3
-    assert value(metrics, "omniserve_kv_move_seconds_bucket", le="1.0") == 3
-    assert value(metrics, "omniserve_kv_move_seconds_count") == 7
-    assert value(metrics, "omniserve_kv_move_seconds_sum") == 5.5
+        of = {"pool": pool, "direction": direction}
+        assert value(metrics, "omniserve_kv_moves_total", **of) == num_moves
+        assert value(metrics, "omniserve_kv_moved_bytes_total", **of) == num_bytes
+    for le in ("0.002", "1.0"):
+        assert value(metrics, "omniserve_kv_move_seconds_bucket", pool=pool, le=le) == 3
+    assert value(metrics, "omniserve_kv_move_seconds_count", pool=pool) == 7
+    assert value(metrics, "omniserve_kv_move_seconds_sum", pool=pool) == 5.5
 
 
 def test_gauges_of_idle_tiers_are_zero_not_absent(

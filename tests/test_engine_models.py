@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_engine import model_info
 from test_engine_client import collect, make_request, private_temp_dir, running_client, until
 
 from omniserve.engine_client import EngineClient
+from omniserve.engine_models import EngineModels
 from omniserve.errors import CheckpointError, ConfigError, EngineUnavailable, UnknownModel
-from omniserve.messages import ModelProgress
-from omniserve.settings import DeviceSettings, EngineSettings, ModelInfo, ModelSettings
+from omniserve.messages import EngineReady, ModelProgress, ModelRefused, ModelUnloaded
+from omniserve.settings import (
+    DeviceSettings,
+    EngineSettings,
+    ModelInfo,
+    ModelSettings,
+    PiggybackSettings,
+)
 
 __all__ = ["private_temp_dir"]
 
@@ -98,6 +106,40 @@ async def test_a_caller_that_goes_away_ends_the_load() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_load_that_is_given_up_ends_when_nothing_is_left_of_it() -> None:
+    models = EngineModels(EngineSettings(DeviceSettings(), ()))
+    sent: list[Any] = []
+    task = asyncio.create_task(models.load(sent.append, NEW, lambda told: None))
+    await until(lambda: len(sent) == 1)
+    task.cancel()
+    await until(lambda: len(sent) == 2)
+    asked, unload = sent
+    # It was on its way, and is nobody's any more.
+    models.answer(ModelRefused(asked.question, "ended", False))
+    await asyncio.sleep(0.02)
+    assert not task.done()
+    with pytest.raises(ConfigError, match="there is a model of this name already"):
+        await models.load(sent.append, NEW, lambda told: None)
+    models.answer(ModelUnloaded(unload.question))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (len(sent), models.infos) == (2, {})
+
+
+@pytest.mark.asyncio
+async def test_a_load_that_is_given_up_as_its_engine_dies_waits_for_nobody() -> None:
+    models = EngineModels(EngineSettings(DeviceSettings(), ()))
+    sent: list[Any] = []
+    task = asyncio.create_task(models.load(sent.append, NEW, lambda told: None))
+    await until(lambda: len(sent) == 1)
+    models.fail_all("the engine died")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(sent) == 1
+
+
+@pytest.mark.asyncio
 async def test_an_engine_that_is_started_anew_is_ready_before_what_came_at_run_time_is_there() -> (
     None
 ):
@@ -179,6 +221,17 @@ async def test_what_was_settled_beside_other_models_stays_settled() -> None:
         assert (lost.device_kv_floor_bytes, lost.max_model_len) == (300, 4096)
         # Alone it would have 600.
         assert client.models["first"].kv_floor_bytes == 300
+
+
+def test_a_floor_on_the_host_stays_as_it_was_settled() -> None:
+    model = ModelSettings("m", "/", piggyback=PiggybackSettings(1000))
+    models = EngineModels(EngineSettings(DeviceSettings(), (model,), host_kv_bytes=800))
+    models.ready(EngineReady((replace(model_info(model), host_kv_floor_bytes=300),), "cpu", {}))
+    again = models.at_start
+    assert again.host_kv_bytes == 800
+    (settled,) = again.models
+    assert settled.piggyback == PiggybackSettings(1000, host_kv_floor_bytes=300)
+    assert settled.device_kv_floor_bytes is None and settled.max_model_len is None
 
 
 @pytest.mark.asyncio

@@ -16,6 +16,7 @@ from weight_builders import write_family
 from omniserve.engine.begun_step import BegunStep
 from omniserve.engine.core import Engine
 from omniserve.models.decoder import DecoderLayer
+from omniserve.models.lora import RowDelta
 from omniserve.requests import EngineRequest
 from scheduler import Objectives
 from scheduler.step_time import LinearStepTime, StepCosts
@@ -52,10 +53,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[JointLayer]:
     pre = DecoderLayer.pre
 
     def noting(
-        self: DecoderLayer, residual: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+        self: DecoderLayer,
+        residual: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        deltas: Sequence[RowDelta] = (),
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         layers.append(JointLayer(self, len(residual)))
-        return pre(self, residual, rotary)
+        return pre(self, residual, rotary, deltas)
 
     monkeypatch.setattr(DecoderLayer, "pre", noting)
     return layers

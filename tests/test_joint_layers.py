@@ -1,6 +1,7 @@
 """Layers that several models share are run once for the steps of all, and every token is right."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from omniserve.engine.core import Engine
 from omniserve.engine.executor import Executor
 from omniserve.engine.joint_layers import JointLayers, Rider, num_shared_layers
 from omniserve.models.decoder import DecoderLayer
+from omniserve.models.lora import RowDelta
 from omniserve.synthetic.create import write_checkpoint
 
 NAMES = ("base", "finetune-1", "finetune-2")
@@ -74,10 +76,13 @@ def test_a_shared_layer_runs_one_batch_for_all(
     pre = DecoderLayer.pre
 
     def counting(
-        self: DecoderLayer, residual: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+        self: DecoderLayer,
+        residual: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        deltas: Sequence[RowDelta] = (),
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows.append((self, len(residual)))
-        return pre(self, residual, rotary)
+        return pre(self, residual, rotary, deltas)
 
     monkeypatch.setattr(DecoderLayer, "pre", counting)
     engine.add(make_request("urgent", range(30, 40), GREEDY, model="base"))

@@ -113,6 +113,15 @@ class Model:
         sampled = {rows.request_id: 7 for rows in plan.rows if rows.samples}
         self.scheduler.complete(plan, StepResult(sampled))
 
+    def drop_standing(self) -> bool:
+        """As an engine does with a step that stands; here with the last one without urgent rows."""
+        if not self.plans or self.plans[-1].has_latency_sensitive:
+            return False
+        if not self.memory.is_awaited(self.plans[-1]):
+            return False
+        self.scheduler.drop(self.plans.pop())
+        return True
+
     def step(self) -> bool:
         if self.begin():
             self.complete()
@@ -179,6 +188,55 @@ def test_requests_in_flight_let_go_when_their_plan_is_complete_and_get_no_rows_t
     assert b.begin()
 
 
+def test_a_step_that_stands_is_dropped_for_a_latency_sensitive_request_of_another_model() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    assert a.begin() and not a.plans[0].has_latency_sensitive
+    b.add(LS, [1] * 20, 4)
+    asked: list[str] = []
+
+    def drop_standing(model: str) -> bool:
+        asked.append(model)
+        return {"a": a, "b": b}[model].drop_standing()
+
+    arbiter.balance(drop_standing)
+    a.scheduler.check_integrity()
+    assert asked == ["a"] and not a.plans
+    assert b.begin(), "the very next plan of the model has it"
+    b.complete()
+    run(arbiter, clock, a, b, num_steps=200)
+    assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
+
+
+def test_amid_a_step_memory_moves_for_latency_sensitive_requests_alone() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    b.add(BE, [1] * 20, 4)
+    clock.now_s += 1.0
+    arbiter.hasten()
+    assert a.granted_bytes == BUDGET
+    b.add(LS, [1] * 20, 4)
+    arbiter.hasten()
+    assert b.begin(), "no step had to end before"
+
+
+def test_no_step_is_dropped_for_best_effort_requests() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    assert a.begin()
+    b.add(BE, [1] * 20, 4)
+    clock.now_s += 1.0
+
+    def drop_standing(model: str) -> bool:
+        raise AssertionError(f"{model} is asked to drop a step")
+
+    arbiter.balance(drop_standing)
+    assert a.scheduler.memory.is_awaited(a.plans[0])
+    a.complete()
+    arbiter.balance(drop_standing)
+    assert b.begin()
+
+
 def test_nobody_has_the_memory_of_a_leaving_model_before_it_is_gone() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)
@@ -191,6 +249,55 @@ def test_nobody_has_the_memory_of_a_leaving_model_before_it_is_gone() -> None:
     assert not b.scheduler.has_unfinished
 
 
+def rest(arbiter: KvArbiter, model: Model) -> None:
+    arbiter.retire(model.name)
+    arbiter.rest(model.name)
+
+
+def test_urgent_work_leaves_the_floor_of_a_model_that_rests_and_others_may_have_it() -> None:
+    arbiter, clock, a, b = make_pair()
+    rest(arbiter, b)
+    assert arbiter.stats("b") is None
+    for number in range(6):
+        a.add(LS, [number] * 14, 10)
+    arbiter.balance()
+    assert a.granted_bytes == BUDGET - 240
+    run(arbiter, clock, a, num_steps=100)
+    assert not a.scheduler.has_unfinished
+    fill(arbiter, clock, a)
+    woken = Model("b", 40)
+    add_to(arbiter, woken)
+    woken.add(LS, [1] * 20, 4)
+    arbiter.balance()
+    assert woken.begin(), "its floor is there for its very first plan"
+    while woken.plans:
+        woken.complete()
+
+
+def test_a_floor_is_for_all_once_the_model_that_rested_is_gone() -> None:
+    arbiter, _, _, b = make_pair((400, 400))
+    assert arbiter.budget is not None and arbiter.budget.common_bytes == 160
+    rest(arbiter, b)
+    with pytest.raises(ConfigError, match="device_kv_floor_bytes"):
+        arbiter.expect(Model("c", 40).settings(200))
+    arbiter.remove("b")
+    assert arbiter.budget.common_bytes == 560
+    # Of models that were never there nothing is kept.
+    arbiter.rest("nowhere")
+    arbiter.balance()
+
+
+def test_room_is_kept_for_models_that_begin_asleep() -> None:
+    arbiter = KvArbiter(BUDGET, Clock())
+    arbiter.expect_later(Model("b", 40).settings(240), 300)
+    assert arbiter.budget is not None and arbiter.budget.common_bytes == BUDGET - 240
+    with pytest.raises(ConfigError, match="would be left to b, whose longest request needs 300"):
+        arbiter.expect(Model("c", 40).settings(700))
+    arbiter.balance()
+    add_to(arbiter, Model("b", 40))
+    assert arbiter.budget.floor_bytes("b") == 240
+
+
 def test_memory_comes_back_when_the_load_does() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)
@@ -199,6 +306,23 @@ def test_memory_comes_back_when_the_load_does() -> None:
     assert not b.scheduler.has_unfinished and urgent
     run(arbiter, clock, a, b, num_steps=100)
     assert not a.scheduler.has_unfinished
+
+
+def test_a_model_is_told_what_it_would_be_granted_at_once() -> None:
+    """Its latency-sensitive requests have nothing of others' floors."""
+    arbiter, clock, a, b = make_pair((240, 400))
+
+    def spare_bytes(model: Model) -> int:
+        return model.scheduler._residency.num_spare_blocks * model.block_bytes
+
+    a.add(BE, [1] * 14, 10)
+    run(arbiter, clock, a)
+    assert 0 < a.granted_bytes < 400
+    assert spare_bytes(a) == BUDGET - 400 - a.granted_bytes
+    assert spare_bytes(b) == min(BUDGET - a.granted_bytes, BUDGET - 240)
+    fill(arbiter, clock, a)
+    arbiter.balance()
+    assert (spare_bytes(a), spare_bytes(b)) == (0, 0)
 
 
 def test_a_model_without_work_gives_all_back_in_the_end() -> None:
@@ -281,6 +405,7 @@ class Sharing(RuleBasedStateMachine):
         self.arbiter = KvArbiter(BUDGET, self.clock)
         self.models: list[Model] = []
         self.leaving: list[Model] = []
+        self.resting: list[Model] = []
         self.num_models = 0
 
     @precondition(lambda self: len(self.models) < 4)
@@ -310,6 +435,26 @@ class Sharing(RuleBasedStateMachine):
         self.leaving.remove(model)
         self.arbiter.remove(model.name)
 
+    @precondition(lambda self: self.leaving)
+    @rule(data=st.data())
+    def fall_asleep(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self.leaving))
+        self.leaving.remove(model)
+        self.resting.append(model)
+        self.arbiter.rest(model.name)
+
+    @precondition(lambda self: self.resting)
+    @rule(data=st.data(), wakes=st.booleans())
+    def wake_or_drop(self, data: st.DataObject, wakes: bool) -> None:
+        asleep = data.draw(st.sampled_from(self.resting))
+        self.resting.remove(asleep)
+        if not wakes:
+            self.arbiter.remove(asleep.name)
+            return
+        model = Model(asleep.name, asleep.block_bytes, asleep.extent_blocks, max_model_len=12)
+        add_to(self.arbiter, model)
+        self.models.append(model)
+
     @precondition(lambda self: self.models)
     @rule(data=st.data(), cls=st.sampled_from([LS, BE]), length=st.integers(1, 9))
     def add(self, data: st.DataObject, cls: ServiceClass, length: int) -> None:
@@ -327,10 +472,22 @@ class Sharing(RuleBasedStateMachine):
     def complete(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from([model for model in self.models if model.plans])).complete()
 
-    @rule(seconds=st.sampled_from([0.001, 0.02, 2.0, 100.0]))
-    def balance(self, seconds: float) -> None:
+    @rule(
+        seconds=st.sampled_from([0.001, 0.02, 2.0, 100.0]),
+        drops=st.booleans(),
+        is_amid_step=st.booleans(),
+    )
+    def balance(self, seconds: float, drops: bool, is_amid_step: bool) -> None:
         self.clock.now_s += seconds
-        self.arbiter.balance()
+        by_name = {model.name: model for model in self.models}
+
+        def drop_standing(name: str) -> bool:
+            return drops and by_name[name].drop_standing()
+
+        if is_amid_step:
+            self.arbiter.hasten(drop_standing)
+        else:
+            self.arbiter.balance(drop_standing)
 
     @invariant()
     def agrees(self) -> None:

@@ -1,8 +1,9 @@
 """Models that come to an engine and leave it while others run, in this process."""
 
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from oracle import Oracle
 from safetensors.torch import load_file, save_file
 
 from omniserve.engine import model_memory
+from omniserve.engine.build import BuiltModel
 from omniserve.engine.core import Engine
 from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
+from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.errors import ConfigError, InvalidRequest, UnknownModel
 from omniserve.models.weight_files import WeightFiles
 from omniserve.requests import EngineRequest, ServiceClassName
 from omniserve.settings import ModelSettings
@@ -127,6 +131,81 @@ def test_a_load_that_fails_as_it_joins_is_refused_and_can_be_tried_again(
         run.add(name, "best_effort")
     run.settle()
     run.check(oracles)
+
+
+def test_a_load_that_fails_once_it_has_joined_is_taken_out_again(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama"), poll_arrivals=lambda: None))
+
+    def fail(runtime: ModelRuntime) -> None:
+        raise InvalidRequest("nothing can be tried", "prompt")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("omniserve.engine.model_changes.Trial", fail)
+        refused = run.load(settings_of(checkpoints, "qwen3"))
+    assert isinstance(refused, Refused)
+    assert "nothing can be tried" in refused.message
+    assert [model.name for model in run.engine.models] == ["llama"]
+    with pytest.raises(UnknownModel):
+        run.engine.runtime("qwen3")
+    assert isinstance(run.load(settings_of(checkpoints, "qwen3")), Loaded)
+    for name in ("llama", "qwen3"):
+        run.add(name, "best_effort")
+    run.settle()
+    run.check(oracles)
+
+
+def test_a_refusal_is_told_once_the_memory_is_given_back(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    is_held, begun = threading.Event(), threading.Event()
+
+    def take_apart(self: BuiltModel) -> Iterator[None]:
+        begun.set()
+        assert is_held.wait(20.0)
+        yield
+
+    def fail(*_: object) -> None:
+        raise ConfigError("it cannot join")
+
+    monkeypatch.setattr(BuiltModel, "take_apart", take_apart)
+    monkeypatch.setattr("omniserve.engine.core.make_runtime", fail)
+    run.engine.begin_load(1, settings_of(checkpoints, "qwen3"))
+    run.until(begun.is_set)
+    # Whoever asks for it to be gone waits as well; so does a load that may need the memory.
+    run.engine.begin_unload(2, "qwen3")
+    run.engine.begin_load(3, replace(settings_of(checkpoints, "qwen3"), device_kv_bytes=1))
+    for _ in range(20):
+        run.step()
+    assert {type(each) for each in run.news} == {LoadAdvanced}
+    is_held.set()
+    run.settle()
+    told = [each.question for each in run.news if isinstance(each, Refused | Unloaded)]
+    assert told == [1, 2, 3]
+
+
+def test_everybody_who_unloads_a_model_is_told_when_it_is_gone(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama")))
+    is_held = threading.Event()
+    take_apart = ModelRuntime.take_apart
+
+    def held(self: ModelRuntime) -> Iterator[None]:
+        assert is_held.wait(20.0)
+        yield from take_apart(self)
+
+    monkeypatch.setattr(ModelRuntime, "take_apart", held)
+    for question in (1, 2):
+        run.engine.begin_unload(question, "llama")
+    for _ in range(20):
+        run.step()
+    assert not run.news
+    is_held.set()
+    run.settle()
+    assert run.news == [Unloaded(1), Unloaded(2)]
 
 
 def test_three_models_come_and_go_and_every_token_is_right(

@@ -52,7 +52,6 @@ def settled(engine: Engine) -> list[News]:
     while engine.is_changing:
         engine.step()
         engine.check_integrity()
-        engine.kv_arbiter.check_integrity()
         news += engine.take_news()
         assert time.monotonic() < end_s
         time.sleep(1e-4)
@@ -78,7 +77,7 @@ def test_a_model_that_comes_gets_its_part_and_gives_it_back(checkpoints: dict[st
         engine.begin_unload(4, "b")
         settled(engine)
         assert tokens_of(engine, "a") == before
-    budget = engine.kv_arbiter.budget
+    budget = engine.kv_sharing.device.budget
     assert budget is not None
     assert budget.common_bytes == KV_BYTES - budget.floor_bytes("a")
     assert [info.kv_floor_bytes for info in engine.models] == [budget.floor_bytes("a")]

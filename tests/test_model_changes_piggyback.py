@@ -1,7 +1,10 @@
 """Models that piggyback come to an engine that runs, and leave it with requests on the host."""
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_builders import make_engine
@@ -70,6 +73,31 @@ def test_they_share_a_host_process_that_begins_with_the_first(
         run.settle()
     assert len(pids) == 1
     run.check(oracles)
+
+
+def test_what_cannot_piggyback_beside_others_is_refused_before_it_is_read(
+    run: Run, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(ARCH, checkpoints[ARCH], "forced")
+    assert settings.piggyback is not None
+
+    def refusal(**changed: Any) -> str:
+        assert settings.piggyback is not None
+        before = len(run.news)
+        answer = run.load(
+            replace(settings, name="more", piggyback=replace(settings.piggyback, **changed))
+        )
+        assert isinstance(answer, Refused) and run.news[before:] == [answer]
+        return answer.message
+
+    num_lanes = settings.piggyback.max_offloaded_requests
+    too_many = 1 + (os.cpu_count() or 1)
+    assert "cores that this process can spare" in refusal(host_attention_threads=too_many)
+    assert isinstance(run.load(settings), Loaded)
+    message = refusal(max_offloaded_requests=num_lanes + 1)
+    assert f"max_offloaded_requests: {num_lanes + 1} is more than the {num_lanes}" in message
+    monkeypatch.setattr("omniserve.piggyback.host_link.MAX_MODELS", 1)
+    assert "no more can" in refusal()
 
 
 def test_one_that_fails_as_it_joins_leaves_the_host_process(

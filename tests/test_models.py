@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from weight_builders import load
 
 from omniserve.errors import CheckpointError
 from omniserve.models.families import FAMILIES, family_of
 from omniserve.models.linear import PackedLinear, can_pack, row_bucket
-from omniserve.models.loading import load_config, load_model
 from omniserve.models.rotary import check_rope
-from omniserve.models.row_ops import TorchRowOps
 from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.synthetic.create import write_checkpoint
 
@@ -45,8 +44,7 @@ def test_half_precision_logits_are_near_the_models_own(tmp_path: Path, dtype: to
     from transformers import AutoModelForCausalLM
 
     path = write_checkpoint(tmp_path / "m", arch="qwen3", preset="tiny", dtype="float32")
-    config = load_config(path)
-    model = load_model(path, config, dtype, CPU, 64, TorchRowOps(), WeightStore())
+    model = load(path, WeightStore(), dtype)
     oracle: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     ids = torch.arange(40, 60)
     with torch.inference_mode():

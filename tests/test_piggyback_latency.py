@@ -11,6 +11,8 @@ from engine_builders import GREEDY, make_request
 from host_attention_builders import thread_states, until
 from piggyback_builders import Fleet, model_name, running_fleet, write_checkpoints
 
+from omniserve.engine.model_runtime import ModelRuntime
+from omniserve.engine.running_step import RunningStep
 from omniserve.requests import EngineRequest, RequestOutput, ServiceClassName
 
 ARCH = "qwen3"
@@ -42,7 +44,9 @@ def end_all(fleet: Fleet) -> None:
     fleet.settle()
 
 
-def test_memory_that_lands_amid_a_step_is_used_at_the_next_layer(fleet: Fleet) -> None:
+def test_memory_that_lands_amid_a_step_is_used_at_the_next_layer(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its best-effort step is left at the first boundary after the copy, not at its end."""
     runtime = fleet.engine.runtime(model_name(ARCH, "short_of_device"))
     assert runtime._piggyback is not None
@@ -51,14 +55,20 @@ def test_memory_that_lands_amid_a_step_is_used_at_the_next_layer(fleet: Fleet) -
         prompt = range(10 + index, 50 + index)
         fleet.engine.add(request(f"be{index}", "short_of_device", prompt, 40, "best_effort"))
     step_until(fleet, lambda: runtime.scheduler.num_running == 3 and runtime.stats().num_steps > 20)
-    num_boundaries = 0
+    num_boundaries, is_urgent = 0, False
+    advance = ModelRuntime.advance
+
+    def note_class(self: ModelRuntime, step: RunningStep, to_layer: int) -> None:
+        nonlocal is_urgent
+        is_urgent = step.plan.has_latency_sensitive
+        advance(self, step, to_layer)
+
+    monkeypatch.setattr(ModelRuntime, "advance", note_class)
 
     def await_copies() -> None:
         nonlocal num_boundaries
-        running = fleet.engine._stepping._running
-        assert running is not None
         # Those of latency-sensitive steps count for the other models of the fleet alone.
-        num_boundaries += not running.standing.is_urgent
+        num_boundaries += not is_urgent
         until(lambda: all(swap.copy.has_landed() for swap in copies))
 
     fleet.at_layer_boundary = await_copies

@@ -12,6 +12,7 @@ from piggyback_builders import running_fleet, settings_of, write_checkpoints
 
 from omniserve.devices.device import Device, open_device
 from omniserve.engine.build import build_model
+from omniserve.engine.kv_sharing import KvBudgets
 from omniserve.errors import ConfigError
 from omniserve.models.weight_store import WeightStore
 from omniserve.piggyback.build import HostedModel, add_piggyback
@@ -53,7 +54,7 @@ def _hosted(
         piggyback = replace(settings.piggyback, host_kv_bytes=host_kv_bytes)
         settings = replace(settings, piggyback=piggyback)
     hosted = build_model(
-        replace(settings, name="another"), device, WeightStore(), None, lambda *_: None
+        replace(settings, name="another"), device, WeightStore(), KvBudgets(), lambda *_: None
     ).hosted
     assert hosted is not None
     return hosted

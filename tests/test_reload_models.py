@@ -180,3 +180,44 @@ async def test_a_model_that_is_being_unloaded_cannot_come_back_yet(site: ModelSi
     await until(lambda: site.states() == {"demo": "serving", "late": "serving"})
     assert [each.name for each in site.service.roster] == ["demo", "late"]
     assert list(site.service.models.models) == ["demo", "late"]
+
+
+@pytest.mark.asyncio
+async def test_a_load_waits_for_what_is_given_up_to_be_gone(site: ModelSite) -> None:
+    is_gone, begun = asyncio.Event(), asyncio.Event()
+
+    async def end_slowly(*_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await is_gone.wait()
+
+    site.engine.load_script = end_slowly
+    await site.reload(site.demo, site.entry("late"))
+    await begun.wait()
+    site.engine.load_script = None
+    await site.reload(site.demo, site.entry("other"))
+    # At once: no file that is read now takes it for a model that stays.
+    assert site.states() == {"demo": "serving", "late": "draining", "other": "loading"}
+    refused = await site.reload(site.demo, site.entry("late"), site.entry("other"))
+    assert "model 'late' is being unloaded" in refused.error
+    await asyncio.sleep(0.05)
+    assert site.states()["other"] == "loading"
+    is_gone.set()
+    await until(lambda: site.states() == {"demo": "serving", "other": "serving"})
+
+
+@pytest.mark.asyncio
+async def test_a_load_waits_for_what_an_operator_unloads(site: ModelSite) -> None:
+    await site.models.load(WantedEntry(site.text("guest")))
+    lease = site.service.model_requests.enter("guest")
+    unload = asyncio.create_task(site.models.unload("guest", 60.0, force=False))
+    await until(lambda: site.states()["guest"] == "draining")
+    await site.reload(site.demo, site.entry("late"))
+    await asyncio.sleep(0.05)
+    assert site.states() == {"demo": "serving", "guest": "draining", "late": "loading"}
+    assert "late" not in [model.name for model in site.engine.settings.models]
+    lease.close()
+    await unload
+    await until(lambda: site.states() == {"demo": "serving", "late": "serving"})

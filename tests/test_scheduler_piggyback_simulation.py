@@ -53,6 +53,8 @@ def act(draw: Draw, simulation: Simulation, depth: int, overtakes: bool) -> None
     is_passable = all(flight.plan.has_best_effort for flight in simulation.flights)
     if overtakes and is_passable and len(simulation.overtaking) < depth:
         actions += ["overtake"] * 3
+    if simulation.may_drop:
+        actions.append("drop")
     if host.copies:
         actions += ["land"] * 3
     on_host = sorted(lane.number for lane in host.lanes.values() if lane.where == "on_host")

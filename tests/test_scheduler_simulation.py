@@ -79,6 +79,8 @@ def act(draw: Draw, simulation: Simulation, depth: int, overtakes: bool) -> None
     is_passable = all(flight.plan.has_best_effort for flight in simulation.flights)
     if overtakes and is_passable and len(simulation.overtaking) < depth:
         actions += ["overtake"] * 3
+    if simulation.may_drop:
+        actions.append("drop")
     action = draw(one_of(*actions))
     note(action)
     if action == "add":

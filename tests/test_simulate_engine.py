@@ -223,8 +223,11 @@ REQUESTS: tuple[tuple[str, str, int, int, ServiceClassName], ...] = (
 """More than the device holds: some are preempted and computed again."""
 
 
-@pytest.mark.parametrize("pipeline_depth", [1, 2])
-def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: int) -> None:
+# With two plans in flight the simulator takes the device for one that captures graphs.
+@pytest.mark.parametrize(("pipeline_depth", "are_shared"), [(1, False), (2, False), (1, True)])
+def test_plans_are_those_of_the_engine(
+    tiny_checkpoint: Path, pipeline_depth: int, are_shared: bool
+) -> None:
     bytes_per_token = model_report(tiny_checkpoint).kv_bytes_per_token
     models = [
         make_model_settings(
@@ -238,15 +241,19 @@ def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: in
         for name in ("one", "two")
     ]
     engine = make_engine(*models, pipeline_depth=pipeline_depth)
-    # Both have the same weights; the simulated engine knows no layers that several steps share.
-    engine._stepping.riding.is_on = False
+    # Both have the same weights.
+    engine._stepping.riding.is_on = are_shared
+    num_layers = engine.runtime("one").num_layers
     real: list[StepPlan] = []
     for model in models:
         _note_plans(engine.runtime(model.name).scheduler, real)
     _run_real(engine)
 
     profile = replace(
-        make_profile(), kv_bytes_per_token=bytes_per_token, pipeline_depth=pipeline_depth
+        make_profile(),
+        num_layers=num_layers,
+        kv_bytes_per_token=bytes_per_token,
+        pipeline_depth=pipeline_depth,
     )
     clock = Clock()
     agenda = Agenda(clock)
@@ -259,6 +266,9 @@ def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: in
         Random(0),
         lambda model, sampled, finished: None,
         lambda model, request, error: pytest.fail(str(error)),
+        {name: [f"layer {index}" for index in range(num_layers)] for name in ("one", "two")}
+        if are_shared
+        else {},
     )
     simulated: list[StepPlan] = []
     for each in fleet.engines[0].models.values():
@@ -268,6 +278,10 @@ def test_plans_are_those_of_the_engine(tiny_checkpoint: Path, pipeline_depth: in
     while agenda.next_s is not None:
         agenda.do_next()
     assert any(plan.preempted_ids for plan in real), "the case is too easy"
+    for model in models:
+        joint = engine._stepping.riding.stats(model.name)
+        assert (joint.num_layers > 0) == are_shared
+        assert fleet.engines[0].joint_layers(model.name) == joint
     assert _rows(simulated) == _rows(real)
 
 

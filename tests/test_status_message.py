@@ -21,7 +21,7 @@ from status_builders import make_reporter
 from omniserve.errors import InvalidRequest
 from omniserve.message_fields import message_fields
 from omniserve.requests import SamplingParams
-from omniserve.settings import ModelStats
+from omniserve.settings import JointLayerStats, ModelStats
 from omniserve.status.host_usage import CoreTimes, HostMeter
 
 BUSY = ModelStats(
@@ -78,15 +78,42 @@ async def test_tiers_have_their_work_and_how_they_keep_their_objectives(
 
 @pytest.mark.asyncio
 async def test_shares_of_a_kv_budget_are_shown_where_there_is_one(tiny_checkpoint: Path) -> None:
-    sharing = replace(BUSY, kv_granted_bytes=41, kv_cached_bytes=42, kv_share=make_kv_share())
+    sharing = replace(
+        BUSY,
+        kv_granted_bytes=41,
+        kv_cached_bytes=42,
+        kv_share=make_kv_share(),
+        host_kv_share=make_kv_share(61),
+    )
     for stats in (BUSY, sharing):
         service = make_service(tiny_checkpoint, ScriptedEngine(stats={"demo": stats}))
         (model,) = make_reporter(service, meter=half_busy()).status().models
         assert model.HasField("kv_share") == (stats is sharing)
+        assert model.piggyback.HasField("kv_share") == (stats is sharing)
+    of_host = model.piggyback.kv_share
+    assert (of_host.granted_bytes, of_host.cached_bytes, of_host.floor_bytes) == (51, 52, 61)
     share = model.kv_share
     assert (share.granted_bytes, share.cached_bytes, share.floor_bytes) == (41, 42, 31)
     assert (share.num_moves_in, share.num_moves_out) == (32, 33)
     assert (share.in_bytes, share.out_bytes, share.moves_per_s) == (34, 35, 3.5)
+
+
+@pytest.mark.asyncio
+async def test_layers_that_went_along_with_others_are_told_as_a_part_of_all_layers(
+    tiny_checkpoint: Path,
+) -> None:
+    engine = ScriptedEngine()
+    num_layers = engine.models["demo"].num_layers
+    for joint, share in ((None, None), (0, 0.0), (7, 1 / num_layers), (99 * num_layers, 1.0)):
+        stats = None if joint is None else JointLayerStats(num_layers=joint, num_rows=11)
+        engine.stats["demo"] = replace(BUSY, joint_layers=stats)
+        service = make_service(tiny_checkpoint, engine)
+        (model,) = make_reporter(service, meter=half_busy()).status().models
+        assert model.HasField("joint_layers") == (stats is not None)
+        if stats is not None:
+            told = model.joint_layers
+            assert (told.num_layers, told.num_rows) == (stats.num_layers, 11)
+            assert told.share == pytest.approx(share)
 
 
 @pytest.mark.asyncio

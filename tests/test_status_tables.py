@@ -24,5 +24,22 @@ def test_models_that_share_a_kv_budget_have_a_table() -> None:
     shared = {table.title: table for table in status_tables(status)}
     (title,) = shared.keys() - set(titles)
     assert "share" in title
+    status.models[0].piggyback.kv_share.granted_bytes = 5 << 20
+    with_host = {table.title: table for table in status_tables(status)}
+    (of_host,) = with_host.keys() - shared.keys()
+    assert "Host" in of_host and with_host[of_host].rows[0][1] == "5 of 9 MiB"
     (row,) = shared[title].rows
     assert row[0] == "demo" and "12" in row[1] and row[-1] == "2.5"
+
+
+def test_what_models_have_in_common_has_a_table_where_there_is_anything() -> None:
+    status = make_status()
+    status.models[0].weights.CopyFrom(pb.WeightStatus(own_bytes=7 << 20))
+    titles = [table.title for table in status_tables(status)]
+    assert titles == [table.title for table in status_tables(make_status())]
+    joint = pb.JointLayersStatus(num_layers=1234, num_rows=5678, share=0.25)
+    status.models[0].joint_layers.CopyFrom(joint)
+    shared = {table.title: table for table in status_tables(status)}
+    (title,) = shared.keys() - set(titles)
+    (row,) = shared[title].rows
+    assert row[0] == "demo" and row[1] == "7.0 MiB" and row[4:] == ["1,234", "25.0 %", "5,678"]

@@ -144,10 +144,10 @@ def test_lane_rows_equal_transformers(
 
 
 def shapes_of(engine: Engine) -> set[tuple[int, int]]:
-    """Resident rows and lane width of every graph."""
+    """Resident rows and lane width of every step that was recorded whole."""
     graphs = engine.runtime("tiny")._executor._graphs
     assert graphs is not None
-    return {(shape.num_rows, shape.lane_width) for shape in graphs._graphs}
+    return {(shape.num_rows, shape.lane_width) for shape in graphs._whole.by_shape}
 
 
 def test_lane_rows_ride_with_resident_rows_and_alone(
@@ -187,13 +187,25 @@ def test_prompts_go_layer_by_layer(checkpoints: dict[str, Path]) -> None:
     assert capture.num_replays == 3
 
 
-def test_steps_that_may_be_parked_go_layer_by_layer(checkpoints: dict[str, Path]) -> None:
+def test_steps_that_may_be_parked_go_by_segments_of_a_layer(checkpoints: dict[str, Path]) -> None:
     capture, settings = TapedCapture(), settings_of(checkpoints["llama"])
     with opened(capture, settings, poll_arrivals=lambda: None) as engine:
         run_all(engine, [make_request("be", [5, 6, 7], service_class="best_effort")])
-        assert capture.num_replays == 0
+        assert capture.num_replays == 15 * 4, "four layers a token, but for the first of 16"
+        assert not shapes_of(engine)
         run_all(engine, [make_request("ls", [5, 6, 7])])
-    assert capture.num_replays == 15, "a token each, but for the first of 16"
+        assert not shapes_of(engine), "what is there in segments runs through as well"
+    assert capture.num_replays == 2 * 15 * 4
+
+
+def test_a_model_that_is_alone_runs_latency_sensitive_decodes_as_one_graph(
+    checkpoints: dict[str, Path],
+) -> None:
+    capture, settings = TapedCapture(), settings_of(checkpoints["llama"])
+    with opened(capture, settings, poll_arrivals=lambda: None) as engine:
+        run_all(engine, [make_request("ls", [5, 6, 7])])
+        assert shapes_of(engine)
+    assert capture.num_replays == 15
 
 
 def test_several_binding_points_go_layer_by_layer(

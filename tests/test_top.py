@@ -64,6 +64,23 @@ def test_who_holds_how_much_of_a_kv_budget_has_its_table() -> None:
     status.models[0].kv_share.CopyFrom(share)
     line = line_with(lines_of(status), "demo", "12 of 16 MiB", "8 MiB", "3 MiB", "4 MiB")
     assert line.split()[-1] == "2.5" and "90 MiB" in line and "80 MiB" in line
+    status.models[0].piggyback.kv_share.granted_bytes = 5 << 20
+    assert line_with(lines_of(status), "host KV it has") and line_with(
+        lines_of(status), "demo", "5 of 9 MiB"
+    )
+
+
+def test_what_models_have_in_common_has_its_table_where_there_is_anything() -> None:
+    status = make_status()
+    alone = pb.WeightStatus(own_bytes=7 << 20)
+    status.models[0].weights.CopyFrom(alone)
+    status.models[0].joint_layers.CopyFrom(pb.JointLayersStatus())
+    assert not any("with others" in line for line in lines_of(status))
+    status.models[0].weights.shared_bytes, status.models[0].weights.saved_bytes = 64 << 20, 32 << 20
+    joint = pb.JointLayersStatus(num_layers=1234, num_rows=5678, share=0.25)
+    status.models[0].joint_layers.CopyFrom(joint)
+    line = line_with(lines_of(status), "demo", "7 MiB", "64 MiB", "32 MiB", "1,234", "25.0 %")
+    assert line.split()[-1] == "5,678"
 
 
 def test_a_bare_status_is_shown_too() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from omniserve.models.decoder import DecoderModel
-from omniserve.models.loading import load_config, load_model
+from omniserve.models.linear import can_pack
+from omniserve.models.loading import load_config, open_model, read_model
 from omniserve.models.row_ops import TorchRowOps
-from omniserve.models.weight_store import WeightStore
+from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.synthetic.create import write_checkpoint
 from omniserve.synthetic.finetune import write_finetune
 
@@ -18,9 +19,15 @@ CPU = torch.device("cpu")
 
 
 def load(
-    path: Path, store: WeightStore, dtype: torch.dtype = torch.float32, max_model_len: int = 64
+    path: Path,
+    store: WeightStore,
+    dtype: torch.dtype = torch.float32,
+    max_model_len: int = 64,
+    adapter: Path | None = None,
 ) -> DecoderModel:
-    return load_model(path, load_config(path), dtype, CPU, max_model_len, TorchRowOps(), store)
+    weights = ModelWeights(store, CPU, can_pack(CPU, dtype))
+    opened = open_model(path, load_config(path), adapter)
+    return read_model(opened, weights, dtype, max_model_len, TorchRowOps())
 
 
 def write_family(
@@ -41,12 +48,13 @@ def last_logits(model: DecoderModel, token_ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         positions = torch.arange(len(token_ids))
         residual, rotary = model.embed(torch.tensor(token_ids)), model.rotary.at(positions)
-        for layer in model.layers:
-            q, k, v = (x.transpose(0, 1)[None] for x in layer.pre(residual, rotary))
+        for index, layer in enumerate(model.layers):
+            deltas = model.deltas_of(index)
+            q, k, v = (x.transpose(0, 1)[None] for x in layer.pre(residual, rotary, deltas))
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=True
             )
-            residual = layer.post(residual, out[0].transpose(0, 1).flatten(1))
+            residual = layer.post(residual, out[0].transpose(0, 1).flatten(1), deltas)
         return model.logits(residual)
 
 
@@ -55,7 +63,7 @@ import gc, sys
 from pathlib import Path
 import torch
 from weight_builders import load
-from omniserve.models.weight_store import WeightStore
+from omniserve.models.weight_store import ModelWeights, WeightStore
 
 def resident_bytes():
     gc.collect()

@@ -97,6 +97,11 @@ class HostKvPool:
         return self._allocator.num_blocks
 
     @property
+    def num_granted_blocks(self) -> int:
+        """Blocks that there is memory for: all."""
+        return self._allocator.num_blocks
+
+    @property
     def num_free_blocks(self) -> int:
         """Blocks that can be allocated, the cached ones among them."""
         return self._allocator.num_free
@@ -195,6 +200,13 @@ class HostKvPool:
             first, last = unused[start], unused[stop - 1]
             self._memory.give_back(first * block_bytes, (last + 1) * block_bytes)
         return before - self.resident_bytes
+
+    def give_back(self, first: int, stop: int) -> None:
+        """Gives the memory of blocks `first` to `stop` - 1 back, whole pages of it: their contents
+        are zeros. For whoever keeps books of its own and knows that nobody uses them."""
+        self._require_open()
+        block_bytes = self.layout.block_bytes
+        self._memory.give_back(first * block_bytes, stop * block_bytes)
 
     def discard_in_pieces(self) -> Iterator[None]:
         """Gives all memory back, in every process that maps it: whatever was stored is zeros.

@@ -123,12 +123,13 @@ def _unserved(files: "TlsFiles") -> Iterator[str]:
 
 def _missing_checkpoints(config: "Config") -> Iterator[str]:
     for index, model in enumerate(config.models):
-        # Not as a Path, which raises where a directory on the way may not be read.
-        if not os.path.isdir(model.path):
-            yield (
-                f"models[{index}].path = {model.path!r}: no such directory; `omniserve serve` "
-                "would refuse this here"
-            )
+        for key, path in (("path", model.path), ("base", model.base)):
+            # Not as a Path, which raises where a directory on the way may not be read.
+            if path is not None and not os.path.isdir(path):
+                yield (
+                    f"models[{index}].{key} = {path!r}: no such directory; `omniserve serve` "
+                    "would refuse this here"
+                )
 
 
 def _summary(config: "Config") -> dict[str, object]:
@@ -140,7 +141,7 @@ def _summary(config: "Config") -> dict[str, object]:
         "tenants": [tenant.name for tenant in config.tenants],
         "listen": config.listen.model_dump(mode="json"),
         "tls": config.tls is not None,
-        "piggybacking": describe_piggybacking(config.piggybacking()),
+        "piggybacking": describe_piggybacking(config.piggybacking(), config.host.kv_bytes),
     }
 
 
@@ -151,7 +152,7 @@ def _summary_line(config: "Config") -> str:
         "models " + ", ".join(model.name for model in config.models),
         "tiers " + ", ".join(f"{tier.name} ({tier.service_class})" for tier in config.tiers),
         _addresses(config),
-        f"piggybacking {describe_piggybacking(config.piggybacking())}",
+        f"piggybacking {describe_piggybacking(config.piggybacking(), config.host.kv_bytes)}",
     ]
     if config.tenants:
         parts.insert(2, "tenants " + ", ".join(tenant.name for tenant in config.tenants))

@@ -40,7 +40,7 @@ def head_lines(status: pb.Status) -> Iterator[str]:
 
 def status_tables(status: pb.Status) -> Iterator[TextTable]:
     """Those that have something to say."""
-    tables = (_tiers, _models, _kv_shares, _hosts, _tenants)
+    tables = (_tiers, _models, _kv_shares, _sharing, _hosts, _host_kv_shares, _tenants)
     for table in (make(status) for make in tables):
         if table.rows:
             yield table
@@ -89,22 +89,56 @@ def _models(status: pb.Status) -> TextTable:
     return TextTable("Models", headings, rows)
 
 
+_SHARE_HEADINGS = ("model", "KV it has", "known prefixes", "floor", "got", "gave up", "moves/s")
+
+
 def _kv_shares(status: pb.Status) -> TextTable:
-    headings = ("model", "KV it has", "known prefixes", "floor", "got", "gave up", "moves/s")
     rows = [
-        [
-            printable(model.name),
-            _used(model.kv_share.granted_bytes, model.kv_total_bytes),
-            _mebibytes(model.kv_share.cached_bytes),
-            _mebibytes(model.kv_share.floor_bytes),
-            _mebibytes(model.kv_share.in_bytes),
-            _mebibytes(model.kv_share.out_bytes),
-            f"{model.kv_share.moves_per_s:.1f}",
-        ]
+        _share_row(model.name, model.kv_share, model.kv_total_bytes)
         for model in status.models
         if model.HasField("kv_share")
     ]
-    return TextTable("KV memory that models share", headings, rows)
+    return TextTable("KV memory that models share", _SHARE_HEADINGS, rows)
+
+
+def _host_kv_shares(status: pb.Status) -> TextTable:
+    rows = [
+        _share_row(model.name, model.piggyback.kv_share, model.piggyback.kv_total_bytes)
+        for model in status.models
+        if model.piggyback.HasField("kv_share")
+    ]
+    return TextTable("Host KV memory that models share", _SHARE_HEADINGS, rows)
+
+
+def _share_row(model: str, share: pb.KvShareStatus, total_bytes: int) -> list[str]:
+    return [
+        printable(model),
+        _used(share.granted_bytes, total_bytes),
+        _mebibytes(share.cached_bytes),
+        _mebibytes(share.floor_bytes),
+        _mebibytes(share.in_bytes),
+        _mebibytes(share.out_bytes),
+        f"{share.moves_per_s:.1f}",
+    ]
+
+
+def _sharing(status: pb.Status) -> TextTable:
+    headings = ("model", "own", "shared", "saved", "layers with others", "of its layers", "rows")
+    models = [model for model in status.models if model.HasField("weights")]
+    rows = [
+        [
+            printable(model.name),
+            _mebibytes(model.weights.own_bytes),
+            _mebibytes(model.weights.shared_bytes),
+            _mebibytes(model.weights.saved_bytes),
+            f"{model.joint_layers.num_layers:,}",
+            format_share(model.joint_layers.share),
+            f"{model.joint_layers.num_rows:,}",
+        ]
+        for model in models
+        if any(each.weights.shared_bytes or each.joint_layers.num_layers for each in models)
+    ]
+    return TextTable("Weights in memory, and layers run once for several models", headings, rows)
 
 
 def _mebibytes(num_bytes: int) -> str:

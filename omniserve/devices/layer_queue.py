@@ -39,7 +39,14 @@ class LayerQueue:
 
     def await_room(self) -> None:
         """Returns once no more than one layer waits for the device, or runs as the last one."""
-        while len(self._marks) > _MOST_QUEUED:
+        self._await(_MOST_QUEUED)
+
+    def await_all(self) -> None:
+        """Returns once the device has run all layers."""
+        self._await(0)
+
+    def _await(self, most: int) -> None:
+        while len(self._marks) > most:
             if self._marks[0].query():
                 self._marks.popleft()
             else:

@@ -1,6 +1,7 @@
 """From settings to a model that is ready to step."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,19 +10,13 @@ from typing import Any
 
 from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
-from omniserve.engine.kv_arbiter import KvArbiter
-from omniserve.engine.kv_budget import KvBudget
-from omniserve.engine.kv_pool import (
-    DeviceKvPool,
-    allocate_kv_pool,
-    blocks_per_extent,
-    kv_bytes_per_token,
-)
+from omniserve.engine.kv_pool import DeviceKvPool, allocate_kv_pool, kv_bytes_per_token
+from omniserve.engine.kv_sharing import KvBudgets, KvSharing
 from omniserve.engine.load_log import LoadLog
-from omniserve.engine.model_kv import ModelKv
 from omniserve.engine.model_memory import dtype_of, require_memory, require_room
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import (
+    blocks_per_extent,
     plan_extents,
     plan_kv_capacity,
     scheduler_settings,
@@ -31,6 +26,7 @@ from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
 from omniserve.models.linear import can_pack
 from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.model_digest import model_digest
 from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.piggyback.build import (
     HostedModel,
@@ -63,6 +59,7 @@ class BuiltModel:
             yield from self.hosted.host.pool.discard_in_pieces()
             self.hosted.host.pool.close()
         yield from self.executor.take_apart()
+        self.kv_pool.close()
 
 
 Progress = Callable[[LoadPhase, int, int], None]
@@ -71,7 +68,7 @@ what it likes."""
 
 
 def build_runtimes(
-    settings: EngineSettings, device: Device, store: WeightStore, kv_arbiter: KvArbiter
+    settings: EngineSettings, device: Device, store: WeightStore, kv_sharing: KvSharing
 ) -> tuple[dict[str, ModelRuntime], HostLink | None]:
     """Loads the models, which share their weights in `store`; with a host link where one of them
     piggybacks.
@@ -80,9 +77,10 @@ def build_runtimes(
         CheckpointError: a checkpoint cannot be loaded.
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
-    kv_arbiter.expect(*settings.models)
+    kv_sharing.expect(*settings.models)
+    kv_sharing.expect_later(settings.asleep)
     built = [
-        build_model(model, device, store, kv_arbiter.budget, LoadLog(model.name))
+        build_model(model, device, store, kv_sharing.budgets, LoadLog(model.name))
         for model in settings.models
     ]
     hosted = [part.hosted for part in built if part.hosted is not None]
@@ -91,16 +89,14 @@ def build_runtimes(
         part.info.name: make_runtime(part, device, piggybacks.get(part.info.name)) for part in built
     }
     for part in built:
-        join_kv(kv_arbiter, part, runtimes[part.info.name])
+        join_kv(kv_sharing, part, runtimes[part.info.name])
     return runtimes, link
 
 
-def join_kv(kv_arbiter: KvArbiter, part: BuiltModel, runtime: ModelRuntime) -> None:
-    """An expected model takes its part in the KV budget, where there is one."""
-    pool = part.kv_pool
-    num_longest = -(-part.info.max_model_len // pool.cache.shape[4])
-    holder = ModelKv(runtime, pool)
-    kv_arbiter.add(part.info.name, holder, pool.block_bytes, part.num_blocks, num_longest)
+def join_kv(kv_sharing: KvSharing, part: BuiltModel, runtime: ModelRuntime) -> None:
+    """An expected model takes its part in the KV budgets, where there are any."""
+    host = None if part.hosted is None else part.hosted.host
+    kv_sharing.join(runtime, part.kv_pool, part.num_blocks, host)
 
 
 def make_runtime(part: BuiltModel, device: Device, piggyback: Piggyback | None) -> ModelRuntime:
@@ -120,7 +116,7 @@ def build_model(
     settings: ModelSettings,
     device: Device,
     store: WeightStore,
-    kv_budget: KvBudget | None,
+    budgets: KvBudgets,
     progress: Progress,
 ) -> BuiltModel:
     """Checks all that can be checked, then reads the weights and allocates. In any thread.
@@ -131,7 +127,7 @@ def build_model(
             is free.
     """
     progress("checking", 0, 0)
-    path = Path(settings.path)
+    path = Path(settings.checkpoint_path)
     config = load_config(path)
     dtype = dtype_of(settings)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -140,21 +136,25 @@ def build_model(
     )
     # Refused before the weights are read, which may take minutes.
     extents = None
-    if kv_budget is not None:
-        block_bytes = bytes_per_token * settings.block_size
+    block_bytes = bytes_per_token * settings.block_size
+    if budgets.device is not None:
         extents = plan_extents(
             settings,
-            kv_budget,
+            budgets.device,
             block_bytes,
             blocks_per_extent(block_bytes // config.num_hidden_layers, device.elastic_page_bytes()),
         )
     num_blocks, max_model_len = plan_kv_capacity(
         settings, bytes_per_token, config.max_position_embeddings, extents
     )
+    host_budget = budgets.host_part(settings, block_bytes)
     text = TextModel.load(path)
     eos_token_ids = _eos_token_ids(path, config)
-    opened = open_model(path, config)
+    adapter = None if settings.adapter_path is None else Path(settings.adapter_path)
+    opened = open_model(path, config, adapter)
     require_memory(settings, opened, device.torch_device, store)
+    # What is imported before is there for the next one.
+    began_s = time.monotonic()
     model = read_model(
         opened,
         ModelWeights(
@@ -170,10 +170,10 @@ def build_model(
     )
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
-    num_allocated = num_blocks + (capture is not None)
+    num_scratch = 0 if capture is None else 1
     extent_blocks = None if extents is None else extents.num_blocks
-    kv_pool = allocate_kv_pool(settings, model, num_allocated, device, extent_blocks)
-    host = open_host_side(settings, model, kv_pool.cache, max_model_len)
+    kv_pool = allocate_kv_pool(settings, model, num_blocks, num_scratch, device, extent_blocks)
+    host = open_host_side(settings, model, kv_pool.cache, max_model_len, host_budget)
     piggyback = settings.piggyback if host is not None else None
     graphs = None
     if capture is not None:
@@ -190,7 +190,7 @@ def build_model(
     )
     scheduler = Scheduler(
         scheduler_settings(settings, num_blocks, max_model_len, piggyback, extent_blocks),
-        None if host is None else host.pool,
+        None if host is None else host.blocks,
         settings.step_time,
     )
     info = ModelInfo(
@@ -205,6 +205,9 @@ def build_model(
         eos_token_ids=eos_token_ids,
         num_layers=config.num_hidden_layers,
         kv_floor_bytes=None if extents is None else extents.floor_bytes,
+        host_kv_floor_bytes=None if host_budget is None else host_budget.floor_bytes,
+        digest=model_digest(settings, model.weights.digests),
+        load_s=time.monotonic() - began_s,
     )
     hosted = None
     if host is not None and piggyback is not None:

@@ -9,7 +9,7 @@ from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
 from omniserve.devices.layer_queue import layer_queue_for
 from omniserve.engine.build import build_runtimes, join_kv, make_runtime
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.model_changes import ModelChanges, Placement
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import News
@@ -22,6 +22,7 @@ from omniserve.errors import CheckpointError, UnknownModel
 from omniserve.models.weight_sharing import WeightSharing
 from omniserve.models.weight_store import WeightStore
 from omniserve.piggyback.build import HostedModel, add_piggyback, open_piggyback
+from omniserve.piggyback.place import require_place
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.requests import EngineRequest, RequestOutput, TierSettings
 from omniserve.settings import EngineSettings, ModelInfo, ModelSettings, ModelStats
@@ -52,15 +53,13 @@ class Engine:
         self.device = device.description
         self._torch_device = device
         store = WeightStore()
-        self.kv_arbiter = KvArbiter(settings.device.kv_bytes)
+        self.kv_sharing = KvSharing(settings, device)
         """Of the KV memory of all models."""
-        self._runtimes, self._host = build_runtimes(settings, device, store, self.kv_arbiter)
+        self._runtimes, self._host = build_runtimes(settings, device, store, self.kv_sharing)
         queue = layer_queue_for(device.torch_device)
-        self._stepping = Stepping(
-            self._runtimes, self._host, poll_arrivals, self.kv_arbiter.balance, queue
-        )
-        placement = Placement(self._join, self._leave)
-        self._changes = ModelChanges(device, store, self.kv_arbiter, placement)
+        self._stepping = Stepping(self._runtimes, self._host, poll_arrivals, self.kv_sharing, queue)
+        placement = Placement(self._require_place, self._join, self._leave)
+        self._changes = ModelChanges(device, store, self.kv_sharing, placement)
         self._tiers = TiersInForce()
         self._sharing = WeightSharing()
         self._shares: Mapping[str, float] = {}
@@ -125,16 +124,25 @@ class Engine:
             runtime.scheduler.set_shares(shares)
 
     def begin_load(
-        self, question: int, settings: ModelSettings, prepare: Prepare = lambda given: given
+        self,
+        question: int,
+        settings: ModelSettings,
+        prepare: Prepare = lambda given: given,
+        digest: str = "",
     ) -> None:
         """Begins to load a model beside those that run; goes on with every `step`.
 
         No step waits for it longer than about a layer takes. `prepare` completes the settings, in
         a thread of its own. Among the `take_news` will be `LoadAdvanced` and then `Loaded`
-        or, where nothing of it is left, `Refused`; all with `question`. May be called at layer
-        boundaries.
+        or, where nothing of it is left, `Refused`; all with `question`. A model that slept wakes
+        so, and is refused where its `digest` is another one now. May be called at layer boundaries.
         """
-        self._changes.begin_load(question, settings, prepare)
+        self._changes.begin_load(question, settings, prepare, digest)
+
+    def begin_sleep(self, question: int, model: str) -> None:
+        """As `begin_unload`, but its part of a KV budget stays its own, until it is loaded again,
+        or unloaded."""
+        self._changes.begin_sleep(question, model)
 
     def begin_unload(self, question: int, model: str) -> None:
         """Takes a model out before the next step; goes on with every `step`.
@@ -187,7 +195,7 @@ class Engine:
                     for output in self.step():
                         if output.error is not None:
                             raise CheckpointError(f"model {name!r}: {output.error}")
-            runtime.warm_up()
+            runtime.warm_up(is_alone=len(self._runtimes) == 1)
 
     @property
     def host_costs_threads(self) -> bool:
@@ -210,7 +218,7 @@ class Engine:
         """Raises an AssertionError where the books of some model disagree."""
         for runtime in self._runtimes.values():
             runtime.check_integrity()
-        self.kv_arbiter.check_integrity()
+        self.kv_sharing.check_integrity()
 
     def stats(self) -> tuple[ModelStats, ...]:
         """Of the models that are served."""
@@ -222,7 +230,8 @@ class Engine:
                 weights=sharing[each.info.name],
                 layer_waits=self._stepping.waits(each.info.name),
                 joint_layers=self._stepping.riding.stats(each.info.name),
-                kv_share=self.kv_arbiter.stats(each.info.name),
+                kv_share=self.kv_sharing.device.stats(each.info.name),
+                host_kv_share=self.kv_sharing.host.stats(each.info.name),
             )
             for each in served
         )
@@ -242,13 +251,16 @@ class Engine:
         joining = self._changes.joining
         return [runtime for name, runtime in self._runtimes.items() if name != joining]
 
+    def _require_place(self, model: ModelSettings) -> None:
+        require_place(model, self._host, self._torch_device)
+
     def _join(self, load: ModelLoad) -> ModelRuntime:
         assert load.built is not None
         hosted = load.built.hosted
         piggyback = None if hosted is None else self._add_piggyback(hosted)
         try:
             runtime = make_runtime(load.built, self._torch_device, piggyback)
-            join_kv(self.kv_arbiter, load.built, runtime)
+            join_kv(self.kv_sharing, load.built, runtime)
         except BaseException:
             if piggyback is not None:
                 # Before its pool is closed, with the rest of what was built.

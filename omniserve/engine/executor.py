@@ -11,8 +11,9 @@ from torch import Tensor
 from omniserve.devices.attention import AttentionBackend, CapturableAttention
 from omniserve.devices.pinned import to_device
 from omniserve.engine.batch import BlockTables, StepBatch, build_batch
-from omniserve.engine.step_graphs import GraphSettings, StepGraphs
+from omniserve.engine.step_graphs import CapturedStep, GraphSettings, StepGraphs
 from omniserve.models.decoder import DecoderLayer, DecoderModel
+from omniserve.models.lora import RowDelta
 from omniserve.models.weight_store import ModelWeights
 from omniserve.piggyback.lane_exchange import LaneExchange, StagedExchange
 from omniserve.piggyback.lane_run import LaneRun
@@ -42,9 +43,12 @@ class StepCursor:
     lanes: LaneRun | None
     next_layer: int = 0
     residual: Tensor | None = None
-    """Resident rows first, lane rows behind them; None before the first layer."""
+    """Resident rows first, lane rows behind them; None before the first layer, and amid layers
+    that run as captured graphs."""
     resident: ResidentRows | None = None
-    """None before the first layer, and where all layers were run as a captured graph."""
+    """None before the first layer, and where layers run as captured graphs."""
+    captured: CapturedStep | None = None
+    """Where they do, from the first layer on."""
 
     @property
     def num_resident(self) -> int:
@@ -86,16 +90,21 @@ class Executor:
         """Of its model; those that other models have too are the same objects."""
         return self._model.layers
 
+    def deltas_of(self, layer: int, rows: slice) -> tuple[RowDelta, ...]:
+        """What its model, where that is an adapter, adds to a layer in which these rows are its."""
+        return self._model.deltas_of(layer, rows)
+
     @property
     def weights(self) -> ModelWeights:
         """Those that its model holds."""
         return self._model.weights
 
-    def warm_up(self, exchange: LaneExchange | None) -> None:
-        """Makes what steps would make when they first need it; `exchange` is that of the lanes."""
+    def warm_up(self, exchange: LaneExchange | None, *, is_alone: bool) -> None:
+        """Makes what steps would make when they first need it; `exchange` is that of the lanes.
+        Steps of a model that `is_alone` on its device may run through."""
         if self._graphs is not None:
             staged = exchange if isinstance(exchange, StagedExchange) else None
-            self._graphs.warm_up(staged)
+            self._graphs.warm_up(staged, is_alone=is_alone)
 
     def start(self, plan: StepPlan, lanes: LaneRun | None = None) -> StepCursor:
         """Lays out the plan's rows; no layer has run yet."""
@@ -104,19 +113,34 @@ class Executor:
         entering = np.array([entry.token_id for entry in plan.lane_entries], dtype=np.int64)
         return StepCursor(batch, entering, lanes)
 
-    def runs_whole(self, cursor: StepCursor) -> bool:
-        """Whether all layers may run as one captured graph, if none has run yet."""
+    def runs_captured(self, cursor: StepCursor) -> bool:
+        """Whether the layers run as captured graphs, or may if none has run yet."""
+        if cursor.captured is not None:
+            return True
         can_capture = self._graphs is not None and cursor.next_layer == 0
         return can_capture and not cursor.batch.attention.chunks
 
+    def next_stop(self, cursor: StepCursor) -> int:
+        """The next layer boundary at which the step can stop."""
+        if self._graphs is not None and self.runs_captured(cursor):
+            return self._graphs.next_stop(cursor.next_layer)
+        return cursor.next_layer + 1
+
     def advance(self, cursor: StepCursor, to_layer: int) -> None:
-        """Runs the layers up to, not including, `to_layer`; stops and resumes anywhere."""
+        """Runs the layers up to, not including, `to_layer`: all that are left, or up to the
+        `next_stop`."""
         if cursor.next_layer == 0:
-            if self._graphs is not None and to_layer == self.num_layers:
-                cursor.residual = self._graphs.run(cursor.batch, cursor.entering, cursor.lanes)
-            if cursor.residual is None:
+            if self._graphs is not None:
+                cursor.captured = self._graphs.begin(
+                    cursor.batch, cursor.entering, cursor.lanes, to_layer
+                )
+            if cursor.captured is None:
                 self.embed(cursor)
-        if cursor.resident is not None:
+        if cursor.captured is not None:
+            assert self._graphs is not None
+            self._graphs.advance(cursor.captured, to_layer)
+            cursor.residual = cursor.captured.residual
+        elif cursor.resident is not None:
             for index in range(cursor.next_layer, to_layer):
                 self._run_layer(cursor, cursor.resident, index)
             if cursor.lanes is not None:
@@ -142,16 +166,17 @@ class Executor:
 
     def _run_layer(self, cursor: StepCursor, resident: ResidentRows, index: int) -> None:
         assert cursor.residual is not None
-        layer = self._model.layers[index]
+        layer, deltas = self._model.layers[index], self._model.deltas_of(index)
         if cursor.lanes is None:
-            q, k, v = layer.pre(cursor.residual, resident.rotary)
+            q, k, v = layer.pre(cursor.residual, resident.rotary, deltas)
             attended = self._attention.run(resident.attention_plan, index, q, k, v)
-            cursor.residual = layer.post(cursor.residual, attended)
+            cursor.residual = layer.post(cursor.residual, attended, deltas)
             return
         entering = self.enter_layer(cursor, index)
-        parts = self.attend(cursor, index, layer.pre(*entering) if len(entering[0]) else None)
+        qkv = layer.pre(*entering, deltas) if len(entering[0]) else None
+        parts = self.attend(cursor, index, qkv)
         # Without resident rows nothing may be left of a step between two layers.
-        cursor.residual = layer.post(*join_parts(parts)) if parts else cursor.residual[:0]
+        cursor.residual = layer.post(*join_parts(parts), deltas) if parts else cursor.residual[:0]
 
     def enter_layer(self, cursor: StepCursor, index: int) -> LayerInput:
         """Binds lane rows where it is time to; what `pre` of the layer is to be given."""
@@ -203,11 +228,7 @@ class Executor:
         """Drops layers and weights one after the other, so that nobody waits for all of them at
         once; it can compute nothing any more. What other models have too stays with them."""
         self._graphs = None
-        layers = self._model.layers
-        while layers:
-            layers.pop()
-            yield
-        yield from self._model.weights.take_apart()
+        yield from self._model.take_apart()
 
     def set_block_table(self, slot: int, block_ids: Sequence[int]) -> None:
         """The whole table of a request that came back to the device."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from omniserve.engine.executor import Executor, LayerInput, StepCursor, join_parts
 from omniserve.models.decoder import DecoderLayer
+from omniserve.models.lora import RowDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,10 @@ class Rider:
     cursor: StepCursor
 
     def shares_next_layer(self, other: "Rider") -> bool:
-        """Whether both stand at the same layer, and it is one object in memory."""
+        """Whether both stand at the same layer, and it is one object in memory that neither of
+        them runs as a captured graph."""
+        if self.cursor.captured is not None or other.cursor.captured is not None:
+            return False
         index = self.cursor.next_layer
         if other.cursor.next_layer != index or index >= len(self.executor.layers):
             return False
@@ -41,8 +45,8 @@ class JointLayers:
     """Advances steps of several models together where they stand at the same, shared layer.
 
     The idea is BlockLLM's (Hu et al., 2024): a block that several models have is one block, with
-    one batch. Here it is a layer's two functions; each row attends to the KV of its own model, and
-    lane rows leave and join by the exchange of theirs.
+    one batch. Here it is a layer's two functions; each row attends to the KV of its own model, lane
+    rows leave and join by the exchange of theirs, and rows of adapters get what these add.
     """
 
     def __init__(self) -> None:
@@ -87,7 +91,9 @@ class JointLayers:
         counts = [len(residual) for residual, _ in inputs]
         self.num_batches += 1
         self.num_rows += sum(counts)
-        qkv = layer.pre(*_joined(inputs)) if sum(counts) else None
+        qkv = None
+        if sum(counts):
+            qkv = layer.pre(*_joined(inputs), _deltas(riders, index, counts))
         parts: list[tuple[Tensor, Tensor]] = []
         leaving = []
         start = 0
@@ -98,12 +104,24 @@ class JointLayers:
             leaving.append(sum(len(residual) for residual, _ in attended))
             start += count
         if parts:
-            out = layer.post(*join_parts(parts))
+            out = layer.post(*join_parts(parts), _deltas(riders, index, leaving))
         else:
             out = inputs[0][0][:0]
         for rider, residual in zip(riders, out.split(leaving), strict=True):
             rider.cursor.residual = residual
         return counts
+
+
+def _deltas(riders: Sequence[Rider], index: int, counts: Sequence[int]) -> list[RowDelta]:
+    """What adapters among the models add, each to its own of the rows that stand one behind the
+    other, so many of each."""
+    deltas: list[RowDelta] = []
+    start = 0
+    for rider, count in zip(riders, counts, strict=True):
+        if count:
+            deltas += rider.executor.deltas_of(index, slice(start, start + count))
+        start += count
+    return deltas
 
 
 def _joined(inputs: Sequence[LayerInput]) -> LayerInput:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from omniserve.engine.kv_budget_terms import DEVICE_KV, KvBudgetTerms, KvPart
 from omniserve.errors import ConfigError
 from omniserve.settings import ModelSettings
 
@@ -24,33 +25,38 @@ class KvBudget:
     that is what its longest request must fit in.
     """
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self, num_bytes: int, terms: KvBudgetTerms = DEVICE_KV) -> None:
         self.num_bytes = num_bytes
+        self.terms = terms
         # Replaced whole, never changed: a thread that loads a model reads it meanwhile.
         self._places: dict[str, _Place] = {}
 
     def reserve(self, models: tuple[ModelSettings, ...]) -> None:
-        """Keeps a floor for each of these, besides those that have one; all of them or none.
+        """Keeps a floor for each of these that has a part, besides those that have one; all of
+        them or none.
 
         Raises:
             ConfigError: the floors are more than the budget, or would leave too little for the
                 longest request of a model that is there already.
         """
-        num_models = len(self._places) + len(models)
-        floors = {model.name: self._floor_bytes(model, num_models) for model in models}
+        named_parts = ((model.name, self.terms.part_of(model)) for model in models)
+        parts = {name: part for name, part in named_parts if part is not None}
+        num_models = len(self._places) + len(parts)
+        floors = {name: self._floor_bytes(part, num_models) for name, part in parts.items()}
+        budget_key, floor_key = self.terms.budget_key, self.terms.floor_key
         common_bytes = self.common_bytes - sum(floors.values())
         if common_bytes < 0:
             named = ", ".join(
                 f"{name} {num_bytes}" for name, num_bytes in {**self._floors(), **floors}.items()
             )
             raise ConfigError(
-                f"device.kv_bytes: {self.num_bytes} bytes are less than all "
-                f"device_kv_floor_bytes together ({named})"
+                f"{budget_key}: {self.num_bytes} bytes are less than all "
+                f"{floor_key} together ({named})"
             )
         for name, place in self._places.items():
             if place.longest_bytes > place.floor_bytes + common_bytes:
                 raise ConfigError(
-                    f"device.kv_bytes: beside the device_kv_floor_bytes of "
+                    f"{budget_key}: beside the {floor_key} of "
                     f"{', '.join(floors)} {place.floor_bytes + common_bytes} of "
                     f"{self.num_bytes} bytes would be left to {name}, whose longest request needs "
                     f"{place.longest_bytes}; lower the floors or its max_model_len"
@@ -67,11 +73,14 @@ class KvBudget:
         """Nothing is kept for it any more."""
         self._places = {name: place for name, place in self._places.items() if name != model}
 
+    def has_place(self, model: str) -> bool:
+        return model in self._places
+
     def floor_bytes(self, model: str) -> int:
         return self._places[model].floor_bytes
 
     def reach_bytes(self, model: str, unit_bytes: int) -> int:
-        """What its latency-sensitive requests can have at most, in whole units."""
+        """What it can have at most without floors of others, in whole units."""
         floor_bytes = self._places[model].floor_bytes
         return (floor_bytes // unit_bytes + self.common_bytes // unit_bytes) * unit_bytes
 
@@ -83,7 +92,7 @@ class KvBudget:
     def _floors(self) -> dict[str, int]:
         return {name: place.floor_bytes for name, place in self._places.items()}
 
-    def _floor_bytes(self, model: ModelSettings, num_models: int) -> int:
+    def _floor_bytes(self, part: KvPart, num_models: int) -> int:
         even_bytes = self.num_bytes // (_FLOORS_SHARE * num_models)
-        given = model.device_kv_floor_bytes
-        return min(model.device_kv_bytes, even_bytes if given is None else given)
+        given = part.floor_bytes
+        return min(part.most_bytes, even_bytes if given is None else given)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from omniserve.devices.device import Device
-from omniserve.engine.kv_arbiter import KvArbiter
-from omniserve.engine.memory_return import MemoryReturn
+from omniserve.engine.kv_sharing import KvSharing
+from omniserve.engine.leaving import Leaving, Stage, TakeOut
 from omniserve.engine.model_load import ModelLoad, Prepare
 from omniserve.engine.model_news import LoadAdvanced, Loaded, News, Refused, Unloaded
 from omniserve.engine.model_runtime import ModelRuntime
@@ -22,63 +22,68 @@ _SAY_EVERY_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a model is taken among those that run, and out again; both between two steps."""
+    """How a model is taken among those that run, and out again; all between two steps."""
 
+    require_place: Callable[[ModelSettings], None]
+    """Raises ConfigError where one of these settings could not join, whatever its weights are."""
     join: Callable[[ModelLoad], ModelRuntime]
     """Takes what the load has built. Raises ConfigError."""
-    leave: Callable[[str], tuple[ModelRuntime | None, list[RequestOutput]]]
-    """Ends its requests; None where a step of it has to come to its end first."""
+    leave: TakeOut
 
 
 class ModelChanges:
     """Loads one model at a time, and unloads any; to be advanced between steps.
 
-    What takes time is done in threads beside the steps, or is a step itself.
+    What takes time is done in threads beside the steps, or is a step itself. No load begins while
+    another model leaves: it finds the memory free that this gives back.
     """
 
     def __init__(
-        self, device: Device, store: WeightStore, kv_arbiter: KvArbiter, placement: Placement
+        self, device: Device, store: WeightStore, kv_sharing: KvSharing, placement: Placement
     ) -> None:
-        """`store` has the weights of all models of the device, `kv_arbiter` their KV memory."""
+        """`store` has the weights of all models of the device, `kv_sharing` their KV memory."""
         self._device = device
         self._store = store
-        self._kv_arbiter = kv_arbiter
+        self._kv_sharing = kv_sharing
         self._placement = placement
         self._waiting: deque[ModelLoad] = deque()
         self._load: ModelLoad | None = None
         self._trial: Trial | None = None
         """Of the model that is being loaded, once it has joined."""
-        self._leaving: deque[tuple[int | None, str]] = deque()
-        self._staying: list[tuple[int | None, str]] = []
-        self._quieting: list[tuple[int | None, ModelRuntime]] = []
-        self._returns: list[tuple[int | None, str, MemoryReturn]] = []
+        self._leaving: list[Leaving] = []
+        """Of one name the first goes; the others wait until it has."""
         self._news: list[News] = []
-        self._ended_by: int | None = None
-        """The question of the unload that ended the load."""
         self._said: tuple[LoadPhase, float] | None = None
 
-    def begin_load(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
-        """At any time. `Loaded` or `Refused` will be among the news."""
-        self._waiting.append(ModelLoad(question, settings, prepare))
+    def begin_load(
+        self, question: int, settings: ModelSettings, prepare: Prepare, digest: str = ""
+    ) -> None:
+        """At any time. `Loaded` or `Refused` will be among the news; `digest` is of a model that
+        slept."""
+        self._waiting.append(ModelLoad(question, settings, prepare, digest))
+
+    def begin_sleep(self, question: int, model: str) -> None:
+        """At any time. As an unload, but what is the model's of a KV budget stays its own."""
+        kv_sharing = self._kv_sharing
+        self._leaving.append(Leaving(model, [Unloaded(question)], kv_sharing, kv_sharing.rest))
 
     def begin_unload(self, question: int, model: str) -> None:
         """At any time. `Unloaded` will be among the news, also where there is no such model.
 
         A load of it that is under way is refused.
         """
-        self._leaving.append((question, model))
         # Now, so that one that is begun after this is not meant.
-        for load in (*self._waiting, *([self._load] if self._load is not None else ())):
+        for load in tuple(self._waiting):
             if load.settings.name == model:
-                load.end()
+                self._waiting.remove(load)
+                self._news.append(_refused(load, None))
+        if self._load is not None and self._load.settings.name == model:
+            self._load.end()
+        self._leaving.append(Leaving(model, [Unloaded(question)], self._kv_sharing))
 
     @property
     def are_under_way(self) -> bool:
-        return bool(
-            (self._waiting or self._load)
-            or (self._leaving or self._quieting or self._returns)
-            or self._news
-        )
+        return bool(self._waiting or self._load or self._leaving or self._news)
 
     @property
     def joining(self) -> str | None:
@@ -92,18 +97,13 @@ class ModelChanges:
 
     def advance(self, is_there: Callable[[str], bool]) -> list[RequestOutput]:
         """Does what can be done now; the outputs end requests of models that have left."""
-        outputs: list[RequestOutput] = []
-        while self._leaving:
-            outputs += self._unload(*self._leaving.popleft(), is_there)
-        self._leaving.extend(self._staying)
-        self._staying.clear()
-        self._note_quiet()
-        self._note_returns()
-        if self._load is None and self._waiting and not self._is_leaving(self._waiting[0]):
-            self._begin_next(is_there)
+        outputs = self._note_leaving(is_there)
+        if self._load is None:
+            if self._waiting and not self._leaving:
+                self._begin_next(is_there)
         elif self._trial is not None:
-            self._note_trial(self._trial, is_there)
-        elif self._load is not None:
+            self._note_trial(self._load, self._trial)
+        else:
             self._note_load(self._load)
         return outputs
 
@@ -111,128 +111,94 @@ class ModelChanges:
         """Outputs that somebody asked for."""
         return outputs if self._trial is None else self._trial.take_own(outputs)
 
+    def _note_leaving(self, is_there: Callable[[str], bool]) -> list[RequestOutput]:
+        outputs: list[RequestOutput] = []
+        first: dict[str, Leaving] = {}
+        for leaving in self._leaving:
+            if first.setdefault(leaving.name, leaving) is not leaving:
+                continue
+            if leaving.stage is Stage.STEPPING:
+                outputs += self._take_out(leaving, is_there)
+            leaving.advance()
+            if leaving.stage is Stage.GONE:
+                self._news += leaving.news
+        self._leaving = [each for each in self._leaving if each.stage is not Stage.GONE]
+        return outputs
+
+    def _take_out(self, leaving: Leaving, is_there: Callable[[str], bool]) -> list[RequestOutput]:
+        load = self._load
+        if load is not None and load.settings.name == leaving.name:
+            if self._trial is None:
+                # Its thread ends soon; what it has read goes first.
+                return []
+            self._trial.end()
+            self._load = self._trial = None
+            leaving.news = (_refused(load, None), *leaving.news)
+        if not is_there(leaving.name):
+            leaving.end()
+            return []
+        return leaving.take_out(self._placement.leave)
+
     def _begin_next(self, is_there: Callable[[str], bool]) -> None:
         load = self._waiting.popleft()
         name = load.settings.name
-        if load.is_ended:
-            self._refuse(load, None)
-            return
-        if is_there(name):
-            self._refuse(load, ConfigError(f"models.{name}: there is a model of this name already"))
-            return
         try:
-            self._kv_arbiter.expect(load.settings)
+            if is_there(name):
+                raise ConfigError(f"models.{name}: there is a model of this name already")
+            self._placement.require_place(load.settings)
+            self._kv_sharing.expect(load.settings)
         except ConfigError as error:
-            self._refuse(load, error)
+            self._news.append(_refused(load, error))
             return
         self._load, self._said = load, None
-        load.start(self._device, self._store, self._kv_arbiter.budget)
-
-    def _is_leaving(self, load: ModelLoad) -> bool:
-        """Whether one of the same name has still to give its memory back."""
-        names = [
-            *(name for _, name in self._leaving),
-            *(runtime.info.name for _, runtime in self._quieting),
-            *(name for _, name, _ in self._returns),
-        ]
-        return load.settings.name in names
+        load.start(self._device, self._store, self._kv_sharing.budgets)
 
     def _note_load(self, load: ModelLoad) -> None:
         if not load.is_done:
             self._tell_progress(load)
-            return
-        error = load.error
-        if load.built is not None and not load.is_ended:
-            try:
-                self._trial = Trial(self._placement.join(load))
-                load.phase = "warming_up"
-                self._tell_progress(load)
-                return
-            except ConfigError as problem:
-                error = ConfigError(str(problem))
-            except Exception as problem:
-                # No memory, say: models that run have no part in it.
-                name, kind = load.settings.name, type(problem).__name__
-                error = ConfigError(f"models.{name}: {kind}: {problem}")
-        left, load.built = load.built, None
-        self._load = None
-        self._refuse(load, error)
-        self._returns.append((self._ended_by, load.settings.name, MemoryReturn(left)))
-        self._ended_by = None
+        elif load.built is None or load.is_ended:
+            self._come_to_nothing(load, load.error)
+        else:
+            self._join(load)
 
-    def _note_trial(self, trial: Trial, is_there: Callable[[str], bool]) -> None:
-        load = self._load
-        assert load is not None
+    def _join(self, load: ModelLoad) -> None:
+        try:
+            runtime = self._placement.join(load)
+        except Exception as problem:
+            # No memory, say: models that run have no part in it.
+            self._come_to_nothing(load, _as_error(load, problem))
+            return
+        try:
+            self._trial = Trial(runtime)
+        except Exception as problem:
+            self._take_back(load, _as_error(load, problem))
+            return
+        load.phase = "warming_up"
+        self._tell_progress(load)
+
+    def _come_to_nothing(
+        self, load: ModelLoad, error: CheckpointError | ConfigError | None
+    ) -> None:
+        """Before it has joined; what was built of it goes."""
+        left, load.built = load.built, None
+        self._take_back(load, error).give_back(left)
+
+    def _take_back(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> Leaving:
+        """The load is over; it is refused once nothing is left of it."""
+        self._load = self._trial = None
+        leaving = Leaving(load.settings.name, [_refused(load, error)], self._kv_sharing)
+        # Before an unload that was asked for meanwhile, which waits for it.
+        self._leaving.insert(0, leaving)
+        return leaving
+
+    def _note_trial(self, load: ModelLoad, trial: Trial) -> None:
         if trial.error is not None:
-            self._unload(None, self._give_up_trial(CheckpointError(trial.error)), is_there)
+            self._take_back(load, CheckpointError(trial.error))
         elif trial.is_over:
             self._load = self._trial = None
             self._news.append(Loaded(load.question, trial.runtime.info, load.settings.step_time))
         else:
             trial.look()
-
-    def _give_up_trial(self, error: CheckpointError | None) -> str:
-        """The name of the model, which has still to leave."""
-        load = self._load
-        assert load is not None
-        self._load = self._trial = None
-        self._refuse(load, error)
-        return load.settings.name
-
-    def _unload(
-        self, question: int | None, name: str, is_there: Callable[[str], bool]
-    ) -> list[RequestOutput]:
-        is_trial = False
-        if self._load is not None and self._load.settings.name == name:
-            if self._trial is None and self._ended_by is None:
-                # Its thread ends soon; what it has read goes with it.
-                self._ended_by = question
-                return []
-            is_trial = self._trial is not None
-            if is_trial:
-                self._give_up_trial(None)
-        if not is_there(name):
-            self._tell_unloaded(question)
-            return []
-        runtime, outputs = self._placement.leave(name)
-        if runtime is None:
-            # Once more in the next step.
-            self._staying.append((question, name))
-        else:
-            self._quieting.append((question, runtime))
-        return [] if is_trial else outputs
-
-    def _note_quiet(self) -> None:
-        """The host lets go of the requests that a model had there, in its own time."""
-        for entry in tuple(self._quieting):
-            question, runtime = entry
-            runtime.poll()
-            if runtime.is_quiet:
-                self._quieting.remove(entry)
-                runtime.leave_host()
-                name = runtime.info.name
-                self._kv_arbiter.retire(name)
-                self._returns.append((question, name, MemoryReturn(runtime)))
-
-    def _tell_unloaded(self, question: int | None) -> None:
-        if question is not None:
-            self._news.append(Unloaded(question))
-
-    def _note_returns(self) -> None:
-        for entry in tuple(self._returns):
-            question, name, memory = entry
-            if memory.is_done:
-                self._returns.remove(entry)
-                self._kv_arbiter.remove(name)
-                self._tell_unloaded(question)
-
-    def _refuse(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> None:
-        """None: it was ended."""
-        text = f"models.{load.settings.name}: it was unloaded while it was being loaded"
-        if error is not None:
-            text = str(error)
-        is_checkpoint = isinstance(error, CheckpointError)
-        self._news.append(Refused(load.question, text, is_checkpoint))
 
     def _tell_progress(self, load: ModelLoad) -> None:
         now_s = time.monotonic()
@@ -244,3 +210,19 @@ class ModelChanges:
         self._news.append(
             LoadAdvanced(load.question, load.phase, load.done_bytes, load.total_bytes)
         )
+
+
+def _as_error(load: ModelLoad, problem: Exception) -> ConfigError:
+    """Without its traceback, which would keep alive what was built."""
+    if isinstance(problem, ConfigError):
+        return ConfigError(str(problem))
+    name, kind = load.settings.name, type(problem).__name__
+    return ConfigError(f"models.{name}: {kind}: {problem}")
+
+
+def _refused(load: ModelLoad, error: CheckpointError | ConfigError | None) -> Refused:
+    """None: it was ended."""
+    text = f"models.{load.settings.name}: it was unloaded while it was being loaded"
+    if error is not None:
+        text = str(error)
+    return Refused(load.question, text, isinstance(error, CheckpointError))

@@ -10,7 +10,7 @@ import torch
 from omniserve.devices.device import Device
 from omniserve.devices.openmp_team import compute_alone
 from omniserve.engine.build import BuiltModel, build_model
-from omniserve.engine.kv_budget import KvBudget
+from omniserve.engine.kv_sharing import KvBudgets
 from omniserve.engine.load_log import LoadLog
 from omniserve.errors import CheckpointError, ConfigError, OmniServeError
 from omniserve.models.weight_store import WeightStore
@@ -37,8 +37,11 @@ class ModelLoad:
     on meanwhile on all compute threads.
     """
 
-    def __init__(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
-        """`prepare` completes the settings; it is called in the thread."""
+    def __init__(
+        self, question: int, settings: ModelSettings, prepare: Prepare, digest: str = ""
+    ) -> None:
+        """`prepare` completes the settings; it is called in the thread. With a `digest`, a model
+        that is another one is refused."""
         self.question = question
         self.settings = settings
         self.phase: LoadPhase = "checking"
@@ -47,15 +50,16 @@ class ModelLoad:
         self.error: CheckpointError | ConfigError | None = None
         """Why it failed; without its traceback, which would keep alive what was read."""
         self._prepare = prepare
+        self._digest = digest
         self._log = LoadLog(settings.name)
         self._is_ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, device: Device, store: WeightStore, kv_budget: KvBudget | None) -> None:
+    def start(self, device: Device, store: WeightStore, budgets: KvBudgets) -> None:
         """Begins; to be asked for `is_done` from then on."""
         self._thread = threading.Thread(
             target=self._run,
-            args=(device, store, kv_budget),
+            args=(device, store, budgets),
             name=f"load-{self.settings.name}",
             daemon=True,
         )
@@ -74,7 +78,7 @@ class ModelLoad:
         """Whether there is a built model, an error, or, where it was ended, neither."""
         return self._thread is not None and not self._thread.is_alive()
 
-    def _run(self, device: Device, store: WeightStore, kv_budget: KvBudget | None) -> None:
+    def _run(self, device: Device, store: WeightStore, budgets: KvBudgets) -> None:
         switch_s = sys.getswitchinterval()
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
@@ -82,7 +86,9 @@ class ModelLoad:
             sys.setswitchinterval(_SWITCH_S)
             self.settings = self._prepare(self.settings)
             with torch.inference_mode():
-                self.built = build_model(self.settings, device, store, kv_budget, self._note)
+                built = build_model(self.settings, device, store, budgets, self._note)
+            self._require_same(built)
+            self.built = built
         except LoadEnded:
             pass
         except (CheckpointError, ConfigError) as error:
@@ -96,6 +102,17 @@ class ModelLoad:
             )
         finally:
             sys.setswitchinterval(switch_s)
+
+    def _require_same(self, built: BuiltModel) -> None:
+        """Raises CheckpointError, with nothing left of what was built."""
+        if self._digest in ("", built.info.digest):
+            return
+        for _ in built.take_apart():
+            pass
+        raise CheckpointError(
+            f"models.{self.settings.name}: its files have changed since it fell asleep; unload it, "
+            "and load it again to have what they are now"
+        )
 
     def _note(self, phase: LoadPhase, done_bytes: int, total_bytes: int) -> None:
         if self._is_ended.is_set():

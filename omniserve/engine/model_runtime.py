@@ -88,13 +88,18 @@ class ModelRuntime:
         """Whether a step was given to the device whose tokens are not there yet."""
         return bool(self._in_flight)
 
-    def runs_whole(self, step: RunningStep) -> bool:
-        """Whether the device runs all layers of a step as one piece."""
-        return self._executor.runs_whole(step.cursor)
+    def runs_captured(self, step: RunningStep) -> bool:
+        """Whether the layers of a step run as captured graphs, or may if none has run yet."""
+        return self._executor.runs_captured(step.cursor)
 
-    def warm_up(self) -> None:
+    def next_stop(self, step: RunningStep) -> int:
+        """The next layer boundary at which a step can stop."""
+        return self._executor.next_stop(step.cursor)
+
+    def warm_up(self, *, is_alone: bool) -> None:
         """Makes what steps would make when they first need it, and forgets the trials so far."""
-        self._executor.warm_up(None if self._piggyback is None else self._piggyback.exchange)
+        exchange = None if self._piggyback is None else self._piggyback.exchange
+        self._executor.warm_up(exchange, is_alone=is_alone)
         if self._piggyback is not None:
             self._piggyback.reset_counters()
 
@@ -208,6 +213,7 @@ class ModelRuntime:
             yield from self._left_host.take_apart()
             self._left_host = None
         yield from self._executor.take_apart()
+        self._kv_pool.close()
 
     def begin(
         self,
@@ -248,6 +254,12 @@ class ModelRuntime:
     def num_layers_shared_with(self, other: "ModelRuntime") -> int:
         """The first layers that both models have in common, in memory."""
         return num_shared_layers([self._executor, other._executor])
+
+    def drop(self, step: RunningStep) -> None:
+        """A step that `may_be_dropped` is not gone on with; its tokens are computed again. None of
+        its requests may be in a later one, and the device must have done what it was given."""
+        self.scheduler.drop(step.plan, self._clock())
+        self._settle()
 
     def finish(self, step: RunningStep) -> list[RequestOutput]:
         """Samples a step whose layers are done; outputs are those of the oldest step in flight."""
@@ -291,9 +303,10 @@ class ModelRuntime:
             self._piggyback.check_integrity()
 
     def close(self) -> None:
-        """Gives shared memory back; the host attention process has stopped."""
+        """Gives memory back that goes with nothing else; the host attention process has stopped."""
         if self._piggyback is not None:
             self._piggyback.close()
+        self._kv_pool.close()
 
     def stats(self) -> ModelStats:
         scheduler = self.scheduler

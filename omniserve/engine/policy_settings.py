@@ -1,6 +1,7 @@
 """From the settings of a model to those of its scheduler; the simulator needs them too."""
 
 from dataclasses import dataclass
+from math import gcd
 
 from omniserve.engine.kv_budget import KvBudget
 from omniserve.errors import ConfigError
@@ -18,7 +19,12 @@ class KvExtents:
     floor_bytes: int
     """That are kept for the model, in whole extents."""
     reach_bytes: int
-    """That latency-sensitive requests of the model can have at most."""
+    """That the model can have at most without floors of others."""
+
+
+def blocks_per_extent(block_bytes_in_layer: int, page_bytes: int) -> int:
+    """The fewest blocks that fill whole pages."""
+    return page_bytes // gcd(page_bytes, block_bytes_in_layer)
 
 
 def plan_extents(
@@ -33,8 +39,8 @@ def plan_extents(
     floor_bytes = budget.floor_bytes(settings.name)
     if 0 < floor_bytes < unit_bytes:
         raise ConfigError(
-            f"models.{settings.name}.device_kv_floor_bytes: memory moves in units of {unit_bytes} "
-            f"bytes, and {floor_bytes} bytes hold none; give that, or 0"
+            f"models.{settings.name}.{budget.terms.floor_key}: memory moves in units of "
+            f"{unit_bytes} bytes, and {floor_bytes} bytes hold none; give that, or 0"
         )
     return KvExtents(
         extent_blocks,

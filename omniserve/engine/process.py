@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import NoReturn
 
 import zmq
@@ -36,6 +37,7 @@ from omniserve.messages import (
     SetShares,
     SetTiers,
     Shutdown,
+    SleepModel,
     Stats,
     Submit,
     ToFront,
@@ -44,7 +46,7 @@ from omniserve.messages import (
     encode,
 )
 from omniserve.requests import EngineRequest, RequestOutput
-from omniserve.settings import EngineSettings, ModelSettings
+from omniserve.settings import ModelSettings
 from omniserve.vector_path import require_vector_path
 from scheduler.step_time import LinearStepTime
 
@@ -118,7 +120,7 @@ class EngineProcess:
         from omniserve.profiling.kept import with_kept_step_time
         from omniserve.profiling.store import default_store
 
-        settings = EngineSettings(self._settings.device, (*self._others_of(model), model))
+        settings = replace(self._settings, models=(*self._others_of(model), model))
         return with_kept_step_time(settings, self._engine.device, default_store(), self._num_cores)
 
     def _others_of(self, model: ModelSettings) -> tuple[ModelSettings, ...]:
@@ -160,8 +162,10 @@ class EngineProcess:
                     self._engine.set_shares(shares)
                 case Explain(question=question, request_id=request_id):
                     self._send(Explained(question, self._engine.explain(request_id)))
-                case LoadModel(question=question, settings=settings):
-                    self._engine.begin_load(question, settings, self._with_step_time)
+                case LoadModel(question=question, settings=settings, digest=digest):
+                    self._engine.begin_load(question, settings, self._with_step_time, digest)
+                case SleepModel(question=question, model=model):
+                    self._engine.begin_sleep(question, model)
                 case UnloadModel(question=question, model=model):
                     self._engine.begin_unload(question, model)
                 case Shutdown():

@@ -10,14 +10,12 @@ from omniserve.settings import JointLayerStats
 from scheduler import Claim, ModelDemand, StandingStep
 from scheduler.interleaving import begun
 from scheduler.riding import (
+    ALONE_EVERY,
     RowLimits,
     guest_models,
     riders,
     room_beside,
 )
-
-_ALONE_EVERY = 16
-"""Of the steps of a model whose times are known: what a step takes is learnt from those alone."""
 
 
 class Riding:
@@ -62,7 +60,7 @@ class Riding:
         names = guest_models(shared, patient, [each.standing for each in parked])
         if names and host.standing.plan.predicted_s > 0.0:
             self._num_hosted[host.model] += 1
-            if self._num_hosted[host.model] % _ALONE_EVERY == 0:
+            if self._num_hosted[host.model] % ALONE_EVERY == 0:
                 return {}
         return {name: shared[name] for name in names}
 
@@ -137,7 +135,7 @@ class Riding:
 
     def _takes_riders(self, host: BegunStep) -> bool:
         """A captured graph has no layers that others could join."""
-        return not (host.standing.is_urgent and host.runtime.runs_whole(host.step))
+        return not (host.standing.is_urgent and host.runtime.runs_captured(host.step))
 
 
 def _limits_of(host: BegunStep) -> RowLimits:

@@ -26,6 +26,13 @@ class RunningStep:
     """Whether other work ran between its layers."""
 
     @property
+    def may_be_dropped(self) -> bool:
+        """Whether nothing is lost with it but the time of its layers: no row of it is, or was, on
+        the host."""
+        lanes = self.cursor.lanes
+        return lanes is None or lanes.is_empty
+
+    @property
     def num_lane_rows(self) -> float:
         """The mean over the layers."""
         lanes = self.cursor.lanes

@@ -1,8 +1,10 @@
-"""Steps of decodes and lane rows as captured graphs: one launch instead of thousands.
+"""Steps of decodes and lane rows as captured graphs: few launches instead of thousands.
 
-A step is padded to one of few shapes. Each shape has a graph, recorded when it is first met (or by
-`warm_up`) on padding alone and replayed on what `StepInputs` and the attention's plan hold then.
-Padding rows write to a scratch block of the KV cache and to the lane that is nobody's.
+A step is padded to one of few shapes. Each shape has one graph of all layers, for steps that run
+through, and graphs of segments of layers, for steps that may have to stop between them. They are
+recorded when they are first needed (or by `warm_up`) on padding alone and replayed on what
+`StepInputs` and the attention's plan hold then. Padding rows write to a scratch block of the KV
+cache and to the lane that is nobody's.
 
 Proven on the CPU, with a tape of operators for a graph: the same tokens as layer by layer. Unproven
 on an accelerator: no CUDA and no Ascend machine has run this.
@@ -10,7 +12,9 @@ on an accelerator: no CUDA and no Ascend machine has run this.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,15 +24,23 @@ from torch import Tensor
 from omniserve.devices.attention import AttentionBatch, CapturableAttention, StaticDecodes
 from omniserve.devices.graph_capture import GraphCapture
 from omniserve.engine.batch import StepBatch
-from omniserve.engine.step_inputs import PENDING, InputViews, StepInputs
-from omniserve.engine.step_shapes import StepShape, lane_sizes, padded, row_sizes
+from omniserve.engine.captured_layers import StaticStep, embed, run_layers
+from omniserve.engine.step_inputs import StepInputs
+from omniserve.engine.step_shapes import (
+    StepShape,
+    lane_sizes,
+    padded,
+    row_sizes,
+    segment_stops,
+)
 from omniserve.logs import get_logger, log_event
 from omniserve.models.decoder import DecoderModel
 from omniserve.piggyback.lane_exchange import StagedExchange
 from omniserve.piggyback.lane_run import LaneRun
 
 _LOG = get_logger(__name__)
-_MOST_GRAPHS = 128
+_MOST_SHAPES = 128
+"""Recorded as one graph, and as many in segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +52,49 @@ class GraphSettings:
     """A block of the KV cache that belongs to nobody."""
     max_lane_rows: int
     """Most lane rows of a segment; 0 without piggybacking."""
+    segment_layers: int = 1
+    """Layers of one graph, in steps that may have to stop: what others wait for at most. More are
+    less work for the host, but whose turn it is is reckoned with single layers."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Graph:
-    inputs: StepInputs
-    attention: StaticDecodes | None
-    """None where the shape has no resident rows."""
-    replay: Callable[[], None]
+class _Graphs:
+    """All layers of one shape."""
+
+    step: StaticStep
+    stops: tuple[int, ...]
+    """Behind how many layers each graph ends."""
+    replays: tuple[Callable[[], None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """The shapes that are recorded in graphs that end behind so many layers."""
+
+    stops: tuple[int, ...]
+    by_shape: dict[StepShape, _Graphs] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class CapturedStep:
+    """A step whose layers run as captured graphs: everything before `next_layer` is done."""
+
+    batch: StepBatch
+    entering: NDArray[np.int64]
+    lanes: LaneRun | None
+    graphs: _Graphs
+    next_layer: int = 0
+    residual: Tensor | None = None
+    """While other steps use the graphs' memory, what stood there; at the end the residuals of the
+    resident rows and then of those that left the last layer."""
 
 
 class StepGraphs:
-    """The captured graphs of one model; they share one memory for what comes out."""
+    """The captured graphs of one model; they share one memory for what goes through layers.
+
+    Several steps may be under way. That memory is one step's at a time: another's residual is put
+    aside, and brought back when it goes on.
+    """
 
     def __init__(
         self,
@@ -72,89 +115,138 @@ class StepGraphs:
         max_rows, max_lane_rows = len(last_tokens), settings.max_lane_rows
         self._row_sizes = row_sizes(max_rows)
         self._lane_sizes = lane_sizes(max_lane_rows)
-        self._graphs: dict[StepShape, _Graph] = {}
+        self._whole = _Recorded((model.num_layers,))
+        self._segmented = _Recorded(segment_stops(model.num_layers, settings.segment_layers))
+        self._steps: dict[StepShape, StaticStep] = {}
         self._decodes: dict[tuple[int, int], StaticDecodes] = {}
         self._may_record = True
-        self._out = torch.empty(
+        self._occupant: CapturedStep | None = None
+        """Whose rows the memory holds."""
+        self._residual = torch.empty(
             max_rows + max_lane_rows,
             model.hidden_size,
             dtype=model.dtype,
             device=last_tokens.device,
         )
 
-    def run(
-        self, batch: StepBatch, entering: NDArray[np.int64], lanes: LaneRun | None
-    ) -> Tensor | None:
-        """Runs all layers of a step; None, and no layer run, where it must go layer by layer.
+    def next_stop(self, layer: int) -> int:
+        """The boundary behind the segment that begins with this layer."""
+        return next(stop for stop in self._segmented.stops if stop > layer)
 
-        Returns the residuals of the resident rows and then of those that left the last layer; they
-        are good until the next run. `entering`: tokens of the rows of segment 0.
+    def begin(
+        self,
+        batch: StepBatch,
+        entering: NDArray[np.int64],
+        lanes: LaneRun | None,
+        first_stop: int,
+    ) -> CapturedStep | None:
+        """A step before its first layer; None where it must go layer by layer.
+
+        `entering`: tokens of the rows of segment 0; `first_stop`: behind how many layers it may
+        have to stop first.
         """
         exchange = None if lanes is None else lanes.staged_exchange
         if batch.attention.chunks or (lanes is not None and exchange is None):
             return None
-        num_rows = padded(len(batch.token_ids), self._row_sizes)
         if lanes is not None:
             lanes.bind(0)
-        shape = self._shape(num_rows, batch, lanes)
-        graph = self._graph(shape, exchange)
-        if graph is None:
-            return None
-        graph.inputs.fill(batch, entering, None if lanes is None else lanes.rows)
-        if graph.attention is not None:
-            graph.attention.fill(batch.attention.padded(num_rows, self._settings.scratch_block))
-        graph.replay()
-        resident = self._out[: len(batch.token_ids)]
-        if lanes is None or exchange is None:
-            return resident
-        lanes.leave_staged(exchange)
-        num_exits = lanes.count(self._model.num_layers)
-        return torch.cat([resident, self._out[num_rows : num_rows + num_exits]])
+        shape = self._shape(batch, lanes)
+        form = self._form(shape, first_stop)
+        graphs = None if form is None else self._graphs_of(shape, exchange, form)
+        return None if graphs is None else CapturedStep(batch, entering, lanes, graphs)
+
+    def advance(self, step: CapturedStep, to_layer: int) -> None:
+        """Runs the layers up to, not including, `to_layer`, at which a segment of it ends."""
+        graphs, lanes = step.graphs, step.lanes
+        if self._occupant is not step:
+            self._bring_back(step)
+        for stop, replay in zip(graphs.stops, graphs.replays, strict=True):
+            if step.next_layer < stop <= to_layer:
+                replay()
+                step.next_layer = stop
+        assert step.next_layer == to_layer, f"no segment ends at layer {to_layer}"
+        if lanes is not None and lanes.staged_exchange is not None:
+            lanes.leave_staged(lanes.staged_exchange, to_layer)
+        if to_layer == self._model.num_layers:
+            step.residual, self._occupant = self._leaving(step), None
 
     @torch.inference_mode()
-    def warm_up(self, exchange: StagedExchange | None) -> None:
-        """Records every number of rows with every lane width, at the shortest contexts.
+    def warm_up(self, exchange: StagedExchange | None, *, is_alone: bool) -> None:
+        """Records every number of rows with every lane width, at the shortest contexts: in
+        segments, and for a model that is alone as a whole.
 
         exchange: that of the model's lanes, None where there are none.
         """
+        forms = (self._whole, self._segmented) if is_alone else (self._segmented,)
         size = self._attention.context_size(self._no_rows)
         for width in self._lane_sizes if exchange is not None else (0,):
             for num_rows in self._row_sizes:
                 if num_rows + width:
-                    self._graph(StepShape(num_rows, width, size if num_rows else 0), exchange)
+                    shape = StepShape(num_rows, width, size if num_rows else 0)
+                    for form in forms:
+                        self._graphs_of(shape, exchange, form)
 
-    def _shape(self, num_rows: int, batch: StepBatch, lanes: LaneRun | None) -> StepShape:
+    def _shape(self, batch: StepBatch, lanes: LaneRun | None) -> StepShape:
+        num_rows = padded(len(batch.token_ids), self._row_sizes)
         # A graph has some row, though a step may have none.
         most_lanes = 0 if lanes is None else max(int(lanes.rows.counts.max()), num_rows == 0)
         width = padded(most_lanes, self._lane_sizes)
         size = self._attention.context_size(batch.attention) if num_rows else 0
         return StepShape(num_rows, width, size)
 
-    def _graph(self, shape: StepShape, exchange: StagedExchange | None) -> _Graph | None:
-        """None where it cannot be recorded, or there are too many."""
-        if shape not in self._graphs and self._may_record and len(self._graphs) < _MOST_GRAPHS:
+    def _form(self, shape: StepShape, first_stop: int) -> _Recorded | None:
+        """How a step runs that may have to stop there first; None where no graph ends there."""
+        if first_stop != self._model.num_layers:
+            return self._segmented if first_stop in self._segmented.stops else None
+        # Nobody is to wait for another recording of what is there.
+        is_there = shape in self._segmented.by_shape and shape not in self._whole.by_shape
+        return self._segmented if is_there else self._whole
+
+    def _graphs_of(
+        self, shape: StepShape, exchange: StagedExchange | None, form: _Recorded
+    ) -> _Graphs | None:
+        """None where they cannot be recorded, or there are too many."""
+        recorded = form.by_shape
+        if shape not in recorded and self._may_record and len(recorded) < _MOST_SHAPES:
             try:
-                self._graphs[shape] = self._record(shape, exchange)
+                recorded[shape] = self._record(shape, exchange, form.stops)
             except RuntimeError as error:
                 self._may_record = False
                 log_event(_LOG, "graph_capture_failed", level=logging.WARNING, reason=str(error))
-        return self._graphs.get(shape)
+        return recorded.get(shape)
 
-    def _record(self, shape: StepShape, exchange: StagedExchange | None) -> _Graph:
-        if not shape.lane_width:
-            exchange = None
-        nobody = 0 if exchange is None else exchange.nobody
-        inputs = StepInputs(shape, self._model.num_layers, nobody, self._out.device)
+    def _record(
+        self, shape: StepShape, exchange: StagedExchange | None, stops: tuple[int, ...]
+    ) -> _Graphs:
+        self._put_aside()
+        step = self._padding(shape, exchange if shape.lane_width else None)
+        capture = self._settings.capture.capture
+        replays = tuple(
+            capture(partial(self._run, step, range(first, stop)))
+            for first, stop in pairwise((0, *stops))
+        )
+        return _Graphs(step, stops, replays)
+
+    def _run(self, step: StaticStep, layers: range) -> None:
+        """What a graph records."""
+        held = self._residual[: step.num_rows]
+        entered = embed(self._model, step, self._last_tokens) if layers.start == 0 else held
+        held.copy_(run_layers(self._model, step, layers, entered))
+
+    def _padding(self, shape: StepShape, exchange: StagedExchange | None) -> StaticStep:
+        """The static memory of a shape, filled with padding, on which graphs are recorded; whole
+        and in segments it is the same."""
         attention = self._static_decodes(shape) if shape.num_rows else None
-        num_out = shape.num_rows + shape.lane_width
-
-        def work() -> None:
-            self._out[:num_out].copy_(self._run_layers(inputs.views, attention, exchange))
-
-        return _Graph(inputs, attention, self._settings.capture.capture(work))
+        if shape in self._steps:
+            self._steps[shape].inputs.clear()
+        else:
+            nobody = 0 if exchange is None else exchange.nobody
+            inputs = StepInputs(shape, self._model.num_layers, nobody, self._residual.device)
+            self._steps[shape] = StaticStep(shape, inputs, attention, exchange)
+        return self._steps[shape]
 
     def _static_decodes(self, shape: StepShape) -> StaticDecodes:
-        """The same for all lane widths; filled with padding, on which graphs are recorded."""
+        """The same for all lane widths; filled with padding."""
         key = (shape.num_rows, shape.context_size)
         padding = self._no_rows.padded(shape.num_rows, self._settings.scratch_block)
         if key not in self._decodes:
@@ -163,32 +255,30 @@ class StepGraphs:
             self._decodes[key].fill(padding)
         return self._decodes[key]
 
-    def _run_layers(
-        self,
-        inputs: InputViews,
-        attention: StaticDecodes | None,
-        exchange: StagedExchange | None,
-    ) -> Tensor:
-        """What a graph records."""
-        model = self._model
-        sampled = self._last_tokens[inputs.slots]
-        tokens = torch.where(inputs.tokens == PENDING, sampled, inputs.tokens)
-        residual = model.embed(torch.cat([tokens, inputs.entering]))
-        cos, signed_sin = model.rotary.at(inputs.positions.flatten())
-        by_segment = inputs.positions.shape
-        cos, signed_sin = cos.unflatten(0, by_segment), signed_sin.unflatten(0, by_segment)
-        for index, layer in enumerate(model.layers):
-            q, k, v = layer.pre(residual, (cos[index], signed_sin[index]))
-            kept, attended = [], []
-            if attention is not None:
-                rows = slice(len(inputs.tokens))
-                kept.append(residual[rows])
-                attended.append(attention.run(index, q[rows], k[rows], v[rows]))
-            if exchange is not None:
-                rows = slice(len(inputs.tokens), None)
-                exchange.stage(inputs.lanes[index], residual[rows], q[rows], k[rows], v[rows])
-                joining, outputs = exchange.join_lanes(inputs.lanes[index + 1])
-                kept.append(joining)
-                attended.append(outputs)
-            residual = layer.post(torch.cat(kept), torch.cat(attended))
-        return residual
+    def _put_aside(self) -> None:
+        """What the memory holds is kept for the step that it belongs to."""
+        step, self._occupant = self._occupant, None
+        if step is not None:
+            step.residual = self._residual[: step.graphs.step.num_rows].clone()
+
+    def _bring_back(self, step: CapturedStep) -> None:
+        """The memory is this step's: all that its graphs read is as it was when it stopped."""
+        self._put_aside()
+        static, batch = step.graphs.step, step.batch
+        static.inputs.fill(batch, step.entering, None if step.lanes is None else step.lanes.rows)
+        if static.attention is not None:
+            scratch_block = self._settings.scratch_block
+            static.attention.fill(batch.attention.padded(static.shape.num_rows, scratch_block))
+        if step.residual is not None:
+            self._residual[: static.num_rows].copy_(step.residual)
+            step.residual = None
+        self._occupant = step
+
+    def _leaving(self, step: CapturedStep) -> Tensor:
+        """Residuals of a step behind its last layer, without padding."""
+        num_resident, lanes = len(step.batch.token_ids), step.lanes
+        num_exits = 0 if lanes is None else lanes.count(self._model.num_layers)
+        first_exit = step.graphs.step.shape.num_rows
+        exits = self._residual[first_exit : first_exit + num_exits]
+        # A copy: the step may still stand back for others behind its last layer.
+        return torch.cat([self._residual[:num_resident], exits])

@@ -45,9 +45,14 @@ class StepInputs:
             (num_layers + 1, width),
         )
         num_values = sum(torch.Size(part).numel() for part in self._shapes)
-        self._memory = torch.zeros(num_values, dtype=torch.int64, device=device)
+        self._memory = torch.empty(num_values, dtype=torch.int64, device=device)
         self.views = self._split(self._memory)
-        self.views.lanes.fill_(nobody)
+        self.clear()
+
+    def clear(self) -> None:
+        """All is padding again."""
+        self._memory.zero_()
+        self.views.lanes.fill_(self._nobody)
 
     def fill(self, batch: StepBatch, entering: NDArray[np.int64], rows: LaneRows | None) -> None:
         """Resident rows are decodes; `entering` are the tokens of `rows` of segment 0."""

@@ -29,6 +29,11 @@ def lane_sizes(most: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < most), most)
 
 
+def segment_stops(num_layers: int, segment_layers: int) -> tuple[int, ...]:
+    """Behind how many layers each segment ends, if all but the last have `segment_layers`."""
+    return (*range(segment_layers, num_layers, segment_layers), num_layers)
+
+
 def padded(count: int, sizes: Sequence[int]) -> int:
     """The smallest of ascending `sizes` that holds `count`; IndexError where none does."""
     return sizes[bisect_left(sizes, count)]

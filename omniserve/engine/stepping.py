@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from omniserve.devices.layer_queue import LayerQueue
 from omniserve.engine.begun_step import BegunStep
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.layer_waits import LayerWaits
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.riding import Riding
@@ -34,22 +35,21 @@ class Stepping:
         runtimes: Mapping[str, ModelRuntime],
         host: HostLink | None,
         poll_arrivals: Callable[[], None] | None,
-        balance_memory: Callable[[], None],
+        kv_sharing: KvSharing,
         queue: LayerQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`runtimes` are looked at anew at every decision; `poll_arrivals` is called at the layer
-        boundaries at which a step may stop, `balance_memory` before every step; `queue` is the
-        device's, where it has one."""
+        boundaries at which a step may stop; `kv_sharing` moves memory before every step, and at
+        those boundaries where it is urgent; `queue` is the device's, where it has one."""
         self._runtimes = runtimes
         self._host = host
         self._poll_arrivals = poll_arrivals
-        self._balance_memory = balance_memory
+        self._kv_sharing = kv_sharing
         self._queue = queue
         self._clock = clock
         self._turns = ModelTurns()
         self._parked: list[BegunStep] = []
-        self._running: BegunStep | None = None
         self._waits: dict[str, LayerWaits] = {}
         self.riding = Riding(runtimes)
 
@@ -59,13 +59,11 @@ class Stepping:
         return bool(self._parked)
 
     def forget(self, model: str) -> None:
-        """The model is not served any more: steps of it that stand between two layers are dropped,
-        and a step under way is not gone on with. To be called once it is not among the runtimes."""
+        """The model is not served any more: steps of it that stand between two layers are
+        dropped. To be called between two steps, once it is not among the runtimes."""
         self._parked = [each for each in self._parked if each.standing.model != model]
         self._waits.pop(model, None)
         self.riding.forget(model)
-        if self._running is not None and self._running.standing.model == model:
-            self._running = None
 
     def waits(self, model: str) -> LayerWaitStats | None:
         """How long its latency-sensitive requests waited behind other models' layers; None of one
@@ -87,7 +85,7 @@ class Stepping:
         """As `Engine.step`; for callers in inference mode."""
         if self._host is not None:
             self._attend(self._host)
-        self._balance_memory()
+        self._kv_sharing.balance(self._drop_standing)
         is_alone = len(self._runtimes) == 1 and not self._parked
         demands = {
             name: runtime.demand(is_alone=is_alone) for name, runtime in self._runtimes.items()
@@ -116,6 +114,25 @@ class Stepping:
             # All there is to do is on the host, or being copied.
             time.sleep(_HOST_POLL_S if self._host.is_ready else _LOST_HOST_POLL_S)
         return []
+
+    def _drop_standing(self, model: str) -> bool:
+        """Latency-sensitive requests of other models wait for memory that best-effort steps of this
+        one hold, and these stand between two layers for as long as such requests have work: they
+        are not gone on with. Whether there was such a step."""
+        dropped = [
+            each
+            for each in self._parked
+            if each.model == model
+            and not each.standing.is_urgent
+            and each.step.may_be_dropped
+            and each.runtime.scheduler.memory.is_awaited(each.step.plan)
+        ]
+        if dropped and self._queue is not None:
+            self._queue.await_all()
+        for each in dropped:
+            self._parked = [other for other in self._parked if other is not each]
+            each.runtime.drop(each.step)
+        return bool(dropped)
 
     def _attend(self, host: HostLink) -> None:
         host.collect()
@@ -182,7 +199,6 @@ class Stepping:
         if is_alone and (running.standing.is_urgent or self._poll_arrivals is None):
             runtime.advance(step, runtime.num_layers)
             return runtime.finish(step)
-        self._running = running
         claims: Mapping[str, Claim] | None = None
         while step.cursor.next_layer < runtime.num_layers:
             first, started_s = step.cursor.next_layer, self._clock()
@@ -192,9 +208,8 @@ class Stepping:
                 self._queue.await_room()
             if self._poll_arrivals is not None:
                 self._poll_arrivals()
-            if self._running is None:
-                # Its model was unloaded just now.
-                return []
+            if not is_alone:
+                self._kv_sharing.hasten(self._drop_standing)
             for each in self._runtimes.values():
                 each.note_landed_copies()
             now_s = self._clock()
@@ -204,7 +219,6 @@ class Stepping:
             if self._stands_back(running.standing, claims, now_s):
                 self._park(running, now_s)
                 return []
-        self._running = None
         return runtime.finish(step)
 
     def _advance(
@@ -219,16 +233,8 @@ class Stepping:
             for guest in guests:
                 guest.follow(self._clock())
         else:
-            running.runtime.advance(running.step, self._next_stop(running))
+            running.runtime.advance(running.step, running.runtime.next_stop(running.step))
         running.standing.next_layer = running.step.cursor.next_layer
-
-    def _next_stop(self, running: BegunStep) -> int:
-        """A captured graph has no layers at which it could stop: one of latency-sensitive decodes,
-        which takes no longer than a token may, runs as a whole."""
-        runtime, step = running.runtime, running.step
-        if running.standing.is_urgent and runtime.runs_whole(step):
-            return runtime.num_layers
-        return step.cursor.next_layer + 1
 
     def _claims(self, now_s: float) -> dict[str, Claim]:
         return {
@@ -265,7 +271,6 @@ class Stepping:
         running.step.was_interrupted = True
         running.standing.parked_s = now_s
         self._parked.append(running)
-        self._running = None
         if len(self._runtimes) > 1:
             self._waits_of(running.standing.model).num_parked += 1
 

@@ -38,8 +38,12 @@ class Trial:
     def look(self) -> None:
         """Gives up where it takes too long."""
         if time.monotonic() > self._end_s:
-            self.runtime.abort(self._request_id)
-            self.is_over = True
+            self.end()
+
+    def end(self) -> None:
+        """No token is waited for any more."""
+        self.runtime.abort(self._request_id)
+        self.is_over = True
 
     def take_own(self, outputs: list[RequestOutput]) -> list[RequestOutput]:
         """Returns those of others."""

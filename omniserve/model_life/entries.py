@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from omniserve.access.bearer_token import without_tokens
-from omniserve.config import Config, DeviceConfig, ModelConfig, load_config
+from omniserve.config import Config, ModelConfig, load_config
 from omniserve.config_file import MAX_FILE_BYTES, ConfigFile, parse_config
 from omniserve.config_messages import describe_problems
 from omniserve.config_tier import TierConfig
@@ -74,16 +74,18 @@ def settings_beside(
     model: ModelConfig,
     others: Sequence[ModelConfig],
     tiers: Sequence[TierConfig],
-    device: DeviceConfig,
+    started: Config,
 ) -> ModelSettings:
-    """What the engine is told of a model that comes to those that are there.
+    """What the engine is told of a model that comes to those that are there; device and host are
+    those with which the daemon was `started`.
 
     Raises ModelExists for a name that is taken, and ConfigError for what does not go together.
     """
     check_names(model, others)
     # What routes requests is not asked: a tier's default may be a model that is gone.
     plain = [tier.model_copy(update={"default_model": None}) for tier in tiers]
-    data = {"device": device, "models": [*others, model], "tiers": plain}
+    machine = {"device": started.device, "host": started.host}
+    data = {**machine, "models": [*others, model], "tiers": plain}
     try:
         config = Config.model_validate(data)
     except ValidationError as error:

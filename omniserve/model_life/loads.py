@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from omniserve.checkpoint import inspect_checkpoint
+from omniserve.adapter_checkpoint import inspect_files
 from omniserve.config import ModelConfig
 from omniserve.errors import CheckpointError, EngineUnavailable, OmniServeError
 from omniserve.logs import get_logger, log_event
@@ -61,7 +61,7 @@ def read_front_part(model: ModelConfig, threads: TenantThreads) -> ServedModel:
     """What the front needs of a checkpoint, which is looked through as far as that goes without
     its weights. Reads files; raises CheckpointError, which names the model."""
     try:
-        inspect_checkpoint(model.path)
+        inspect_files(model.path, model.base)
         return ServedModel.load(model, threads)
     except CheckpointError as error:
         raise CheckpointError(f"model {model.name!r}: {error}") from None
@@ -118,16 +118,31 @@ class ModelLoads:
         absence = Absence(config, "being loaded", lambda: RETRY_LOADING_S)
         self._service.set_models(self._service.models.with_absent(absence))
 
+    def give_up(self, name: str) -> None:
+        """Ends a load: others see it at once, and its task ends once nothing is left of it."""
+        standing = self._service.roster.get(name)
+        assert standing is not None
+        self._service.roster.put(
+            replace(standing, state="draining", since_s=self._service.clock(), progress=None)
+        )
+        self._tasks[name].cancel()
+
+    @property
+    def given_up(self) -> tuple[asyncio.Task[ModelInfo], ...]:
+        """Those of which something is left."""
+        return tuple(task for task in self._tasks.values() if task.cancelling())
+
     async def cancel(self, name: str) -> None:
         """Nothing is left of the load when this returns."""
         task = self._tasks.get(name)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        if task is None:
+            return
+        if not task.cancelling():
+            self.give_up(name)
+        await asyncio.wait({task})
 
     async def cancel_all(self) -> None:
-        for name in tuple(self._tasks):
-            await self.cancel(name)
+        await asyncio.gather(*(self.cancel(name) for name in tuple(self._tasks)))
 
     async def _load(
         self,

@@ -1,16 +1,18 @@
 """A decoder-only model cut where its attention is: `pre` and `post` of every layer."""
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from omniserve.models.families import Family, Window
 from omniserve.models.linear import Linear
+from omniserve.models.lora import ALL_ROWS, LayerDelta, RowDelta, add_deltas
 from omniserve.models.rotary import RotaryTable
 from omniserve.models.row_ops import RowOps
-from omniserve.models.weight_store import ModelWeights
+from omniserve.models.weight_store import ModelWeights, StoredWeight
 
 _SILU = ("silu", "swish")
 # What transformers' experts do with their weights, besides what the shapes say.
@@ -28,12 +30,14 @@ class DenseMlp:
         self._down = weights.linear([mlp.down_proj])
         self.identity: Hashable = (hidden_act, id(self._gate_up), id(self._down))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        gate_up = self._gate_up(x)
+    def __call__(self, x: Tensor, deltas: Sequence[RowDelta] = ()) -> Tensor:
+        gate_up = add_deltas(self._gate_up(x), x, ((rows, of.gate_up) for rows, of in deltas))
         if self._is_silu:
-            return self._down(self._row_ops.gated_silu(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self._down(self._act(gate) * up)
+            inner = self._row_ops.gated_silu(gate_up)
+        else:
+            gate, up = gate_up.chunk(2, dim=-1)
+            inner = self._act(gate) * up
+        return add_deltas(self._down(inner), inner, ((rows, of.down) for rows, of in deltas))
 
 
 class SparseMlp:
@@ -45,7 +49,8 @@ class SparseMlp:
         choices = (getattr(config, name, None) for name in _ROUTING)
         self.identity: Hashable = (type(mlp), *choices, *map(id, self._parameters))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, deltas: Sequence[RowDelta] = ()) -> Tensor:
+        """`deltas` add nothing here: adapters of experts are refused."""
         out: Tensor = self._mlp(x[None])
         return out[0]
 
@@ -99,63 +104,62 @@ class DecoderLayer:
             self._mlp.identity,
         )
 
-    def pre(self, residual: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Norm, QKV projection, head norm, RoPE.
+    def pre(
+        self,
+        residual: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        deltas: Sequence[RowDelta] = (),
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm, QKV projection, head norm, RoPE. `deltas` are of rows that belong to adapters.
 
         Returns q [rows, num_heads, head_dim], k and v [rows, num_kv_heads, head_dim] (strided
         views).
         """
         norm = self._input_norm
-        qkv = self._qkv(self._row_ops.norm(residual, norm.weight, norm.eps))
+        normed = self._row_ops.norm(residual, norm.weight, norm.eps)
+        qkv = add_deltas(self._qkv(normed), normed, ((rows, of.qkv) for rows, of in deltas))
         heads = qkv.view(residual.shape[0], -1, self.head_dim)
         num_rotated = self.num_heads + self.num_kv_heads
         qk, v = heads[:, :num_rotated], heads[:, num_rotated:]
         qk = self._row_ops.rotate_heads(qk, self._qk_norm_weight, self._qk_norm_eps, rotary)
         return qk[:, : self.num_heads], qk[:, self.num_heads :], v
 
-    def post(self, residual: Tensor, attention_out: Tensor) -> Tensor:
-        """O projection, add, norm, MLP, add; attention_out is [rows, num_heads * head_dim]."""
+    def post(
+        self, residual: Tensor, attention_out: Tensor, deltas: Sequence[RowDelta] = ()
+    ) -> Tensor:
+        """O projection, add, norm, MLP, add; attention_out is [rows, num_heads * head_dim].
+        `deltas` as in `pre`."""
         norm = self._post_norm
-        residual, normed = self._row_ops.add_norm(
-            residual, self._o(attention_out), norm.weight, norm.eps
-        )
-        return residual + self._mlp(normed)
+        out = self._o(attention_out)
+        out = add_deltas(out, attention_out, ((rows, of.o) for rows, of in deltas))
+        residual, normed = self._row_ops.add_norm(residual, out, norm.weight, norm.eps)
+        return residual + self._mlp(normed, deltas)
 
 
-class DecoderModel:
-    """`embed`, the layers, and `logits` of a loaded transformers model."""
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class ModelParts:
+    """All that the weights of a checkpoint make of a model; it may be part of several."""
 
-    def __init__(
-        self,
-        module: Any,
-        family: Family,
-        max_model_len: int,
-        weights: ModelWeights,
-        row_ops: RowOps,
-    ) -> None:
-        """Takes the module apart: its parameters go to `weights`, and are released."""
-        config = module.config
-        self.config = config
-        self.architecture = family.architecture
-        self.num_parameters: int = module.num_parameters()
-        self.vocab_size: int = config.vocab_size
-        self.hidden_size: int = config.hidden_size
-        self.weights = weights
-        self._embedding, self._head = self._ends(module, weights)
-        self.dtype = self._embedding.dtype
-        self._norm = Norm(module.model.norm, weights)
-        self._row_ops = row_ops
-        self.rotary = RotaryTable(module.model.rotary_emb, max_model_len, self.dtype, weights)
+    embedding: Tensor
+    head: Linear
+    norm: Norm
+    layers: tuple[DecoderLayer, ...]
+    held: Mapping[bytes, StoredWeight]
+    """What `ModelWeights` is to hold for it, in the order in which it was made."""
+
+    @classmethod
+    def of(cls, module: Any, weights: ModelWeights, row_ops: RowOps) -> Self:
+        """Takes a module apart: its parameters go to `weights`, and are released."""
+        before = weights.by_digest
+        embedding, head = cls._ends(module, weights)
+        norm = Norm(module.model.norm, weights)
         # Of fine-tunes with the same layer both have the one object.
-        self.layers = [
+        layers = tuple(
             weights.one_of(DecoderLayer(layer, weights, row_ops)) for layer in module.model.layers
-        ]
-        self.windows: tuple[Window, ...] = tuple(
-            family.window(config, index) for index in range(len(self.layers))
         )
-        self.num_heads = self.layers[0].num_heads
-        self.num_kv_heads = self.layers[0].num_kv_heads
-        self.head_dim = self.layers[0].head_dim
+        after = weights.by_digest
+        held = {digest: weight for digest, weight in after.items() if digest not in before}
+        return cls(embedding, head, norm, layers, held)
 
     @staticmethod
     def _ends(module: Any, weights: ModelWeights) -> tuple[Tensor, Linear]:
@@ -165,9 +169,62 @@ class DecoderModel:
             return weights.embedding_and_head(embedding)
         return weights.tensor(embedding), weights.linear([head])
 
+
+class DecoderModel:
+    """`embed`, the layers, and `logits` of a loaded transformers model."""
+
+    def __init__(
+        self,
+        module: Any,
+        parts: ModelParts,
+        family: Family,
+        max_model_len: int,
+        weights: ModelWeights,
+        row_ops: RowOps,
+        deltas: Sequence[LayerDelta | None] = (),
+    ) -> None:
+        """`parts` are of a module like this one, and held by `weights`.
+
+        `deltas` are what an adapter adds to each layer; none where the model is no adapter.
+        """
+        config = module.config
+        self.config = config
+        self.architecture = family.architecture
+        self.num_parameters: int = module.num_parameters()
+        self.vocab_size: int = config.vocab_size
+        self.hidden_size: int = config.hidden_size
+        self.weights = weights
+        self._parts: ModelParts | None = parts
+        self._embedding, self._head, self._norm = parts.embedding, parts.head, parts.norm
+        self.dtype = self._embedding.dtype
+        self._row_ops = row_ops
+        self.rotary = RotaryTable(module.model.rotary_emb, max_model_len, self.dtype, weights)
+        self.layers = list(parts.layers)
+        self._deltas = list(deltas)
+        self.windows: tuple[Window, ...] = tuple(
+            family.window(config, index) for index in range(len(self.layers))
+        )
+        self.num_heads = self.layers[0].num_heads
+        self.num_kv_heads = self.layers[0].num_kv_heads
+        self.head_dim = self.layers[0].head_dim
+
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    def deltas_of(self, layer: int, rows: slice = ALL_ROWS) -> tuple[RowDelta, ...]:
+        """For `pre` and `post` of a layer, where these rows are the model's."""
+        delta = self._deltas[layer] if self._deltas else None
+        return () if delta is None else (RowDelta(rows, delta),)
+
+    def take_apart(self) -> Iterator[None]:
+        """Drops layers and weights one after the other; it can compute nothing any more."""
+        self._parts = None
+        self._deltas.clear()
+        while self.layers:
+            self.layers.pop()
+            yield
+        yield from self.weights.take_apart()
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids int64 [rows] to residual [rows, hidden_size]."""

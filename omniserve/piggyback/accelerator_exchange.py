@@ -108,12 +108,14 @@ class AcceleratorExchange:
         self._residuals[self.nobody].zero_()
         self._staged.index_copy_(0, lanes, _one_row(q, k, v))
 
-    def send(self, rows: LaneRows) -> None:
-        layers, places = np.nonzero(np.arange(rows.width) < rows.counts[:-1, None])
-        if len(layers):
-            lanes = rows.lanes[layers, places]
+    def send(self, rows: LaneRows, layers: range) -> None:
+        counts = rows.counts[layers.start : layers.stop]
+        segments, places = np.nonzero(np.arange(rows.width) < counts[:, None])
+        if len(segments):
+            segments += layers.start
+            lanes = rows.lanes[segments, places]
             sent = self._staged.index_select(0, to_device(lanes, self._staged.device))
-            self._send(sent, lanes, layers, rows.positions[layers, places] + 1)
+            self._send(sent, lanes, segments, rows.positions[segments, places] + 1)
 
     def _send(self, sent: Tensor, lanes: _Lanes, layers: _Lanes, contexts: _Lanes) -> None:
         received = empty_pinned(sent.shape, sent.dtype, sent.device)

@@ -1,7 +1,6 @@
 """From settings to models that piggyback."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,20 +17,15 @@ from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.device_path import open_exchange, open_swapper
 from omniserve.piggyback.governor import Governor
 from omniserve.piggyback.host_link import HostLink
+from omniserve.piggyback.host_side import HostBudget, HostSide
 from omniserve.piggyback.lane_book import LaneBook
+from omniserve.piggyback.place import host_cores, require_lanes, require_sane
 from omniserve.piggyback.runtime import Piggyback
 from omniserve.settings import ModelSettings, PiggybackSettings
-from scheduler import Scheduler
+from scheduler import HostBlocks, Scheduler
+from scheduler.elastic_host_blocks import ElasticHostBlocks
 
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HostSide:
-    """A model's memory on the host, and what the host process is told of it."""
-
-    pool: HostKvPool
-    model: HostModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +43,15 @@ class HostedModel:
 
 
 def open_host_side(
-    settings: ModelSettings, model: DecoderModel, kv_cache: Tensor, max_model_len: int
+    settings: ModelSettings,
+    model: DecoderModel,
+    kv_cache: Tensor,
+    max_model_len: int,
+    budget: HostBudget | None = None,
 ) -> HostSide | None:
     """For a device cache [layers, blocks, 2, num_kv_heads, block_size, head_dim].
+
+    budget: of the models that share the host's memory, the place of this one.
 
     None where the model does not piggyback, or no host kernel can serve it.
 
@@ -61,7 +61,7 @@ def open_host_side(
     """
     if settings.piggyback is None:
         return None
-    _require_sane(settings.name, settings.piggyback)
+    require_sane(settings.name, settings.piggyback)
     num_layers, _, _, num_kv_heads, block_size, head_dim = kv_cache.shape
     try:
         element = ELEMENTS[kv_cache.dtype]
@@ -69,57 +69,41 @@ def open_host_side(
     except (KeyError, ValueError) as error:
         _say_unavailable(settings, error)
         return None
-    pool = _open_pool(settings.name, settings.piggyback, layout, max_model_len)
+    pool = _open_pool(settings.name, settings.piggyback, layout, budget)
+    blocks: HostBlocks = pool
+    if budget is not None:
+        blocks = ElasticHostBlocks(
+            pool.num_blocks, layout.block_size, budget.extent_blocks, budget.num_reachable
+        )
+    _warn_of_few(settings.name, blocks.num_blocks * layout.block_size, max_model_len)
     try:
-        return HostSide(pool, _host_model(model, pool, max_model_len))
+        return HostSide(pool, blocks, _host_model(model, pool, max_model_len))
     except ValueError as error:
         pool.close()
         _say_unavailable(settings, error)
         return None
 
 
-def _require_sane(name: str, settings: PiggybackSettings) -> None:
-    """What a configuration file cannot say, but whoever makes settings in their own process."""
-    least = {
-        "host_kv_bytes": 1,
-        "host_attention_threads": 1,
-        "max_offloaded_requests": 1,
-        "max_lane_rows": 1,
-        "max_lane_rows_beside_ls": 0,
-        "max_resident_decodes": 0,
-        "binding_points": 1,
-    }
-    for field, lowest in least.items():
-        value = getattr(settings, field)
-        is_unset = value is None and field == "max_resident_decodes"
-        if not is_unset and (type(value) is not int or value < lowest):
-            raise ConfigError(
-                f"models.{name}.piggyback.{field}: {value!r}, a whole number from {lowest} on is "
-                "needed"
-            )
-    if not 0.0 <= settings.max_device_kv_share <= 1.0:
-        share = settings.max_device_kv_share
-        raise ConfigError(f"models.{name}.piggyback.max_device_kv_share: {share!r}, 0 to 1 allowed")
-    if settings.when not in ("auto", "always"):
-        raise ConfigError(
-            f"models.{name}.piggyback.when: {settings.when!r}, auto or always allowed"
-        )
-
-
 def _open_pool(
-    name: str, settings: PiggybackSettings, layout: KvLayout, max_model_len: int
+    name: str, settings: PiggybackSettings, layout: KvLayout, budget: HostBudget | None
 ) -> HostKvPool:
-    num_bytes = settings.host_kv_bytes
-    if num_bytes < layout.block_bytes:
+    at_once = 1 if budget is None else budget.extent_blocks
+    unit_bytes = layout.block_bytes * at_once
+    num_bytes = settings.host_kv_bytes // unit_bytes * unit_bytes
+    if not num_bytes:
+        blocks = "one block" if at_once == 1 else f"the least, {at_once} blocks,"
         raise ConfigError(
-            f"models.{name}.piggyback.host_kv_bytes: {num_bytes} bytes hold no KV block; one block "
-            f"of {layout.block_size} tokens takes {layout.block_bytes} bytes"
+            f"models.{name}.piggyback.host_kv_bytes: {settings.host_kv_bytes} bytes hold no KV "
+            f"block; {blocks} of {layout.block_size} tokens takes {unit_bytes} bytes"
         )
     try:
-        pool = HostKvPool(layout, num_bytes)
+        return HostKvPool(layout, num_bytes)
     except (ValueError, OSError) as error:
         raise ConfigError(f"models.{name}.piggyback.host_kv_bytes: {error}") from error
-    num_tokens = pool.num_blocks * layout.block_size
+
+
+def _warn_of_few(name: str, num_tokens: int, max_model_len: int) -> None:
+    """`num_tokens` is what a model can have on the host."""
     if num_tokens < max_model_len - 1:
         log_event(
             _LOG,
@@ -130,7 +114,6 @@ def _open_pool(
             max_model_len=max_model_len,
             effect="longer requests stay on the device",
         )
-    return pool
 
 
 def _host_model(model: DecoderModel, pool: HostKvPool, max_model_len: int) -> HostModel:
@@ -152,24 +135,6 @@ def _say_unavailable(settings: ModelSettings, reason: Exception) -> None:
         model=settings.name,
         reason=str(reason),
     )
-
-
-def host_cores(models: Mapping[str, PiggybackSettings], device: Device) -> tuple[int, ...]:
-    """The last cores of this process: as many as the model that asks for most.
-
-    Raises:
-        ConfigError: there are too few.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    hungriest = max(models, key=lambda name: models[name].host_attention_threads)
-    num_threads = models[hungriest].host_attention_threads
-    num_left = len(cores) - (device.torch_device.type == "cpu")
-    if num_threads > num_left:
-        raise ConfigError(
-            f"models.{hungriest}.piggyback.host_attention_threads: {num_threads} is more than "
-            f"the {num_left} cores that this process can spare"
-        )
-    return tuple(cores[-num_threads:])
 
 
 def build_piggybacks(
@@ -244,7 +209,7 @@ def add_piggyback(hosted: HostedModel, link: HostLink, device: Device) -> Piggyb
         ConfigError: it asks for more lanes than the process has, no memory is to be had, or the
             device's runtime cannot lock the host pool. Nothing is left of it then but the pool.
     """
-    _require_lanes(hosted, link)
+    require_lanes(hosted.name, hosted.settings, link)
     book = LaneBook(hosted.settings.max_offloaded_requests, hosted.model.num_layers)
     try:
         index = link.add(hosted.host.model, book)
@@ -255,15 +220,6 @@ def add_piggyback(hosted: HostedModel, link: HostLink, device: Device) -> Piggyb
     except BaseException:
         link.remove(index)
         raise
-
-
-def _require_lanes(hosted: HostedModel, link: HostLink) -> None:
-    num_lanes = hosted.settings.max_offloaded_requests
-    if num_lanes > link.num_lanes:
-        raise ConfigError(
-            f"models.{hosted.name}.piggyback.max_offloaded_requests: {num_lanes} is more than the "
-            f"{link.num_lanes} that the models at the start of the engine asked for"
-        )
 
 
 def _start(link: HostLink, names: Iterable[str]) -> None:
@@ -294,7 +250,7 @@ def _build_piggyback(
         book,
         exchange,
         swapper,
-        hosted.host.pool,
+        hosted.host,
         link,
         hosted.set_block_table,
         device.torch_device,

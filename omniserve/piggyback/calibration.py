@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from omniserve.models.decoder import DecoderLayer, DecoderModel
+from omniserve.models.lora import RowDelta
 from omniserve.piggyback.core_split import CoreSplit
 from scheduler.offload_rule import DeviceSpeed, HostSpeed
 
@@ -151,18 +152,20 @@ def _layer_pieces(mode: _Mode, model: DecoderModel, layers: list[DecoderLayer]) 
     """A pass over the layers with one row, then with many."""
     kinds: tuple[tuple[_Kind, int], ...] = (("one row", 1), ("many rows", _MANY_ROWS))
     return [
-        _Piece(mode, kind, index, _layer_pass(model, layer, num_rows))
+        _Piece(mode, kind, index, _layer_pass(model, layer, num_rows, model.deltas_of(index)))
         for kind, num_rows in kinds
         for index, layer in enumerate(layers)
     ]
 
 
-def _layer_pass(model: DecoderModel, layer: DecoderLayer, num_rows: int) -> Callable[[], object]:
+def _layer_pass(
+    model: DecoderModel, layer: DecoderLayer, num_rows: int, deltas: tuple[RowDelta, ...]
+) -> Callable[[], object]:
     def run() -> None:
         residual = torch.zeros(num_rows, model.hidden_size, dtype=model.dtype)
         rotary = model.rotary.at(torch.zeros(num_rows, dtype=torch.int64))
-        q, _, _ = layer.pre(residual, rotary)
-        layer.post(residual, q.flatten(1))
+        q, _, _ = layer.pre(residual, rotary, deltas)
+        layer.post(residual, q.flatten(1), deltas)
 
     return run
 

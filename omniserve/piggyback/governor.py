@@ -76,7 +76,7 @@ class Governor:
         mean_tokens = tokens.best_effort_tokens / max(1, tokens.num_best_effort)
         blocks_each = max(1.0, mean_tokens / settings.block_size)
         ls_blocks = tokens.running_ls_tokens / settings.block_size
-        host_tokens = self._settings.host_kv_bytes / self._kv_bytes_per_token
+        host_tokens = self._scheduler.counts.num_host_blocks * settings.block_size
         return Load(
             num_ls_rows=tokens.num_running_ls,
             ls_kv_bytes=tokens.running_ls_tokens * self._kv_bytes_per_token,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpu_attn.host import HostAttention, HostModel, HostResults, HostSettings, HostStatus
+from cpu_attn.host.descriptor import MAX_MODELS
 from omniserve.logs import get_logger, log_event
 from omniserve.piggyback.core_split import CoreSplit
 from omniserve.piggyback.known_speeds import KnownSpeeds
@@ -51,6 +52,11 @@ class HostLink:
     def start(self) -> None:
         """Starts the process, without waiting for it: those that are there are its first models."""
         self.host.begin_start()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more model may be added."""
+        return len(self.host.models) < MAX_MODELS
 
     def add(self, model: HostModel, book: LaneBook) -> int:
         """The index of a model, whose results go to this book; never waits.

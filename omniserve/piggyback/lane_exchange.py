@@ -60,8 +60,8 @@ class StagedExchange(LaneExchange, Protocol):
     def stage(self, lanes: Tensor, residual: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         """First half of `leave`: rows are kept on the device by lane."""
 
-    def send(self, rows: LaneRows) -> None:
-        """Second half, for all layers at once: rows that a step staged go to the host."""
+    def send(self, rows: LaneRows, layers: range) -> None:
+        """Second half, for several layers at once: rows that a step staged there go to the host."""
 
 
 class SharedMemoryExchange:

@@ -45,6 +45,11 @@ class LaneRun:
         is_bound_at_once = len(self._stop_by_point) <= 1
         return exchange if is_bound_at_once and isinstance(exchange, StagedExchange) else None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has joined so far, nor is bound to."""
+        return not self.rows.counts.any()
+
     def binds_at(self, layer: int) -> bool:
         """Whether `bind` of this layer collects results of the host, those of other models too."""
         return layer in self._stop_by_point
@@ -87,7 +92,9 @@ class LaneRun:
             self._book.fail(lanes)
         self._lost.clear()
 
-    def leave_staged(self, exchange: StagedExchange) -> None:
-        """The rows of all segments but the last have left; `exchange` has them staged."""
-        self.note_left(self._book.num_layers)
-        exchange.send(self.rows)
+    def leave_staged(self, exchange: StagedExchange, stop_layer: int) -> None:
+        """The rows that left before this layer, since this was called last, are staged by
+        `exchange`."""
+        layers = range(self._noted_stop, stop_layer)
+        self.note_left(stop_layer)
+        exchange.send(self.rows, layers)

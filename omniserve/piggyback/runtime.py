@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cpu_attn.host import HostKvPool
 from omniserve.piggyback.governor import Governor
 from omniserve.piggyback.host_link import HostLink
+from omniserve.piggyback.host_side import HostSide
 from omniserve.piggyback.kv_swapper import KvSwapper
 from omniserve.piggyback.lane_book import LaneBook, LaneState
 from omniserve.piggyback.lane_exchange import LaneExchange
@@ -17,7 +17,6 @@ from omniserve.piggyback.lane_run import LaneRun
 from omniserve.piggyback.lane_table import binding_layers
 from omniserve.settings import PiggybackStats
 from scheduler import LaneAllowance, Offload, Scheduler, StepPlan
-from scheduler.host_blocks import HostBlocks
 from scheduler.offload_rule import HostSpeed
 
 
@@ -31,7 +30,7 @@ class Piggyback:
         book: LaneBook,
         exchange: LaneExchange,
         swapper: KvSwapper,
-        pool: HostKvPool,
+        side: HostSide,
         link: HostLink,
         set_block_table: Callable[[int, Sequence[int]], None],
         device: torch.device,
@@ -47,7 +46,9 @@ class Piggyback:
         self._book = book
         self.exchange = exchange
         self.swapper = swapper
-        self._pool = pool
+        self._pool = side.pool
+        self.host_blocks = side.blocks
+        """As a scheduler is told of them."""
         self._link = link
         self._set_block_table = set_block_table
         self._device = device
@@ -64,11 +65,6 @@ class Piggyback:
     def has_host_cores(self) -> bool:
         """Whether host attention has cores now that the device would use otherwise."""
         return self._link.has_cores
-
-    @property
-    def host_blocks(self) -> HostBlocks:
-        """As a scheduler is told of them."""
-        return self._pool
 
     @property
     def host_speed(self) -> HostSpeed | None:
@@ -194,7 +190,8 @@ class Piggyback:
     def stats(self) -> PiggybackStats:
         book, host, swaps = self._book, self._link.host, self.swapper
         num_between = book.count(LaneState.ON_HOST) + book.count(LaneState.READY)
-        used_blocks = self._pool.num_blocks - self._pool.num_free_blocks
+        blocks = self.host_blocks
+        used_blocks = blocks.num_granted_blocks - blocks.num_free_blocks
         layout = self._pool.layout
         token_bytes = layout.layer_bytes // layout.block_size
         return PiggybackStats(
@@ -215,6 +212,8 @@ class Piggyback:
             host_kv_read_bytes=book.num_tokens_attended * token_bytes,
             host_kv_used_bytes=used_blocks * layout.block_bytes,
             host_kv_total_bytes=self._pool.num_blocks * layout.block_bytes,
+            host_kv_granted_bytes=blocks.num_granted_blocks * layout.block_bytes,
+            host_kv_cached_bytes=blocks.num_cached_blocks * layout.block_bytes,
             num_host_restarts=host.counters.num_restarts,
             num_tasks_redone=host.counters.num_redone,
             rows_on_host_by_layer=book.count_by_layer(LaneState.ON_HOST),

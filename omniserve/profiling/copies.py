@@ -12,9 +12,14 @@ _KEY = "measured copy"
 
 
 def copy_bytes_per_s(piggyback: Piggyback, num_device_blocks: int) -> float:
-    """Out and back again, with blocks that nobody holds: the best of some rounds."""
+    """Out and back again, with blocks that nobody holds: the best of some rounds.
+
+    Raises TimeoutError where there are none, or copies do not come to an end.
+    """
     pool, swapper = piggyback.host_blocks, piggyback.swapper
     num_blocks = min(_BLOCKS, num_device_blocks, pool.num_free_blocks)
+    if not num_blocks:
+        raise TimeoutError("the host has no KV memory to copy to")
     device_ids, host_ids = list(range(num_blocks)), pool.allocate(num_blocks)
     seconds = []
     before_bytes = swapper.swap_out_bytes + swapper.swap_in_bytes

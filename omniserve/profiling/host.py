@@ -55,9 +55,13 @@ def measure_host(engine: TimedEngine, effort: Effort) -> Iterator[Answer]:
     """The scheduler of the engine is another one afterwards, with nothing in it."""
     runtime = engine.runtime
     assert runtime.piggyback is not None
-    copied_bytes_per_s = copy_bytes_per_s(runtime.piggyback, runtime.scheduler.settings.num_blocks)
     runtime.start_over(always_offloading(runtime.scheduler.settings), None)
     runtime.piggyback.may_offload = True
+    if not runtime.piggyback.host_blocks.num_free_blocks:
+        # Where models share the host's memory, one has none before it wants some.
+        _step_until_all_decode(engine, [engine.add(1, 2, "best_effort")])
+        engine.clear()
+    copied_bytes_per_s = copy_bytes_per_s(runtime.piggyback, runtime.scheduler.settings.num_blocks)
     works = [work for work in _WORK if _fits(engine, work)][: effort.max_works]
     samples, steps = [], list[StepSample]()
     for place, work in enumerate(works):
@@ -89,12 +93,11 @@ def always_offloading(settings: SchedulerSettings) -> SchedulerSettings:
 
 
 def _fits(engine: TimedEngine, work: _Work) -> bool:
-    stats = engine.stats().piggyback
-    assert stats is not None
+    scheduler = engine.runtime.scheduler
     tokens = work.num_offloaded * (work.context + _PROMPT_ROOM_TOKENS // 4)
-    limits = engine.runtime.scheduler.settings.piggyback
+    limits = scheduler.settings.piggyback
     return (
-        tokens * engine.info.kv_bytes_per_token <= stats.host_kv_total_bytes
+        tokens <= scheduler.counts.num_host_blocks * scheduler.settings.block_size
         and limits is not None
         and work.num_offloaded <= limits.num_lanes
         and work.context + 1024 <= engine.info.max_model_len

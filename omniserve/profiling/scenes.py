@@ -20,7 +20,7 @@ _SPARE_TOKENS = 8
 
 def limits_of(engine: TimedEngine) -> Limits:
     settings = engine.runtime.scheduler.settings
-    kv_bytes = engine.engine.kv_arbiter.reach_bytes(engine.info.name)
+    kv_bytes = engine.engine.kv_sharing.device.reach_bytes(engine.info.name)
     num_tokens = settings.num_blocks * settings.block_size
     if kv_bytes is not None:
         num_tokens = min(num_tokens, kv_bytes // engine.info.kv_bytes_per_token)

@@ -70,7 +70,7 @@ class TimedEngine:
 
     def opened(self, measured_on: MeasuredOn) -> Opened:
         """What the engine says of itself. Raises CheckpointError."""
-        config = load_config(Path(self._model.path))
+        config = load_config(Path(self._model.checkpoint_path))
         return Opened(
             self.info,
             measured_on,

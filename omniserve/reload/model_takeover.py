@@ -1,13 +1,11 @@
 """Makes of the models what a changed file says."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from omniserve.config import ModelConfig
 from omniserve.config_tier import TierConfig
 from omniserve.errors import ConfigError
-from omniserve.model_life.drains import Unloaded
 from omniserve.model_life.entries import settings_beside
 from omniserve.model_life.loads import Load
 from omniserve.model_life.manager import ModelManager
@@ -24,7 +22,6 @@ class ModelTakeover:
     def __init__(self, service: GenerationService, models: ModelManager) -> None:
         self._service = service
         self._models = models
-        self._giving_up: set[asyncio.Task[None]] = set()
 
     def loads(
         self,
@@ -47,7 +44,7 @@ class ModelTakeover:
     ) -> ModelSettings:
         others = [each for each in everyone if each is not model]
         try:
-            return settings_beside(model, others, tiers, self._service.config.device)
+            return settings_beside(model, others, tiers, self._service.config)
         except ConfigError as error:
             problem = str(error).removeprefix("entry:1: ")
             raise ConfigError(f"models.{model.name}.{problem}") from None
@@ -72,19 +69,18 @@ class ModelTakeover:
                 self._models.loads.rename(model)
         for name in plan.forgotten:
             roster.remove(name)
-        ahead = [task for name in plan.removals if (task := self._remove(name)) is not None]
+        for name in plan.removals:
+            self._remove(name)
+        # Whoever had them removed: what they give back may be what a load needs.
+        ahead = (*self._models.drains.under_way, *self._models.loads.given_up)
         for load in loads:
             self._models.loads.begin(load, after=ahead)
         roster.order(plan.order)
 
-    def _remove(self, name: str) -> "asyncio.Task[Unloaded] | None":
-        """What memory is to be waited for."""
+    def _remove(self, name: str) -> None:
         standing = self._service.roster.get(name)
         assert standing is not None
         if standing.state == "loading":
-            task = asyncio.create_task(self._models.loads.cancel(name))
-            self._giving_up.add(task)
-            task.add_done_callback(self._giving_up.discard)
-            return None
-        grace_s = self._service.config.daemon.shutdown_grace_s
-        return self._models.drains.begin(standing, grace_s)
+            self._models.loads.give_up(name)
+        else:
+            self._models.drains.begin(standing, self._service.config.daemon.shutdown_grace_s)

@@ -76,6 +76,15 @@ def _add_run_command(subparsers: "Subparsers") -> None:
         help="engines, each with all models; requests go to the one with the fewest "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--shared-layers",
+        action="append",
+        default=[],
+        metavar="MODEL,MODEL=N",
+        help="these models have their first N layers in common, as fine-tunes of one base do, so "
+        "that rows of all of them go in one batch there; may be repeated; `checkpoints`: whatever "
+        "has equal bytes, for which checkpoints are read (default: models share nothing)",
+    )
     add_window_arguments(
         parser, LoadOptions(), duration_s=None, duration_default="to the end of the longest trace"
     )
@@ -110,6 +119,7 @@ def _run(args: argparse.Namespace) -> int:
         backlogs=args.backlog,
         rate=args.rate,
         num_engines=args.engines,
+        shared_layers=args.shared_layers,
         duration_s=args.duration_s,
         warm_up_s=args.warm_up_s,
         drain_s=args.drain_s,

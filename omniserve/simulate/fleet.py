@@ -12,6 +12,7 @@ from omniserve.simulate.agenda import Agenda
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.build import build_engine
 from omniserve.simulate.engine.driver import Arrival, OnRefused, OnTokens
+from omniserve.simulate.shared_layers import NONE_SHARED, LayerKeys
 from scheduler import Request
 
 _NO_RULES = TierRules()
@@ -30,6 +31,7 @@ class Fleet:
         random: Random,
         on_tokens: OnTokens,
         on_refused: OnRefused,
+        layer_keys: LayerKeys = NONE_SHARED,
     ) -> None:
         """Raises ConfigError where a model has no profile or too little KV."""
         self._clock = clock
@@ -48,6 +50,7 @@ class Fleet:
                 random,
                 self._note_tokens,
                 self._note_refused,
+                layer_keys,
             )
             for _ in range(num_engines)
         ]

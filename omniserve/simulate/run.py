@@ -19,6 +19,7 @@ from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.build import max_model_lens
 from omniserve.simulate.engine.status import sample_status
 from omniserve.simulate.fleet import Fleet
+from omniserve.simulate.shared_layers import NONE_SHARED, LayerKeys
 from scheduler import Request
 
 _MAX_SAMPLES = 2000
@@ -38,19 +39,21 @@ def simulate(
     num_engines: int = 1,
     tiers: Mapping[str, TierSettings] = MappingProxyType({}),
     on_progress: OnProgress | None = None,
+    layer_keys: LayerKeys = NONE_SHARED,
 ) -> RunRecord:
     """The record that a run of these streams would leave; equal arguments give equal records.
 
     `profiles` are by model name. Each request goes to the engine with the fewest unfinished ones.
     Requests have the class, objectives and rules of their tier among `tiers`, which are by name;
-    where it is not there, the class and objectives of their stream.
+    where it is not there, the class and objectives of their stream. Models share the layers of
+    which `layer_keys` says so.
 
     Raises:
         ConfigError: a model has no profile or too little KV, or a stream asks for a model that is
             not there.
     """
     _check_streams(streams, settings)
-    simulation = Simulation(streams, settings, profiles, options, num_engines, tiers)
+    simulation = Simulation(streams, settings, profiles, options, num_engines, tiers, layer_keys)
     simulation.run(on_progress)
     return simulation.record()
 
@@ -76,6 +79,7 @@ class Simulation:
         options: LoadOptions,
         num_engines: int = 1,
         tiers: Mapping[str, TierSettings] = MappingProxyType({}),
+        layer_keys: LayerKeys = NONE_SHARED,
     ) -> None:
         """Raises ConfigError where a model has no profile or too little KV."""
         self._streams = streams
@@ -95,6 +99,7 @@ class Simulation:
             Random(options.seed),
             self._note_tokens,
             self._note_refused,
+            layer_keys,
         )
         self._end_s = options.warm_up_s + options.duration_s
         self._is_closing = False

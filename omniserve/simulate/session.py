@@ -29,6 +29,7 @@ from omniserve.simulate.resolve import (
     tiers_by_name,
 )
 from omniserve.simulate.run import OnProgress, simulate
+from omniserve.simulate.shared_layers import layer_keys
 from omniserve.terminal import make_console
 
 _LAST_REQUEST_S = 1e-3
@@ -47,6 +48,8 @@ class SimulationRequest:
     backlogs: Sequence[str]
     rate: float
     num_engines: int
+    shared_layers: Sequence[str]
+    """As `omniserve.simulate.shared_layers.layer_keys` takes them."""
     duration_s: float | None
     """None: to the end of the longest trace."""
     warm_up_s: float
@@ -62,6 +65,7 @@ def run_session(request: SimulationRequest) -> RunRecord:
 
     Raises:
         ConfigError: a file or a field is not as it has to be; the message names it.
+        CheckpointError: a checkpoint that is to be read cannot be.
         OSError: the directory cannot be written.
     """
     console = make_console()
@@ -69,6 +73,7 @@ def run_session(request: SimulationRequest) -> RunRecord:
     config = load_config(request.config, profiles[0].machine)
     settings = config.engine_settings(profiles[0].machine)
     by_model = profile_by_model(profiles, config)
+    keys = layer_keys(request.shared_layers, settings.models, by_model)
     streams = resolve_streams(_streams(request), config)
     _make_directory(request.out)
     for name in models_without_host(settings, by_model):
@@ -98,9 +103,12 @@ def run_session(request: SimulationRequest) -> RunRecord:
             request.num_engines,
             tiers_by_name(config),
             on_progress,
+            keys,
         )
     elapsed_s = time.monotonic() - started_s
     record.facts |= {"rate": request.rate} | _facts()
+    if request.shared_layers:
+        record.facts["shared layers"] = " ".join(request.shared_layers)
     if warnings:
         record.facts["warnings"] = "; ".join(warnings)
     _write(request, record, console)

@@ -9,7 +9,7 @@ from omniserve.config_tier import TierConfig
 from omniserve.metrics import Outcome
 from omniserve.model_life.standing import LoadProgress, ModelStanding
 from omniserve.service import GenerationService
-from omniserve.settings import KvShareStats, ModelStats, PiggybackStats, WeightStats
+from omniserve.settings import KvShareStats, ModelInfo, ModelStats, PiggybackStats, WeightStats
 from omniserve.status.history import ModelTier
 from omniserve.status.host_usage import HostUsage
 from omniserve.status.request_board import RefusedRequest, RequestBoard, RequestStanding
@@ -62,7 +62,7 @@ def _models(
 ) -> list[pb.ModelStatus]:
     messages = []
     for model in service.roster:
-        message = _model(model.name, stats.get(model.name))
+        message = _model(model.name, stats.get(model.name), service.engine.models.get(model.name))
         _tell_standing(message, model, now_s)
         if model.state == "serving" and not service.engine.ready:
             # An engine that starts loads all of them.
@@ -74,7 +74,7 @@ def _models(
     return messages
 
 
-def _model(name: str, stats: ModelStats | None) -> pb.ModelStatus:
+def _model(name: str, stats: ModelStats | None, info: ModelInfo | None) -> pb.ModelStatus:
     """Without a snapshot, as while the engine restarts, only the name is set."""
     if stats is None:
         return pb.ModelStatus(name=name)
@@ -87,9 +87,14 @@ def _model(name: str, stats: ModelStats | None) -> pb.ModelStatus:
         num_steps=stats.num_steps,
         num_preemptions=stats.num_preemptions,
         step_ms=stats.step_ms,
-        piggyback=None if stats.piggyback is None else _piggyback(stats.piggyback),
+        piggyback=None
+        if stats.piggyback is None
+        else _piggyback(stats.piggyback, stats.host_kv_share),
         weights=None if stats.weights is None else _weights(stats.weights),
-        kv_share=None if stats.kv_share is None else _kv_share(stats, stats.kv_share),
+        kv_share=None
+        if stats.kv_share is None
+        else _kv_share(stats.kv_granted_bytes, stats.kv_cached_bytes, stats.kv_share),
+        joint_layers=None if info is None else _joint_layers(stats, info.num_layers),
     )
 
 
@@ -102,10 +107,19 @@ def _weights(stats: WeightStats) -> pb.WeightStatus:
     )
 
 
-def _kv_share(stats: ModelStats, share: KvShareStats) -> pb.KvShareStatus:
+def _joint_layers(stats: ModelStats, num_layers: int) -> pb.JointLayersStatus | None:
+    joint = stats.joint_layers
+    if joint is None:
+        return None
+    # Of a step that is under way layers are counted already.
+    share = joint.num_layers / max(1, stats.num_steps * num_layers, joint.num_layers)
+    return pb.JointLayersStatus(num_layers=joint.num_layers, num_rows=joint.num_rows, share=share)
+
+
+def _kv_share(granted_bytes: int, cached_bytes: int, share: KvShareStats) -> pb.KvShareStatus:
     return pb.KvShareStatus(
-        granted_bytes=stats.kv_granted_bytes,
-        cached_bytes=stats.kv_cached_bytes,
+        granted_bytes=granted_bytes,
+        cached_bytes=cached_bytes,
         floor_bytes=share.floor_bytes,
         num_moves_in=share.num_moves_in,
         num_moves_out=share.num_moves_out,
@@ -134,7 +148,8 @@ def progress_message(progress: LoadProgress) -> pb.ModelProgress:
     )
 
 
-def _piggyback(stats: PiggybackStats) -> pb.PiggybackStatus:
+def _piggyback(stats: PiggybackStats, share: KvShareStats | None) -> pb.PiggybackStatus:
+    granted_bytes, cached_bytes = stats.host_kv_granted_bytes, stats.host_kv_cached_bytes
     return pb.PiggybackStatus(
         active=stats.active,
         host_state=stats.host_state,
@@ -147,6 +162,7 @@ def _piggyback(stats: PiggybackStats) -> pb.PiggybackStatus:
         rows_ready=stats.rows_ready_by_layer,
         num_swaps_out=stats.num_swaps_out,
         num_swaps_in=stats.num_swaps_in,
+        kv_share=None if share is None else _kv_share(granted_bytes, cached_bytes, share),
     )
 
 
@@ -161,7 +177,7 @@ def _tiers(
     refused = totals_by_tier(metrics.requests, "outcome", _REFUSED)
     messages = []
     for model in service.roster:
-        if model.state not in ("serving", "draining"):
+        if model.state in ("loading", "failed"):
             continue
         of_model = stats.get(model.name)
         for tier in service.tiers.tiers:
@@ -170,6 +186,8 @@ def _tiers(
             if of_model is not None:
                 message.num_running = of_model.running.get(tier.name, 0)
                 message.num_waiting = of_model.waiting.get(tier.name, 0)
+            if service.wake_queue is not None:
+                message.num_waiting += service.wake_queue.num_waiting(*name)
             if (*name, "ttft") in shares:
                 message.ttft_attainment = shares[*name, "ttft"]
                 message.tpot_attainment = shares[*name, "tpot"]

@@ -67,15 +67,38 @@ def add_checkpoint_commands(commands: "Subparsers") -> None:
     finetune.add_argument("--json", action="store_true", help="print JSON")
     finetune.set_defaults(handler=_finetune)
 
+    _add_adapter(commands)
+
     info = commands.add_parser(
         "info",
-        help="print a checkpoint's sizes",
-        description="Prints architecture, parameters and KV bytes per token of a checkpoint, "
-        "from its config and headers alone.",
+        help="print the sizes of a checkpoint or adapter",
+        description="Prints architecture, parameters and KV bytes per token of a checkpoint, or "
+        "rank and parameters of a LoRA adapter, from its config and headers alone.",
     )
-    info.add_argument("directory", metavar="DIR", help="the checkpoint")
+    info.add_argument("directory", metavar="DIR", help="the checkpoint or adapter")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(handler=_info)
+
+
+def _add_adapter(commands: "Subparsers") -> None:
+    adapter = commands.add_parser(
+        "adapter",
+        help="write a LoRA adapter of a checkpoint, with random weights",
+        description="Writes a LoRA adapter in PEFT's format, whose weights are random, for all "
+        "projections of the dense layers of a checkpoint.",
+    )
+    adapter.add_argument("base", metavar="BASE", help="the checkpoint that it is to change")
+    adapter.add_argument("directory", metavar="DIR", help="where to write it: absent or empty")
+    adapter.add_argument("--rank", type=int, default=8, help="of each change (default: 8)")
+    adapter.add_argument(
+        "--targets",
+        metavar="NAMES",
+        help="projections to change, with commas between them, as q_proj,v_proj (default: all)",
+    )
+    adapter.add_argument("--seed", type=int, default=0, help="same seed, same weights (default 0)")
+    adapter.add_argument("--force", action="store_true", help="replace an adapter that is there")
+    adapter.add_argument("--json", action="store_true", help="print JSON")
+    adapter.set_defaults(handler=_adapter)
 
 
 def _new(arguments: argparse.Namespace) -> int:
@@ -108,6 +131,23 @@ def _finetune(arguments: argparse.Namespace) -> int:
     return _say_written(path, arguments)
 
 
+def _adapter(arguments: argparse.Namespace) -> int:
+    from omniserve.adapter_checkpoint import PROJECTIONS
+    from omniserve.synthetic.adapter import write_adapter
+
+    targets = PROJECTIONS if arguments.targets is None else arguments.targets.split(",")
+    path = write_adapter(
+        arguments.base,
+        arguments.directory,
+        rank=arguments.rank,
+        seed=arguments.seed,
+        targets=targets,
+        force=arguments.force,
+        progress=_ProgressLines(),
+    )
+    return _say_written(path, arguments)
+
+
 def _say_written(path: Path, arguments: argparse.Namespace) -> int:
     from omniserve.commands.json_output import print_json
 
@@ -119,14 +159,21 @@ def _say_written(path: Path, arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    from omniserve.adapter_checkpoint import is_adapter
     from omniserve.commands.json_output import print_json
+    from omniserve.synthetic.adapter_info import adapter_report, describe_adapter
     from omniserve.synthetic.info import describe, model_report
 
-    report = model_report(arguments.directory)
-    if arguments.json:
-        print_json(asdict(report))
+    if is_adapter(arguments.directory):
+        adapter = adapter_report(arguments.directory)
+        fields, text = asdict(adapter), describe_adapter(adapter)
     else:
-        sys.stdout.write(describe(report) + "\n")
+        report = model_report(arguments.directory)
+        fields, text = asdict(report), describe(report)
+    if arguments.json:
+        print_json(fields)
+    else:
+        sys.stdout.write(text + "\n")
     return 0
 
 

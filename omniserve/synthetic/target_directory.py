@@ -11,7 +11,7 @@ from omniserve.errors import CheckpointError
 OWN_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("tokenizer.model", "chat_template.jinja"),
+    *("tokenizer.model", "chat_template.jinja", "adapter_config.json"),
 )
 """Names of a checkpoint's files, besides those of its weights."""
 

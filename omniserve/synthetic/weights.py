@@ -47,16 +47,25 @@ def write_weights(
         if len(shards) == 1:
             name = "model.safetensors"
         weight_map |= {spec.name: name for spec in shard}
-        with (directory / name).open("wb") as file:
-            file.write(_header(shard, dtype))
-            for spec in shard:
-                for piece in _pieces(spec, dtype, seed):
-                    written += file.write(piece)
-                    progress(written, total)
+        before = written
+        for done in write_file(directory / name, shard, dtype, seed):
+            written = before + done
+            progress(written, total)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         text = json.dumps(index, indent=2) + "\n"
         (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def write_file(path: Path, specs: list[TensorSpec], dtype: str, seed: str) -> Iterator[int]:
+    """Writes one safetensors file, and yields the bytes of weights written so far."""
+    written = 0
+    with path.open("wb") as file:
+        file.write(_header(specs, dtype))
+        for spec in specs:
+            for piece in _pieces(spec, dtype, seed):
+                written += file.write(piece)
+                yield written
 
 
 def _split(specs: list[TensorSpec], dtype: str, limit: int) -> Iterator[list[TensorSpec]]:

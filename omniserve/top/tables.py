@@ -15,7 +15,7 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 _MAX_LAYER_GROUPS = 12
 _BAR_CELLS = 8
 _MIB = 1 << 20
-_STATE_STYLES = {"serving": "dim", "failed": "bold red"}
+_STATE_STYLES = {"serving": "dim", "asleep": "dim", "failed": "bold red"}
 
 
 def models_table(models: Sequence[pb.ModelStatus]) -> Table:
@@ -48,25 +48,81 @@ def _state(model: pb.ModelStatus) -> Text:
     return Text(printable(model_state(model)), style=style)
 
 
-def kv_table(models: Sequence[pb.ModelStatus]) -> Table:
-    """Who has how much of a KV budget that models share."""
-    headings = ("model", "KV it has", "in use>", "known prefixes>", "floor>", "got>", "gave up>")
+def kv_table(models: Sequence[pb.ModelStatus]) -> Table | None:
+    """Who has how much of a KV budget that models share; None where they do not."""
+    sharing = [model for model in models if model.HasField("kv_share")]
+    return _share_table(
+        "KV it has",
+        [
+            (model.name, model.kv_share, model.kv_used_bytes, model.kv_total_bytes)
+            for model in sharing
+        ],
+    )
+
+
+def host_kv_table(models: Sequence[pb.ModelStatus]) -> Table | None:
+    """The same of the host's."""
+    sharing = [model for model in models if model.piggyback.HasField("kv_share")]
+    hosts = [(model.name, model.piggyback) for model in sharing]
+    return _share_table(
+        "host KV it has",
+        [(name, host.kv_share, host.kv_used_bytes, host.kv_total_bytes) for name, host in hosts],
+    )
+
+
+def _share_table(
+    has: str, sharing: Sequence[tuple[str, pb.KvShareStatus, int, int]]
+) -> Table | None:
+    """Of names, shares, and bytes in use and at most."""
+    if not sharing:
+        return None
+    headings = ("model", has, "in use>", "known prefixes>", "floor>", "got>", "gave up>")
+    rows: list[list[Cell]] = [
+        [
+            _name(name),
+            pool(share.granted_bytes, total_bytes),
+            _mebibytes(used_bytes),
+            _mebibytes(share.cached_bytes),
+            _mebibytes(share.floor_bytes),
+            _mebibytes(share.in_bytes),
+            _mebibytes(share.out_bytes),
+            f"{share.moves_per_s:.1f}",
+        ]
+        for name, share, used_bytes, total_bytes in sharing
+    ]
+    return text_table((*headings, "moves/s>"), rows)
+
+
+def sharing_table(models: Sequence[pb.ModelStatus]) -> Table:
+    """Whose weights are in memory once, and which layers ran once for several."""
+    headings = (
+        "model",
+        "weights own>",
+        "shared>",
+        "saved>",
+        "layers with others>",
+        "of its layers>",
+    )
     rows: list[list[Cell]] = []
     for model in models:
-        share = model.kv_share
+        weights, joint = model.weights, model.joint_layers
         rows.append(
             [
                 _name(model.name),
-                pool(share.granted_bytes, model.kv_total_bytes),
-                _mebibytes(model.kv_used_bytes),
-                _mebibytes(share.cached_bytes),
-                _mebibytes(share.floor_bytes),
-                _mebibytes(share.in_bytes),
-                _mebibytes(share.out_bytes),
-                f"{share.moves_per_s:.1f}",
+                _mebibytes(weights.own_bytes),
+                _mebibytes(weights.shared_bytes),
+                _mebibytes(weights.saved_bytes),
+                f"{joint.num_layers:,}",
+                format_share(joint.share),
+                f"{joint.num_rows:,}",
             ]
         )
-    return text_table((*headings, "moves/s>"), rows)
+    return text_table((*headings, "rows with others>"), rows)
+
+
+def shares_with_others(models: Sequence[pb.ModelStatus]) -> bool:
+    """Whether any of them does, or did."""
+    return any(each.weights.shared_bytes or each.joint_layers.num_layers for each in models)
 
 
 def _mebibytes(num_bytes: int) -> str:

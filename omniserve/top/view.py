@@ -11,11 +11,14 @@ from omniserve.charts.text import NOTHING, format_age, format_rate, format_share
 from omniserve.terminal import printable
 from omniserve.top.tables import (
     bar,
+    host_kv_table,
     kv_table,
     models_table,
     pool,
     refusals_table,
     requests_table,
+    shares_with_others,
+    sharing_table,
     sparks,
     tenants_table,
 )
@@ -78,11 +81,16 @@ class View:
         yield Text()
         yield models_table(status.models)
         num_left = num_lines - 8 - len(status.tiers) - len(status.models)
-        sharing = [model for model in status.models if model.HasField("kv_share")]
-        if sharing:
+        for table in (kv_table(status.models), host_kv_table(status.models)):
+            if table is not None:
+                yield Text()
+                yield table
+                num_left -= table.row_count + 2
+        loaded = [model for model in status.models if model.HasField("weights")]
+        if shares_with_others(loaded):
             yield Text()
-            yield kv_table(sharing)
-            num_left -= len(sharing) + 2
+            yield sharing_table(loaded)
+            num_left -= len(loaded) + 2
         if status.tenants:
             yield Text()
             yield tenants_table(status.tenants)

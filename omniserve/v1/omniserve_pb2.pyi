@@ -229,7 +229,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "architecture", "dtype", "num_parameters", "vocab_size", "max_model_len", "kv_bytes_per_token", "device_kv_bytes", "default_tier", "num_layers", "aliases")
+    __slots__ = ("name", "architecture", "dtype", "num_parameters", "vocab_size", "max_model_len", "kv_bytes_per_token", "device_kv_bytes", "default_tier", "num_layers", "aliases", "state")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +241,7 @@ class Model(_message.Message):
     DEFAULT_TIER_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     dtype: str
@@ -252,10 +253,11 @@ class Model(_message.Message):
     default_tier: str
     num_layers: int
     aliases: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., device_kv_bytes: _Optional[int] = ..., default_tier: _Optional[str] = ..., num_layers: _Optional[int] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    state: str
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., device_kv_bytes: _Optional[int] = ..., default_tier: _Optional[str] = ..., num_layers: _Optional[int] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ...) -> None: ...
 
 class Tier(_message.Message):
-    __slots__ = ("name", "service_class", "ttft_ms", "tpot_ms", "percentile", "admission", "fallback", "max_waiting", "demote_after_tokens")
+    __slots__ = ("name", "service_class", "ttft_ms", "tpot_ms", "percentile", "admission", "fallback", "max_waiting", "demote_after_tokens", "sleep_after_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SERVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +267,7 @@ class Tier(_message.Message):
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
     DEMOTE_AFTER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SLEEP_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     service_class: str
     ttft_ms: float
@@ -274,7 +277,8 @@ class Tier(_message.Message):
     fallback: str
     max_waiting: int
     demote_after_tokens: int
-    def __init__(self, name: _Optional[str] = ..., service_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., percentile: _Optional[float] = ..., admission: _Optional[bool] = ..., fallback: _Optional[str] = ..., max_waiting: _Optional[int] = ..., demote_after_tokens: _Optional[int] = ...) -> None: ...
+    sleep_after_s: float
+    def __init__(self, name: _Optional[str] = ..., service_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., percentile: _Optional[float] = ..., admission: _Optional[bool] = ..., fallback: _Optional[str] = ..., max_waiting: _Optional[int] = ..., demote_after_tokens: _Optional[int] = ..., sleep_after_s: _Optional[float] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -417,7 +421,7 @@ class TenantStatus(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., num_concurrent: _Optional[int] = ..., num_queued: _Optional[int] = ..., input_tokens_share: _Optional[float] = ..., output_tokens_share: _Optional[float] = ..., num_refused: _Optional[int] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback", "state", "state_age_s", "origin", "pinned", "progress", "error", "aliases", "weights", "kv_share")
+    __slots__ = ("name", "running", "waiting", "kv_used_bytes", "kv_total_bytes", "prompt_tokens", "cached_tokens", "output_tokens", "num_steps", "num_preemptions", "step_ms", "piggyback", "state", "state_age_s", "origin", "pinned", "progress", "error", "aliases", "weights", "kv_share", "joint_layers")
     class RunningEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -453,6 +457,7 @@ class ModelStatus(_message.Message):
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     KV_SHARE_FIELD_NUMBER: _ClassVar[int]
+    JOINT_LAYERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     running: _containers.ScalarMap[str, int]
     waiting: _containers.ScalarMap[str, int]
@@ -474,7 +479,8 @@ class ModelStatus(_message.Message):
     aliases: _containers.RepeatedScalarFieldContainer[str]
     weights: WeightStatus
     kv_share: KvShareStatus
-    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ..., state: _Optional[str] = ..., state_age_s: _Optional[float] = ..., origin: _Optional[str] = ..., pinned: _Optional[bool] = ..., progress: _Optional[_Union[ModelProgress, _Mapping]] = ..., error: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[WeightStatus, _Mapping]] = ..., kv_share: _Optional[_Union[KvShareStatus, _Mapping]] = ...) -> None: ...
+    joint_layers: JointLayersStatus
+    def __init__(self, name: _Optional[str] = ..., running: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[_Mapping[str, int]] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., num_steps: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., step_ms: _Optional[float] = ..., piggyback: _Optional[_Union[PiggybackStatus, _Mapping]] = ..., state: _Optional[str] = ..., state_age_s: _Optional[float] = ..., origin: _Optional[str] = ..., pinned: _Optional[bool] = ..., progress: _Optional[_Union[ModelProgress, _Mapping]] = ..., error: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., weights: _Optional[_Union[WeightStatus, _Mapping]] = ..., kv_share: _Optional[_Union[KvShareStatus, _Mapping]] = ..., joint_layers: _Optional[_Union[JointLayersStatus, _Mapping]] = ...) -> None: ...
 
 class WeightStatus(_message.Message):
     __slots__ = ("own_bytes", "shared_bytes", "saved_bytes", "shared_with")
@@ -494,6 +500,16 @@ class WeightStatus(_message.Message):
     saved_bytes: int
     shared_with: _containers.ScalarMap[str, int]
     def __init__(self, own_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., shared_with: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class JointLayersStatus(_message.Message):
+    __slots__ = ("num_layers", "num_rows", "share")
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    num_layers: int
+    num_rows: int
+    share: float
+    def __init__(self, num_layers: _Optional[int] = ..., num_rows: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
 
 class ModelProgress(_message.Message):
     __slots__ = ("phase", "done_bytes", "total_bytes")
@@ -526,7 +542,7 @@ class KvShareStatus(_message.Message):
     def __init__(self, granted_bytes: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., floor_bytes: _Optional[int] = ..., num_moves_in: _Optional[int] = ..., num_moves_out: _Optional[int] = ..., in_bytes: _Optional[int] = ..., out_bytes: _Optional[int] = ..., moves_per_s: _Optional[float] = ...) -> None: ...
 
 class PiggybackStatus(_message.Message):
-    __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens", "rows_on_host", "rows_ready", "num_swaps_out", "num_swaps_in")
+    __slots__ = ("active", "host_state", "num_offloaded", "kv_used_bytes", "kv_total_bytes", "num_rows_joined", "num_tokens", "rows_on_host", "rows_ready", "num_swaps_out", "num_swaps_in", "kv_share")
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     HOST_STATE_FIELD_NUMBER: _ClassVar[int]
     NUM_OFFLOADED_FIELD_NUMBER: _ClassVar[int]
@@ -538,6 +554,7 @@ class PiggybackStatus(_message.Message):
     ROWS_READY_FIELD_NUMBER: _ClassVar[int]
     NUM_SWAPS_OUT_FIELD_NUMBER: _ClassVar[int]
     NUM_SWAPS_IN_FIELD_NUMBER: _ClassVar[int]
+    KV_SHARE_FIELD_NUMBER: _ClassVar[int]
     active: bool
     host_state: str
     num_offloaded: int
@@ -549,7 +566,8 @@ class PiggybackStatus(_message.Message):
     rows_ready: _containers.RepeatedScalarFieldContainer[int]
     num_swaps_out: int
     num_swaps_in: int
-    def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ..., rows_on_host: _Optional[_Iterable[int]] = ..., rows_ready: _Optional[_Iterable[int]] = ..., num_swaps_out: _Optional[int] = ..., num_swaps_in: _Optional[int] = ...) -> None: ...
+    kv_share: KvShareStatus
+    def __init__(self, active: _Optional[bool] = ..., host_state: _Optional[str] = ..., num_offloaded: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., num_rows_joined: _Optional[int] = ..., num_tokens: _Optional[int] = ..., rows_on_host: _Optional[_Iterable[int]] = ..., rows_ready: _Optional[_Iterable[int]] = ..., num_swaps_out: _Optional[int] = ..., num_swaps_in: _Optional[int] = ..., kv_share: _Optional[_Union[KvShareStatus, _Mapping]] = ...) -> None: ...
 
 class ReloadTiersRequest(_message.Message):
     __slots__ = ("dry_run",)
@@ -664,6 +682,28 @@ class PinModelRequest(_message.Message):
 class PinModelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SleepModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class SleepModelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WakeModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class WakeModelResponse(_message.Message):
+    __slots__ = ("wake_s",)
+    WAKE_S_FIELD_NUMBER: _ClassVar[int]
+    wake_s: float
+    def __init__(self, wake_s: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)

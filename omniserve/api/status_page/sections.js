@@ -81,7 +81,7 @@ const duration_ms = (ms) => (ms < 1000 ? `${number(ms)} ms` : `${rate(ms / 1000)
 export function models(status, history) {
   return status.models.map((model) => {
     const title = element("h3", "", model.name, " ", element("span", `pill ${stateKind(model)}`, stateOf(model)));
-    if (model.state === "loading" || model.state === "failed") {
+    if (["loading", "waking", "asleep", "failed"].includes(model.state)) {
       return element("div", "card", title, ...progressOf(model));
     }
     const made = element("div", "card", title, ...pool("Device KV", model.kv_used_bytes, model.kv_total_bytes));
@@ -90,13 +90,11 @@ export function models(status, history) {
       ["prompt tokens", number(model.prompt_tokens)],
       ["from the cache", model.prompt_tokens ? percent(model.cached_tokens / model.prompt_tokens) : "–"],
       ["output tokens", number(model.output_tokens)]];
-    const kv = model.kv_share;
-    if (kv !== null) {
-      made.append(...pool("Of the KV budget", kv.granted_bytes, model.kv_total_bytes));
-      numbers.push(["known prefixes", bytes(kv.cached_bytes)], ["KV floor", bytes(kv.floor_bytes)],
-        ["KV got / gave up", `${bytes(kv.in_bytes)} / ${bytes(kv.out_bytes)}`],
-        ["KV moves a second", rate(kv.moves_per_s)]);
+    if (model.kv_share !== null) {
+      made.append(...pool("Of the KV budget", model.kv_share.granted_bytes, model.kv_total_bytes));
+      numbers.push(...shareOf("KV", model.kv_share));
     }
+    numbers.push(...sharedWithOthers(model));
     const piggyback = model.piggyback;
     if (piggyback === null) {
       made.append(figures(numbers), note("Best-effort decodes stay on the device."));
@@ -105,10 +103,34 @@ export function models(status, history) {
     numbers.push(["offloaded now", number(piggyback.num_offloaded)],
       ["piggybacked tokens", number(piggyback.num_tokens)],
       ["moved out / back", `${number(piggyback.num_swaps_out)} / ${number(piggyback.num_swaps_in)}`]);
-    made.append(...pool("Host KV", piggyback.kv_used_bytes, piggyback.kv_total_bytes),
-      figures(numbers), ...lanesOf(piggyback));
+    made.append(...pool("Host KV", piggyback.kv_used_bytes, piggyback.kv_total_bytes));
+    if (piggyback.kv_share !== null) {
+      made.append(...pool("Of the host's KV budget", piggyback.kv_share.granted_bytes, piggyback.kv_total_bytes));
+      numbers.push(...shareOf("host KV", piggyback.kv_share));
+    }
+    made.append(figures(numbers), ...lanesOf(piggyback));
     return made;
   });
+}
+
+const shareOf = (name, kv) => [[`${name} with known prefixes`, bytes(kv.cached_bytes)],
+  [`${name} floor`, bytes(kv.floor_bytes)],
+  [`${name} got / gave up`, `${bytes(kv.in_bytes)} / ${bytes(kv.out_bytes)}`],
+  [`${name} moves a second`, rate(kv.moves_per_s)]];
+
+// Weights that other models hold too, and layers that ran once for rows of several models.
+function sharedWithOthers(model) {
+  const { weights, joint_layers: joint } = model;
+  const found = [];
+  if (weights !== null && weights.shared_bytes) {
+    found.push(["weights own / shared", `${bytes(weights.own_bytes)} / ${bytes(weights.shared_bytes)}`],
+      ["saved by sharing", bytes(weights.saved_bytes)]);
+  }
+  if (joint !== null && (joint.num_layers || weights?.shared_bytes)) {
+    found.push(["layers with others", `${number(joint.num_layers)} (${percent(joint.share)})`],
+      ["rows with others", number(joint.num_rows)]);
+  }
+  return found;
 }
 
 const stateKind = (model) => (model.state === "serving" ? "fast" : model.state === "failed" ? "bad" : "quiet");
@@ -116,6 +138,7 @@ const stateOf = (model) => (model.pinned ? `${model.state}, pinned` : model.stat
 
 function progressOf(model) {
   if (model.state === "failed") return [note(model.error)];
+  if (model.state === "asleep") return [note(`The next request wakes it; for ${duration(model.state_age_s)}`)];
   if (model.progress === null) return [note("The engine is starting.")];
   const { phase, done_bytes, total_bytes } = model.progress;
   return [...pool(phase.replace("_", " "), done_bytes, total_bytes), note(`for ${duration(model.state_age_s)}`)];

@@ -1,5 +1,6 @@
 """What holds for all scenes of a frame and a shape: objectives, and the rate of LS requests."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from omniserve.bench.colocate.contenders import (
@@ -54,10 +55,12 @@ async def find_conditions(run: SceneRun, plan: Plan, workload: Workload) -> Cond
     objectives = objectives_of(unloaded)
     if plan.ls_rate is not None:
         return Conditions(unloaded, objectives, plan.ls_rate)
-    probes = await _search(run, plan, workload, objectives)
-    middle = sum(PEER_SHARE) / 2
-    best = min(probes, key=lambda probe: abs(probe.share - middle))
-    return Conditions(unloaded, objectives, best.rate, tuple(probes))
+    peer = _peer(run, plan)
+    probes = await search_rate(
+        RATES, lambda rate: _probe(run, plan, workload, objectives, peer, rate)
+    )
+    run.skip(NUM_PROBES - len(probes))
+    return Conditions(unloaded, objectives, nearest_rate(probes), tuple(probes))
 
 
 def num_condition_windows(plan: Plan) -> int:
@@ -78,22 +81,25 @@ async def _unloaded(run: SceneRun, plan: Plan, workload: Workload, server: str) 
     return unloaded_of(await run.window(key, streams, options))
 
 
-async def _search(
-    run: SceneRun, plan: Plan, workload: Workload, objectives: Objectives
+async def search_rate(
+    rates: tuple[float, float], probe: Callable[[float], Awaitable[Probe]]
 ) -> list[Probe]:
-    """Halves the range of rates until vLLM's share is where it should be, NUM_PROBES at most."""
-    peer = _peer(run, plan)
-    low, high = RATES
+    """Halves the range of rates until a peer's share is where it should be, NUM_PROBES at most."""
+    low, high = rates
     probes: list[Probe] = []
     while len(probes) < NUM_PROBES:
-        rate = round((low * high) ** 0.5, 2)
-        probes.append(await _probe(run, plan, workload, objectives, peer, rate))
-        share = probes[-1].share
+        probes.append(await probe(round((low * high) ** 0.5, 2)))
+        rate, share = probes[-1].rate, probes[-1].share
         if PEER_SHARE[0] <= share <= PEER_SHARE[1]:
             break
         low, high = (rate, high) if share > PEER_SHARE[1] else (low, rate)
-    run.skip(NUM_PROBES - len(probes))
     return probes
+
+
+def nearest_rate(probes: Sequence[Probe]) -> float:
+    """Of the probe whose share is nearest to where it should be."""
+    middle = sum(PEER_SHARE) / 2
+    return min(probes, key=lambda probe: abs(probe.share - middle)).rate
 
 
 async def _probe(

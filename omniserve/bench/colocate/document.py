@@ -18,25 +18,25 @@ def markdown(facts: Sequence[str], plan: Plan, measured: Measured) -> str:
         parts += [
             f"### {held.title}",
             held.conditions.text,
-            _table(control_table(held)),
+            markdown_table(control_table(held)),
             describe_generator([each.cell for each in held.cells]),
         ]
     for result in measured.scenes:
         parts += [
             f"### {result.scene.title}",
             describe_conditions(result.conditions),
-            _table(scene_table(result)),
+            markdown_table(scene_table(result)),
             describe_generator(result.cells),
         ]
     parts += [
         "### Goals",
-        _table(goal_table(measured.goals(plan.backlog.num_requests))),
+        markdown_table(goal_table(measured.goals(plan.backlog.num_requests))),
         *emulation(measured.frames),
         *procedure(plan),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(content: TextTable) -> str:
+def markdown_table(content: TextTable) -> str:
     lines = [content.headings, ["---"] * len(content.headings), *content.rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

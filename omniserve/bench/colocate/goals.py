@@ -12,9 +12,11 @@ from omniserve.bench.colocate.contenders import (
     VLLM_SPLIT,
 )
 from omniserve.bench.colocate.figures import Cell, Figures, spread_of
+from omniserve.bench.colocate.layer_waits import WAIT_SHARE
 
 MAX_LOST_POINTS = 1.0
 """Of LS joint attainment: to LS alone, and to vLLM where tokens per second are compared."""
+MAX_WAIT_LAYERS = 1.0
 LS_GAIN = 1.4
 BE_GAIN_SHORT, BE_GAIN_WHOLE_SHORT, BE_GAIN_WHOLE_AMPLE = 3.0, 1.0, 1.4
 
@@ -56,10 +58,24 @@ def _of_scene(result: SceneResult, num_be: int) -> Iterator[GoalResult]:
             f"{lost:.1f} points",
             lost <= MAX_LOST_POINTS,
         )
+    yield from wait_goal(title, own)
     if peer is None:
         return
     yield from _ls_gain(title, own, peer)
     yield from _be_gain(title, own, peer, _least_be_gain(result, num_be))
+
+
+def wait_goal(title: str, own: Cell) -> Iterator[GoalResult]:
+    """Where a daemon served both of two models."""
+    waits = own.layer_waits
+    if waits is not None:
+        yield GoalResult(
+            title,
+            "LS wait behind layers of the other model, p99",
+            "at most one layer",
+            waits.text,
+            waits.layers.bound_of(WAIT_SHARE) <= MAX_WAIT_LAYERS,
+        )
 
 
 def _ls_gain(title: str, own: Cell, peer: Cell) -> Iterator[GoalResult]:

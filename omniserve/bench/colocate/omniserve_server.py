@@ -44,6 +44,7 @@ async def start_omniserve(plan: ServerPlan, limits: Limits, directory: Path) -> 
         environment_with_packages(os.environ),
         directory / f"{plan.key}.log",
         directory,
+        plan.placement,
     )
     try:
         ready = await poll(process, lambda: _READY.search(process.log), READY_S)

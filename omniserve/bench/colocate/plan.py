@@ -73,8 +73,9 @@ class WindowKey:
         return Path("windows", self.scene, self.name)
 
 
-def settle_plan(plan: Plan, directory: Path) -> bool:
-    """Writes the plan where none is; returns whether there was one, which is to be continued.
+def settle_plan(plan: object, directory: Path) -> bool:
+    """Writes the plan, a tree of data, where none is; returns whether there was one, which is to be
+    continued.
 
     Raises ConfigError where the directory holds another one.
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 from omniserve import __version__
 from omniserve.bench.colocate.control.control_plan import ControlPlan
 from omniserve.bench.colocate.fleet import Launch
+from omniserve.bench.colocate.omniserve_server import NO_CONTROL
 from omniserve.bench.colocate.options import QUICK_LS_RATE, ColocateOptions, ControlOptions
 from omniserve.bench.colocate.plan import Plan
 from omniserve.bench.colocate.scene import Memory
@@ -94,7 +95,7 @@ def machine_text() -> str:
 
 def _step_times(source: str) -> str:
     """Daemons run in directories of their own."""
-    if source == MEASURED:
+    if source in (MEASURED, NO_CONTROL):
         return source
     path = Path(source).resolve()
     if not path.is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from omniserve.bench.colocate.placement import ANYWHERE, Placement
 from omniserve.errors import OmniServeError
 
 STOP_S = 15.0
@@ -38,10 +39,17 @@ class ServerProcess:
         environment: Mapping[str, str],
         log_path: Path,
         directory: Path,
+        placement: Placement = ANYWHERE,
     ) -> "ServerProcess":
         """Its output goes to `log_path`; it runs in `directory`. Raises ServerFailed."""
         # Looked up before the fork, after which as little as possible should happen.
         prctl = ctypes.CDLL(None).prctl
+
+        def before_exec() -> None:
+            # Whoever kills us must leave nothing behind.
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            placement.take()
+
         with log_path.open("wb") as log:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -51,12 +59,13 @@ class ServerProcess:
                     stderr=log,
                     env=dict(environment),
                     cwd=directory,
-                    # Ctrl-C is ours to handle, and whoever kills us must leave nothing behind.
+                    # Ctrl-C is ours to handle.
                     start_new_session=True,
-                    preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+                    preexec_fn=before_exec,
                 )
             except OSError as error:
                 raise ServerFailed(f"{name}: {command[0]}: {error.strerror}") from None
+        placement.tell_autogroup(process.pid)
         return cls(name, process, log_path)
 
     @property

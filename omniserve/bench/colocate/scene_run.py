@@ -10,13 +10,16 @@ from typing import Self
 
 from omniserve.bench.colocate.fleet import Fleet, Launch
 from omniserve.bench.colocate.generator_cores import on_host_cores
+from omniserve.bench.colocate.layer_waits import LayerWaits, ask_layer_waits, note_layer_waits
 from omniserve.bench.colocate.objectives import Objectives
 from omniserve.bench.colocate.outlook import Outlook
 from omniserve.bench.colocate.plan import WindowKey
+from omniserve.bench.colocate.running_server import RunningServer
 from omniserve.bench.colocate.scene import Scene
 from omniserve.bench.colocate.server_plan import ServerPlan
 from omniserve.bench.colocate.undisturbed import OTHERS_CORES, measure_undisturbed
 from omniserve.bench.colocate.windows import Windows
+from omniserve.bench.colocate.workload import LS_STREAM
 from omniserve.bench.load.options import LoadOptions
 from omniserve.bench.load.run import run_load
 from omniserve.bench.load.streams import Stream
@@ -104,13 +107,25 @@ class SceneRun:
         by_server = {server: fleet.target(server) for server in servers}
         try:
             targets = {name: by_server[server] for name, (server, _) in streams.items()}
+            ls_server = fleet.servers[streams[LS_STREAM][0]]
+            waits_before = await self._layer_waits(ls_server)
             with on_host_cores(self.scene.frame):
                 record = await run_load(targets, [each for _, each in streams.values()], options)
             record.facts[OTHERS_CORES] = round(others.cores(), 3)
+            waits = await self._layer_waits(ls_server)
+            if waits is not None:
+                note_layer_waits(record, waits.since(waits_before))
             return record
         finally:
             for target in by_server.values():
                 await target.close()
+
+    async def _layer_waits(self, server: RunningServer) -> LayerWaits | None:
+        """So far; None unless it is a daemon that serves both models of the scene."""
+        plan, scene = server.plan, self.scene
+        if plan.system != "omniserve" or len(plan.models) == 1:
+            return None
+        return await asyncio.to_thread(ask_layer_waits, server.http, scene.ls_model, scene.be_model)
 
     async def __aexit__(
         self,

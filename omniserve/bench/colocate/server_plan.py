@@ -6,6 +6,7 @@ from typing import Literal
 
 from omniserve.bench.colocate.frames import Frame
 from omniserve.bench.colocate.objectives import Objectives
+from omniserve.bench.colocate.placement import ANYWHERE, Placement
 
 System = Literal["omniserve", "vllm"]
 
@@ -36,8 +37,8 @@ class Limits:
     be_tokens_beside_ls: int
     """Best-effort tokens in a step with latency-sensitive ones; vLLM has no such limit."""
     step_times: str
-    """What OmniServe is told of its steps' times where it holds them to objectives: auto, or the
-    path of a file."""
+    """What OmniServe is told of its steps' times where it holds them to objectives: auto, none, or
+    the path of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,11 @@ class ServerPlan:
     """Whether it refuses latency-sensitive requests whose first token would be late."""
     on_host: bool = False
     """Whether its models compute on the host's cores, as the second server of an overflow does."""
+    placement: Placement = ANYWHERE
+    """Where servers that know nothing of each other share the frame's cores."""
 
     @property
     def compute_cores(self) -> tuple[int, ...]:
+        if self.placement.cores:
+            return self.placement.cores
         return self.frame.host_cores if self.on_host else self.frame.device_cores

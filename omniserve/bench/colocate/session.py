@@ -53,7 +53,7 @@ def _make_directory(path: Path) -> None:
 async def _measure(options: ColocateOptions, prepared: Prepared) -> Measured:
     plan = prepared.plan
     parts = (prepared.workload, prepared.memory, prepared.launch, options.out)
-    with _stopped_by_signals():
+    with stopped_by_signals():
         control = (
             await ControlComparison(plan, plan.control, *parts).run(say) if plan.control else []
         )
@@ -61,7 +61,7 @@ async def _measure(options: ColocateOptions, prepared: Prepared) -> Measured:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the run as Ctrl-C does, so that servers are stopped too."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None

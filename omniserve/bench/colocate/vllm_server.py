@@ -44,6 +44,7 @@ async def start_vllm(
         vllm_environment(plan, python, cache),
         directory / f"{plan.key}.log",
         directory,
+        plan.placement,
     )
     try:
         await poll(process, lambda: answers(address), READY_S)

@@ -10,7 +10,11 @@ class SimulatedHostBlocks:
 
     def __init__(self, num_blocks: int) -> None:
         self._allocator = BlockAllocator(num_blocks)
-        self.num_blocks = num_blocks
+        self.num_blocks = self.num_granted_blocks = num_blocks
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return self._allocator.num_cached
 
     @property
     def num_free_blocks(self) -> int:

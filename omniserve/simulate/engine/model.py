@@ -1,7 +1,8 @@
 """One simulated model: a real scheduler, and a model of what its steps take."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from math import inf
 from random import Random
 
@@ -10,7 +11,7 @@ from omniserve.profiling.profile import Profile
 from omniserve.requests import TierRules
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.lanes import SimulatedLanes
-from omniserve.simulate.engine.step import SimulatedStep, lay_out
+from omniserve.simulate.engine.step import SimulatedStep, joint_shape, lay_out
 from scheduler import Claim, ModelDemand, Request, Scheduler, StepResult
 from scheduler.first_token_forecast import UrgentLoad
 from scheduler.step_time import coldness_after
@@ -30,7 +31,10 @@ class SimulatedModel:
         lanes: SimulatedLanes | None,
         random: Random,
         clock: Clock,
+        layer_keys: Sequence[str] = (),
     ) -> None:
+        """Layers with the same key are one layer in all models that have it; without keys all are
+        the model's own."""
         self.name = name
         self.profile = profile
         self.scheduler = scheduler
@@ -39,6 +43,7 @@ class SimulatedModel:
         self._costs = profile.step_time
         self._ratios = profile.step_ratio_quantiles
         self._random = random
+        self._layer_keys = tuple(layer_keys)
         self._clock = clock
         self._coldness = 0.0
         self._admission = Admission(scheduler)
@@ -65,6 +70,20 @@ class SimulatedModel:
         """Whether a step must be collected before the next one is planned."""
         is_full = len(self._in_flight) >= self.profile.pipeline_depth
         return is_full or not self.scheduler.has_unfinished
+
+    def num_layers_shared_with(self, other: "SimulatedModel") -> int:
+        """The first layers that both have in common."""
+        pairs = zip(self._layer_keys, other._layer_keys, strict=False)
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    def shares_layer(self, other: "SimulatedModel", index: int) -> bool:
+        mine, theirs = self._layer_keys, other._layer_keys
+        return index < min(len(mine), len(theirs)) and mine[index] == theirs[index]
+
+    def can_capture(self, step: SimulatedStep) -> bool:
+        """Whether the device is taken to run such layers as captured graphs: an accelerator, a
+        step of decodes alone."""
+        return self.profile.pipeline_depth > 1 and not step.resident.num_prefill_tokens
 
     def demand(self, *, is_alone: bool) -> ModelDemand:
         scheduler = self.scheduler
@@ -144,6 +163,14 @@ class SimulatedModel:
             # Where nobody is, nothing is computed; a graph of the whole step computes everywhere.
             layers_s *= step.busy_share(first, step.stop_layer)
         step.layer_s = layers_s * step.time_ratio / self.num_layers
+
+    def joint_layer_s(self, steps: Sequence[SimulatedStep], host_active: bool) -> float:
+        """Of the next layer, run once for rows of all these steps, the first of which is this
+        model's: what it would take if all rows were this model's."""
+        costs = self._costs.costs(host_active)
+        shapes = [each.shape(each.next_layer, each.stop_layer) for each in steps]
+        layers_s = costs.step_s(joint_shape(shapes)) - costs.overhead_s
+        return layers_s * steps[0].time_ratio / self.num_layers
 
     def overhead_s(self, step: SimulatedStep, host_active: bool) -> float:
         """Host time of the step that no layer takes."""

@@ -14,12 +14,14 @@ def sample_status(engines: Sequence[SimulatedEngine], at_s: float) -> StatusSamp
     block_bytes = [
         model.profile.kv_bytes_per_token * model.scheduler.settings.block_size for model in models
     ]
+    budgets = [engine.kv_sharing.num_bytes for engine in engines]
     pairs = list(zip(schedulers, block_bytes, strict=True))
     num_offloaded = sum(scheduler.num_offloaded for scheduler in schedulers)
     return StatusSample(
         at_s=at_s,
         kv_used_bytes=sum(scheduler.counts.num_used_blocks * size for scheduler, size in pairs),
-        kv_total_bytes=sum(scheduler.settings.num_blocks * size for scheduler, size in pairs),
+        kv_total_bytes=sum(budget for budget in budgets if budget is not None)
+        or sum(scheduler.settings.num_blocks * size for scheduler, size in pairs),
         num_running=sum(scheduler.num_running for scheduler in schedulers) + num_offloaded,
         num_waiting=sum(scheduler.num_waiting for scheduler in schedulers),
         num_offloaded=num_offloaded,

@@ -1,6 +1,7 @@
 """One simulated step: what it computes, and how far it has come."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from omniserve.piggyback.lane_table import LaneTable
 from scheduler import StepPlan
 from scheduler.plan_shape import shape_of
 from scheduler.step_time import StepShape
+
+_FIELDS = fields(StepShape)
 
 
 @dataclass(slots=True)
@@ -24,6 +27,8 @@ class SimulatedStep:
     """What the step takes, over what the model of step times says."""
     lane_ids: list[str] = field(default_factory=list)
     """Offloaded requests that yield a token; known when all layers are done."""
+    is_captured: bool = False
+    """Its layers run as captured graphs, which nobody can join."""
     ready_s: float = 0.0
     """When its first layer may begin."""
     next_layer: int = 0
@@ -58,6 +63,11 @@ class SimulatedStep:
             to_layer - from_layer + 1
         )
 
+    def num_rows_at(self, layer: int) -> int:
+        """That enter it."""
+        num_rows = self.resident.num_decode_rows + self.resident.num_prefill_tokens
+        return num_rows + (0 if self.lanes is None else int(self.lanes.counts[layer]))
+
     @property
     def num_lane_rows(self) -> float:
         """The mean over the layers."""
@@ -66,6 +76,12 @@ class SimulatedStep:
     @property
     def _has_resident_rows(self) -> bool:
         return self.resident.num_decode_rows + self.resident.num_prefill_tokens > 0
+
+
+def joint_shape(shapes: Sequence[StepShape]) -> StepShape:
+    """Of a batch of the rows of all these."""
+    sums = {field.name: sum(getattr(each, field.name) for each in shapes) for field in _FIELDS}
+    return StepShape(**sums | {"coldness": max(each.coldness for each in shapes)})
 
 
 def lay_out(
