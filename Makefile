@@ -38,8 +38,9 @@ $(MODELS)/batch/config.json: | setup
 	@$(BIN)/omniserve model new $(MODELS)/batch --arch llama --preset small
 
 # A worker that crashed is not replaced: what is left would be given to nobody, and the run would not end.
+# Hundreds of processes are started, each of which would compile the same modules if none kept its bytecode.
 test: setup  ## Run the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(PYTEST_ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 $(PYTEST_ARGS)
 
 soak: setup  ## Thousands of random schedules on the engine, its host process stopped and killed
 	@$(BIN)/python tests/piggyback_soak.py $(SOAK_ARGS)

@@ -38,6 +38,12 @@ LONGEST_FIRST = (
     "test_kernel_cache.py",
     "test_scheduler_piggyback_simulation.py",
     "test_client_commands.py",
+    "test_weight_store.py",
+    "test_model_changes_process.py",
+    "test_profiling_daemon.py",
+    "test_host_models.py",
+    "test_piggyback_faults.py",
+    "test_benchmarks_tenants.py",
     "test_fuzz.py",
 )
 """Files of half a minute and more: a worker that began one of them last would end alone."""

@@ -14,9 +14,10 @@ MEASURING = "measuring_step_times model=demo at_most_s"
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_checkpoint: Path) -> Path:
-    """One thread, and nobody on the host: nothing here is about how well it measures."""
+    """One thread, short prompts, nobody on the host: nothing here is about how well it measures."""
     text = config_text(tiny_checkpoint, "{enabled: false}")
     text = text.replace("step_times: none", "step_times: auto").replace("threads: 2", "threads: 1")
+    text = text.replace("16MiB", "16MiB, max_model_len: 512")
     path = tmp_path / "omniserve.yaml"
     path.write_text(text)
     return path
