@@ -17,6 +17,7 @@ from omniserve.requests import ServiceClassName, TierRules, TierSettings
 from scheduler import Objectives
 
 DEFAULT_PERCENTILE = 99.0
+MAX_SLEEP_AFTER_S = 31_536_000.0
 RESERVED_TIER_NAMES = ("auto", "default", "priority", "flex")
 """Values of OpenAI's `service_tier` that choose a tier by its role."""
 
@@ -49,6 +50,9 @@ class TierConfig(Section):
     """Model of requests that name this tier and no model."""
     demote_after_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
     """Output tokens after which a request goes on as best_effort (latency_sensitive only)."""
+    sleep_after_s: Annotated[float, Field(gt=0, le=MAX_SLEEP_AFTER_S)] | None = None
+    """A model may go to sleep so long after its last request of this tier; unset: a model that had
+    one stays awake."""
 
     @property
     def objectives(self) -> Objectives | None:

@@ -1,28 +1,22 @@
 """The front's side of the engine: keeps one engine process alive and carries requests to it."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
 
-import msgspec
-import zmq
-
-from omniserve.backoff import Backoff
 from omniserve.decision import Decision
+from omniserve.engine_keeper import EngineKeeper
 from omniserve.engine_models import Answer, EngineModels, OnProgress
 from omniserve.engine_process_handle import EngineProcessHandle
 from omniserve.engine_questions import EngineQuestions
 from omniserve.engine_streams import OutputSink, RequestStreams
 from omniserve.engine_supervision import EngineSupervision
-from omniserve.engine_watch import EngineWatch
-from omniserve.errors import CheckpointError, EngineError, EngineUnavailable
+from omniserve.errors import EngineUnavailable
 from omniserve.logs import get_logger, log_event
 from omniserve.messages import (
     Abort,
     Configure,
-    EngineFailed,
     EngineReady,
     Explained,
     Outputs,
@@ -60,7 +54,6 @@ class EngineClient:
         self.num_reports = 0
         """Counter: snapshots that engines sent."""
         self.device = ""
-        self.num_restarts = 0
         self._models = EngineModels(settings)
         self._supervision = supervision or EngineSupervision()
         self._tiers = tiers
@@ -70,10 +63,8 @@ class EngineClient:
         self._questions = EngineQuestions()
         self._guard = TaskGuard()
         self._first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._process: EngineProcessHandle | None = None
         self._ready_since_s = 0.0
-        self._watch = EngineWatch(self._supervision, lambda: self.ready)
+        self._keeper = EngineKeeper(self._supervision, self)
 
     @property
     def settings(self) -> EngineSettings:
@@ -82,7 +73,7 @@ class EngineClient:
 
     @property
     def models(self) -> dict[str, ModelInfo]:
-        """Those that are loaded."""
+        """Those that are loaded, and those that are asleep."""
         return self._models.infos
 
     @property
@@ -95,6 +86,10 @@ class EngineClient:
         return self.state == "ready"
 
     @property
+    def num_restarts(self) -> int:
+        return self._keeper.num_restarts
+
+    @property
     def num_in_flight(self) -> int:
         return len(self._streams)
 
@@ -102,6 +97,10 @@ class EngineClient:
     def pid(self) -> int | None:
         """Process id of the engine, where there is one."""
         return self._process.pid if self._process else None
+
+    @property
+    def _process(self) -> EngineProcessHandle | None:
+        return self._keeper.process
 
     def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
         self._listeners.append(callback)
@@ -112,7 +111,7 @@ class EngineClient:
         Raises CheckpointError with the engine's own words where it cannot serve these settings, and
         EngineError where it ends without a word. `stop` must be called in either case.
         """
-        self._context = zmq.Context()
+        self._keeper.open()
         self._guard.spawn(self._supervise(), "engine-supervisor")
         failure = asyncio.ensure_future(self._guard.failure())
         try:
@@ -129,18 +128,11 @@ class EngineClient:
         self._set_state("stopping")
         self._fail_all("the daemon is stopping")
         await self._guard.cancel()
-        if self._process is not None:
-            if was_ready:
-                await self._process.shut_down(grace_s)
-            await self._process.close()
-            self._process = None
-        if self._context is not None:
-            self._context.destroy(linger=0)
+        await self._keeper.close(grace_s if was_ready else None)
 
     def kill(self) -> None:
         """Ends the engine at once, without waiting; for a front that is about to exit."""
-        if self._process is not None:
-            self._process.kill()
+        self._keeper.kill()
 
     async def failure(self) -> BaseException:
         """Waits for a fault of the supervision itself; engines that die are not one."""
@@ -211,6 +203,37 @@ class EngineClient:
         self._ready_process()
         await self._models.unload(self._tell, name)
 
+    async def sleep_model(self, name: str) -> None:
+        """Has the engine give a model's memory back, and returns once it has. The model, which must
+        have nothing to do, stays among `models`, also where the engine dies; `wake_model` brings it
+        back, `unload_model` forgets it. Of one that is asleep nothing happens.
+
+        Raises:
+            UnknownModel: there is none of this name.
+            EngineUnavailable: no engine is ready, and nothing has changed.
+        """
+        self._ready_process()
+        await self._models.sleep(self._tell, name)
+        self.stats.pop(name, None)
+
+    async def wake_model(self, name: str, on_progress: OnProgress) -> ModelInfo:
+        """Has the engine load a model again that is asleep, as `load_model` does; of one that is
+        awake nothing happens. Where the caller is cancelled, the model is gone.
+
+        Raises:
+            UnknownModel: there is none of this name.
+            CheckpointError: it cannot be loaded, or its files have changed; it is gone.
+            ConfigError: the memory does not suffice, or somebody unloaded it; it is gone.
+            EngineUnavailable: no engine is ready, or it died meanwhile; it is still asleep.
+        """
+        self._ready_process()
+        return await self._models.wake(self._tell, name, on_progress)
+
+    def forget_model(self, name: str) -> None:
+        """A model that is asleep is gone, also for engines that are started later; of one that is
+        not there nothing happens."""
+        self._models.forget(self._tell, name)
+
     def take_lost_models(self) -> tuple[ModelSettings, ...]:
         """Models that were loaded at run time, and that an engine which was started anew has not.
         Each is told once: whoever hears of it loads it again, as it was, or lets it go."""
@@ -225,71 +248,38 @@ class EngineClient:
             raise EngineUnavailable(f"the engine is {self.state}; try again later")
         return self._process
 
-    async def _supervise(self) -> None:
-        backoff = Backoff()
-        while True:
-            reason = await self._run_one_process()
-            healthy_s = self._now_s() - self._ready_since_s if self.ready else 0.0
-            process = self._lose_engine()
-            if process is not None:
-                await process.close()
-            if not self._first_ready.done():
-                # Nobody was ever served: what is wrong now will most likely be wrong again.
-                self._set_state("failed")
-                self._first_ready.set_exception(reason)
-                return
-            delay_s = backoff.next_delay_s(healthy_s)
-            log_event(
-                _logger,
-                "engine_lost",
-                level=logging.ERROR,
-                reason=str(reason),
-                restart_in_s=delay_s,
-                num_restarts=self.num_restarts,
-            )
-            await asyncio.sleep(delay_s)
-            self.num_restarts += 1
+    @property
+    def was_ever_ready(self) -> bool:
+        return self._first_ready.done()
 
-    async def _run_one_process(self) -> CheckpointError | EngineError:
-        """Spawns a process and serves it until it ends or has to, and says why."""
-        assert self._context is not None
-        try:
-            process = self._process = await EngineProcessHandle.spawn(
-                self._supervision.command, self._context, self._supervision.environment
-            )
-        except (OSError, zmq.ZMQError) as error:
-            return EngineError(f"cannot start the engine process: {error}")
-        log_event(_logger, "engine_spawned", pid=process.pid, num_restarts=self.num_restarts)
+    @property
+    def healthy_s(self) -> float:
+        return self._now_s() - self._ready_since_s if self.ready else 0.0
+
+    def greet(self, process: EngineProcessHandle) -> None:
+        """Tells a new process what it serves, and by what it goes."""
         process.send(Configure(self._models.at_start, self._supervision.load_s))
         process.send(SetTiers(self._tiers))
         process.send(SetShares(self._shares))
-        duties = {
-            asyncio.create_task(self._receive(process), name="engine-receiver"),
-            asyncio.create_task(self._watch.run(), name="engine-watchdog"),
-            asyncio.create_task(self._watch.await_exit(process), name="engine-exit"),
-        }
-        try:
-            done, _ = await asyncio.wait(duties, return_when="FIRST_COMPLETED")
-        finally:
-            for duty in duties:
-                duty.cancel()
-            await asyncio.gather(*duties, return_exceptions=True)
-        return done.pop().result()
 
-    async def _receive(self, process: EngineProcessHandle) -> CheckpointError | EngineError:
-        while True:
-            try:
-                messages = await process.receive()
-            except msgspec.MsgspecError as error:
-                return EngineError(f"the engine process sent an unknown message: {error}")
-            self._watch.heard()
-            for message in messages:
-                if isinstance(message, EngineFailed):
-                    return CheckpointError(message.message)
-                if isinstance(message, Outputs) and len(messages) == 1:
-                    await self._streams.deliver_in_turns(message.outputs)
-                else:
-                    self._handle(message)
+    async def take(self, messages: list[ToFront]) -> None:
+        """What the process said at one time."""
+        for message in messages:
+            if isinstance(message, Outputs) and len(messages) == 1:
+                await self._streams.deliver_in_turns(message.outputs)
+            else:
+                self._handle(message)
+
+    def lost(self) -> None:
+        """The process has ended, or will be; nobody is left waiting for it."""
+        self.stats = {}
+        self._set_state("restarting")
+        self._fail_all("the engine was lost; it is being restarted, try again later")
+
+    async def _supervise(self) -> None:
+        reason = await self._keeper.run()
+        self._set_state("failed")
+        self._first_ready.set_exception(reason)
 
     def _handle(self, message: ToFront) -> None:
         if isinstance(message, Outputs):
@@ -312,14 +302,6 @@ class EngineClient:
             self._set_state("ready")
             if not self._first_ready.done():
                 self._first_ready.set_result(None)
-
-    def _lose_engine(self) -> EngineProcessHandle | None:
-        """From here on nobody speaks to the process, which is returned to be closed."""
-        process, self._process = self._process, None
-        self.stats = {}
-        self._set_state("restarting")
-        self._fail_all("the engine was lost; it is being restarted, try again later")
-        return process
 
     def _fail_all(self, message: str) -> None:
         """Nobody is left waiting for the engine."""

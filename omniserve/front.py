@@ -40,6 +40,7 @@ class Front:
         self._reloader = Reloader(config_path, config, service, engine, self._models, tls)
         self._reporter = StatusReporter(service, self._reloader)
         self._reporting: asyncio.Task[NoReturn] | None = None
+        self._idling: asyncio.Task[NoReturn] | None = None
         servicer = AdminServicer(service, self._reloader, self._reporter, self._models)
         self._grpc = GrpcServer(service, config.listen.grpc, tls)
         self._admin = GrpcAdminServer(service, servicer, config.listen.admin)
@@ -75,14 +76,15 @@ class Front:
         if self._status is not None:
             await self._status.start()
         self._reporting = asyncio.create_task(self._reporter.run(), name="status-reporter")
+        self._idling = asyncio.create_task(self._models.idle.run(), name="idle-models")
 
     async def failure(self) -> BaseException:
         """Waits for a part to end on its own, and returns the cause."""
-        assert self._reporting is not None
+        assert self._reporting is not None and self._idling is not None
         servers = [each for each in (self._http, self._status) if each is not None]
         watches = [asyncio.create_task(each.failure(), name="watch-server") for each in servers]
         try:
-            parts: list[asyncio.Task[BaseException]] = [*watches, self._reporting]
+            parts: list[asyncio.Task[BaseException]] = [*watches, self._reporting, self._idling]
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             ended = done.pop()
             return ended.exception() or ended.result()
@@ -113,6 +115,8 @@ class Front:
 
     async def stop(self, grace_s: float) -> None:
         """Stops listening and gives calls that still run `grace_s` to end."""
+        if self._idling is not None:
+            self._idling.cancel()
         if self._reporting is not None:
             # Ends the streams of status pages, which would else take all of the time.
             self._reporting.cancel()

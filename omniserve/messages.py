@@ -53,6 +53,17 @@ class LoadModel(msgspec.Struct, tag=True, frozen=True):
 
     question: int
     settings: ModelSettings
+    digest: str = ""
+    """Of a model that slept: it is refused where its files are not any more what they were."""
+
+
+class SleepModel(msgspec.Struct, tag=True, frozen=True):
+    """Front to engine: give back the memory of a model that has nothing to do, and keep what is
+    its own of a KV budget: a `LoadModel` with its digest follows some day, or an `UnloadModel`.
+    `ModelUnloaded` answers, also where there is no such model."""
+
+    question: int
+    model: str
 
 
 class UnloadModel(msgspec.Struct, tag=True, frozen=True):
@@ -119,7 +130,7 @@ class ModelLoaded(msgspec.Struct, tag=True, frozen=True):
 
 
 class ModelUnloaded(msgspec.Struct, tag=True, frozen=True):
-    """Engine to front: nothing is left of the model."""
+    """Engine to front: nothing is left of the model in the device's memory."""
 
     question: int
 
@@ -134,7 +145,16 @@ class ModelRefused(msgspec.Struct, tag=True, frozen=True):
 
 
 ToEngine = (
-    Configure | Submit | Abort | SetTiers | SetShares | Explain | LoadModel | UnloadModel | Shutdown
+    Configure
+    | Submit
+    | Abort
+    | SetTiers
+    | SetShares
+    | Explain
+    | LoadModel
+    | SleepModel
+    | UnloadModel
+    | Shutdown
 )
 ToFront = (
     EngineReady

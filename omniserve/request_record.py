@@ -101,6 +101,10 @@ class RequestRecord:
         self._output_counter = tokens.labels(self.model, self.tier, "output")
         self._piggybacked_counter = tokens.labels(self.model, self.tier, "piggybacked")
 
+    def note(self, event: str, reason: str, detail: str) -> None:
+        """The front did something with it that whoever asks later is to be told."""
+        self._notes.add(self._clock(), event, reason, detail)
+
     def charge_to(self, charge: Charge) -> None:
         """Its tenant's quota has let it enter, and is to be told what becomes of it."""
         self._charge = charge

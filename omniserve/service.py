@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from omniserve import __version__
@@ -27,7 +26,7 @@ from omniserve.errors import (
 )
 from omniserve.explanation import explain
 from omniserve.front_notes import FrontNotes
-from omniserve.generation import GenerationRequest, Prompt
+from omniserve.generation import GenerationRequest
 from omniserve.generation_stream import GenerationStream
 from omniserve.metrics import Metrics
 from omniserve.model_life.requests_here import ModelRequests
@@ -50,6 +49,7 @@ from omniserve.served_model import ServedModel
 from omniserve.settings import ModelInfo, ModelStats
 from omniserve.status.request_board import RequestBoard
 from omniserve.tenant_threads import TenantThreads
+from omniserve.text_calls import TextCalls
 from omniserve.tier_table import TierTable
 
 _HELD_SHARE = 16
@@ -74,6 +74,18 @@ class Engine(Protocol):
     def submit(self, request: EngineRequest, sink: OutputSink) -> None: ...
     def abort(self, request_id: str) -> None: ...
     async def explain(self, request_id: str) -> tuple[Decision, ...]: ...
+
+
+class AwaitsModels(Protocol):
+    """Where requests wait whose model is asleep."""
+
+    def num_waiting(self, model: str, tier: str) -> int:
+        """Sequences that wait."""
+
+    async def awake(
+        self, sequences: tuple[EngineRequest, ...], record: RequestRecord
+    ) -> tuple[EngineRequest, ...]:
+        """Returns once their model is awake, with what is to be sent on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +134,15 @@ class GenerationService:
         """The models that new requests may have; `set_models` puts others in their place."""
         self.roster = ModelRoster(config.models, self._start_s)
         """What becomes of each model."""
-        self.model_requests = ModelRequests()
+        self.model_requests = ModelRequests(clock)
+        self.wake_queue: AwaitsModels | None = None
+        """None where models do not sleep."""
         metrics.expect(self.models.models, (tier.name for tier in config.tiers))
         metrics.watch_engine(lambda: engine.stats)
         metrics.daemon.watch_supervision(self._engine_condition)
         metrics.models.watch_models(lambda: [each.state for each in self.roster])
+        self.texts = TextCalls(self._model_of, self.access.quotas, self._refusals)
+        """For callers who want no more than token ids, or the text of some."""
         self.calls = CallLog(metrics, self.board)
         """Where servers follow what they are asked."""
 
@@ -166,6 +182,11 @@ class GenerationService:
             raise EngineUnavailable(f"the engine is {self.engine.state}; try again")
         return info
 
+    def model_state(self, name: str) -> str:
+        """Of a model that is served."""
+        standing = self.roster.get(name)
+        return "serving" if standing is None else standing.state
+
     async def start(self, request: GenerationRequest) -> GenerationStream:
         """Checks and tokenises a request. It runs once the returned stream is entered."""
         request_id = request.request_id or new_request_id()
@@ -183,14 +204,16 @@ class GenerationService:
             check_words(request_id, request.caller)
             record.tenant = request.caller.tenant
             served, sequences = await self._sequences(request, record)
+            # What the caller may not use has no part in what a tier means to it.
+            asked_tier = request.tier if request.caller.tiers is None else record.tier
+            record.tell_lengths(self.arrivals.note(asked_tier, request.arrival_s, sequences))
+            if self.wake_queue is not None:
+                sequences = await self.wake_queue.awake(sequences, record)
         except BaseException as error:
             record.end(error)
             if isinstance(error, QuotaExceeded):
                 await self._refusals.hold(request.caller.tenant, deadline_s_of(request))
             raise
-        # What the caller may not use has no part in what a tier means to it.
-        asked_tier = request.tier if request.caller.tiers is None else record.tier
-        record.tell_lengths(self.arrivals.note(asked_tier, request.arrival_s, sequences))
         max_pending = self.config.limits.unread_tokens
         stream = GenerationStream(
             self.engine, sequences, record, served.tokenizer, self._clock, max_pending
@@ -217,34 +240,9 @@ class GenerationService:
         """What became of a request and why; raises UnknownRequest or EngineUnavailable."""
         return await explain(self._notes, self.engine.explain, request_id)
 
-    async def tokenize(
-        self, model: str, prompt: Prompt, caller: Caller = ANYONE
-    ) -> tuple[int, ...]:
-        """The token ids that generation would start from."""
-        info = self.model_info(model, caller)
-        served, name = self.models.resolve(model, caller), prompt_name((prompt,), 0)
-        if not caller.is_known:
-            return await served.token_ids(prompt, info, name, caller.tenant)
-        quotas = self.access.quotas
-        try:
-            quotas.check_input(caller.tenant)
-        except QuotaExceeded:
-            await self._refusals.hold(caller.tenant)
-            raise
-        charge = partial(quotas.take_tokenised, caller.tenant)
-        return await served.token_ids(prompt, info, name, caller.tenant, charge)
-
-    def detokenize(
-        self,
-        model: str,
-        token_ids: tuple[int, ...],
-        *,
-        keep_special_tokens: bool,
-        caller: Caller = ANYONE,
-    ) -> str:
-        info = self.model_info(model, caller)
-        served = self.models.resolve(model, caller)
-        return served.detokenize(token_ids, info, keep_special_tokens=keep_special_tokens)
+    def _model_of(self, name: str, caller: Caller) -> tuple[ServedModel, ModelInfo]:
+        info = self.model_info(name, caller)
+        return self.models.resolve(name, caller), info
 
     async def _sequences(
         self, request: GenerationRequest, record: RequestRecord
@@ -255,7 +253,7 @@ class GenerationService:
         record.model = served.name
         record.lease = self.model_requests.enter(served.name)
         tier = tiers.settings(tiers.resolve(served.name, request.tier, caller))
-        record.tier = tier.name
+        record.tier = record.lease.tier = tier.name
         deadline_s = deadline_s_of(request)
         if self.draining:
             raise EngineUnavailable("the server is shutting down; try again elsewhere or later")

@@ -1,6 +1,6 @@
 """Settings of the engine, as the front hands them over. Needs nothing but the policy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scheduler.step_time import LinearStepTime
@@ -98,11 +98,22 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AsleepModel:
+    """A model that is served and not in memory; of a KV budget its floor stays its own."""
+
+    settings: ModelSettings
+    longest_kv_bytes: int
+    """That its longest request needs."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     device: DeviceSettings
     models: tuple[ModelSettings, ...]
     host_kv_bytes: int | None = None
     """Host KV memory of all models together; None: each has its own for itself."""
+    asleep: tuple[AsleepModel, ...] = ()
+    """Besides `models`: they are not loaded before somebody asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,10 @@ class ModelInfo:
     """Of the KV budget of all models, what is kept for this one; None without a budget."""
     host_kv_floor_bytes: int | None = None
     """The same of the host's."""
+    digest: str = ""
+    """Of all that was read of the checkpoint; equal where it was read as the same."""
+    load_s: float = field(default=0.0, compare=False)
+    """What reading and laying out took, which depends on what the machine did beside."""
 
 
 @dataclass(frozen=True, slots=True)

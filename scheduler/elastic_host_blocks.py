@@ -26,8 +26,13 @@ class ElasticHostBlocks:
 
     @property
     def num_blocks(self) -> int:
-        """That the model can have at most, as things stand."""
+        """That the model can have at most, whatever others want."""
         return min(self._books.num_blocks, self._num_reachable())
+
+    @property
+    def num_addresses(self) -> int:
+        """That it could have while nobody else wanted any."""
+        return self._books.num_blocks
 
     @property
     def num_granted_blocks(self) -> int:

@@ -50,9 +50,7 @@ class HostKvMemory:
         asked every step."""
         if self._host.num_owed:
             return True
-        if not self._offloader.is_open or not self._queues.waiting[_BEST_EFFORT]:
-            return False
-        leaving = next(self._offloader.youngest_decodes(), None)
+        leaving = self._offloader.next_to_leave
         return leaving is not None and not self._host.has_room_for(leaving)
 
     @property
@@ -97,7 +95,7 @@ class HostKvMemory:
 
     def _num_to_come(self) -> int:
         """That offloaded requests lack to their ends, and those that may join them need."""
-        most, queues = self._blocks.num_blocks, self._queues
+        most, queues = self._blocks.num_addresses, self._queues
         num_blocks = 0
         for request in queues.offloaded:
             assert request.stay is not None

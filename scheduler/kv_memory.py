@@ -126,6 +126,11 @@ class KvMemory:
         self._note_change()
         return self._residency.blocks.grant(num_extents)
 
+    def revoke(self, extents: Iterable[int]) -> None:
+        """There is no memory for extents that were granted just now."""
+        self._residency.blocks.revoke(extents)
+        self._note_change()
+
     def withdraw(self, num_extents: int) -> list[int]:
         """Have up to so many extents less, that nobody holds; which ones."""
         return self._residency.blocks.withdraw(num_extents)

@@ -89,6 +89,20 @@ class Offloader:
             if not self.send_away(request, Reason.RESIDENT_LIMIT):
                 return
 
+    @property
+    def next_to_leave(self) -> Request | None:
+        """The decode that goes next if the host has room: in favour of those that wait, or as more
+        are here than may stay."""
+        if not self.is_open:
+            return None
+        decodes = list(self.youngest_decodes())
+        if not decodes:
+            return None
+        if self._queues.waiting[ServiceClass.BEST_EFFORT]:
+            return decodes[0]
+        num_blocks = sum(len(request.block_ids) for request in decodes)
+        return None if self._limits.may_stay(len(decodes), num_blocks) else decodes[0]
+
     def youngest_decodes(self) -> Iterator[Request]:
         """Resident best-effort decodes that do not depart yet, youngest first."""
         for request in reversed(self._queues.running[ServiceClass.BEST_EFFORT]):

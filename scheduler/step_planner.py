@@ -36,10 +36,10 @@ it would else get nothing where steps take long."""
 _LEAD = 1.5
 """Times what the next prompt is expected to take, by so much decodes are to be ahead of their pace
 before best-effort work may slow them down: some take longer, and some come together."""
-_LEAST_MOST_LEAD, _MOST_LEAD = 0.5, 0.9
-"""Of what a step may take at most: no longer lead is asked for, however long prompts are. The more
-of the device decodes and prompts need, the nearer it is to the second: what is lent is then given
-back slowly."""
+_LEAD_CAP_IDLE, _LEAD_CAP_BUSY = 0.5, 0.9
+"""Of what a step may take at most: no longer lead is asked for, however long prompts are. The cap
+is the part of the device that decodes and prompts need, between these two: where they need most of
+it, what is lent is given back slowly."""
 
 
 class StepPlanner:
@@ -169,8 +169,8 @@ class StepPlanner:
         lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
         allowed = self._allowed
         needed_share = self._first_tokens.needed_share(self._control.now_s)
-        most_lead = min(_MOST_LEAD, max(_LEAST_MOST_LEAD, needed_share))
-        lent_s = allowed.by_savable_s - min(lead_s, most_lead * allowed.most_lent_s)
+        lead_cap = min(_LEAD_CAP_BUSY, max(_LEAD_CAP_IDLE, needed_share))
+        lent_s = allowed.by_savable_s - min(lead_s, lead_cap * allowed.most_lent_s)
         lent_s = min(lent_s, allowed.by_lost_s)
         max_s = min(max_s, max(0.0, lent_s))
         # By themselves decodes all go on: what one holds while it gets nothing is of no use.

@@ -1,19 +1,20 @@
 """Builders for tests of models that come and go: a front over a scripted engine, held loads."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 from api_servers import make_manager, make_reloader
-from service_builders import ScriptedEngine, make_config
+from service_builders import ScriptedEngine, make_config, make_output
 
 from omniserve.config import load_config
 from omniserve.messages import ModelProgress
 from omniserve.metrics import Metrics
 from omniserve.model_life.manager import ModelManager
 from omniserve.reload.reloader import Reload, Reloader
+from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.service import GenerationService
 from omniserve.settings import ModelSettings
 
@@ -75,3 +76,17 @@ class ModelSite:
 
     def states(self) -> dict[str, str]:
         return {each.name: each.state for each in self.service.roster}
+
+
+class Gate:
+    """A script of the engine: one token, and the others when it is opened."""
+
+    def __init__(self) -> None:
+        self.is_open = asyncio.Event()
+
+    async def __call__(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+        num_tokens = request.sampling.max_tokens or 1
+        for place in range(num_tokens):
+            if place:
+                await self.is_open.wait()
+            yield make_output(request, place, num_tokens)

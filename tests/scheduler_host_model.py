@@ -7,10 +7,18 @@ whoever lets go of either side too early is found out.
 
 from dataclasses import dataclass, field
 
-from builders_scheduler import HostBlockPool
 from scheduler_clients import Client, Prefix
 
-from scheduler import Copy, LaneEntry, Offload, Return, Scheduler, Status, StepPlan
+from scheduler import (
+    Copy,
+    HostBlocks,
+    LaneEntry,
+    Offload,
+    Return,
+    Scheduler,
+    Status,
+    StepPlan,
+)
 
 Memory = dict[tuple[int, int, int], Prefix]
 
@@ -52,7 +60,7 @@ class HostModel:
     def __init__(
         self,
         scheduler: Scheduler,
-        blocks: HostBlockPool,
+        blocks: HostBlocks,
         num_layers: int,
         device_memory: Memory,
     ) -> None:
@@ -228,5 +236,5 @@ class HostModel:
     def check_empty(self) -> None:
         assert not self.lanes and not self.copies
         assert self.scheduler.num_offloaded == 0 == self.scheduler.counts.num_lanes_in_use
-        assert self.blocks.num_free == self.blocks.num_blocks
+        assert self.blocks.num_free_blocks == self.blocks.num_granted_blocks
         assert self.scheduler.take_copies() == () == self.scheduler.take_released_lanes()

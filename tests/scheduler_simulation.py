@@ -13,7 +13,7 @@ from scheduler_host_model import HostModel, Lane, LaneRows, Memory
 from scheduler_plan_checks import check_shape
 from scheduler_waiting import RoomBefore
 
-from scheduler import Offload, PlannedRows, Request, Scheduler, StepPlan, StepResult
+from scheduler import HostBlocks, Offload, PlannedRows, Request, Scheduler, StepPlan, StepResult
 
 NUM_LAYERS = 2
 
@@ -32,7 +32,7 @@ class Flight:
 class Simulation:
     """Takes plans, runs them layer by layer, completes them; asserts the rules all along."""
 
-    def __init__(self, scheduler: Scheduler, host_blocks: HostBlockPool | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, host_blocks: HostBlocks | None = None) -> None:
         self.scheduler = scheduler
         self.settings = scheduler.settings
         self.clients: dict[str, Client] = {}
@@ -208,7 +208,7 @@ class Simulation:
         withheld = self._list_beside_best_effort() if latency_sensitive_only else set()
         # Their slots may be those of requests that come back.
         self._take_back(before, plan)
-        self._begin_copies()
+        self.begin_copies()
         if plan is not None:
             check_shape(plan, self.settings, latency_sensitive_only, num_ready)
             for rows in plan.rows:
@@ -217,7 +217,8 @@ class Simulation:
         before.check(plan, withheld)
         return plan is not None
 
-    def _begin_copies(self) -> None:
+    def begin_copies(self) -> None:
+        """Those that were decided."""
         for copy in self.scheduler.take_copies():
             client = self.clients[copy.request_id]
             if isinstance(copy, Offload):

@@ -19,7 +19,7 @@ from omniserve.logs import LogSettings
 SCRIPT = str(Path(__file__).parent / "scripted_engine.py")
 
 
-def broken_lose_engine(client: EngineClient) -> NoReturn:
+def broken_lost(self: EngineClient) -> NoReturn:
     raise RuntimeError("this supervision has a fault")
 
 
@@ -35,7 +35,7 @@ def run(config_path: str, *options: str) -> int:
 
     daemon.supervision_of = supervision_of
     if "BREAK_SUPERVISION" in os.environ:
-        EngineClient._lose_engine = broken_lose_engine  # type: ignore[method-assign, assignment]
+        EngineClient.lost = broken_lost  # type: ignore[method-assign]
     return main(["serve", config_path, *serve_options])
 
 

@@ -31,6 +31,7 @@ from omniserve.messages import (
     SetShares,
     SetTiers,
     Shutdown,
+    SleepModel,
     Stats,
     Submit,
     ToFront,
@@ -129,7 +130,7 @@ class ScriptedEngine:
             self.send(Explained(message.question, self.decisions(message.request_id)))
         elif isinstance(message, LoadModel):
             self.load_beside(message)
-        elif isinstance(message, UnloadModel):
+        elif isinstance(message, UnloadModel | SleepModel):
             self.models = tuple(model for model in self.models if model.name != message.model)
             if message.model in self.loading:
                 self.send(ModelRefused(self.loading.pop(message.model), "ended", False))

@@ -185,6 +185,10 @@ class ScriptedEngine:
     unloaded: list[str] = field(default_factory=list)
     cancelled_loads: list[str] = field(default_factory=list)
     lost_models: tuple[ModelSettings, ...] = ()
+    asleep: set[str] = field(default_factory=set)
+    load_s: float = 0.0
+    """What it says that loads took."""
+    forgotten: list[str] = field(default_factory=list)
 
     @property
     def models(self) -> dict[str, ModelInfo]:
@@ -199,6 +203,7 @@ class ScriptedEngine:
             device_kv_bytes=1 << 20,
             num_parameters=1,
             eos_token_ids=(0,),
+            load_s=self.load_s,
         )
         return {model.name: replace(info, name=model.name) for model in self.settings.models}
 
@@ -216,6 +221,31 @@ class ScriptedEngine:
         self.settings = replace(self.settings, models=(*self.settings.models, settings))
         return self.models[settings.name]
 
+    async def sleep_model(self, name: str) -> None:
+        await asyncio.sleep(0)
+        if not self.ready:
+            raise EngineUnavailable(f"the engine is {self.state}; try again")
+        self.asleep.add(name)
+
+    async def wake_model(
+        self, name: str, on_progress: Callable[[ModelProgress], None]
+    ) -> ModelInfo:
+        """A wake follows `load_script` as a load does."""
+        if not self.ready:
+            raise EngineUnavailable(f"the engine is {self.state}; try again")
+        (settings,) = (each for each in self.settings.models if each.name == name)
+        if self.load_script is not None:
+            await self.load_script(settings, on_progress)
+        self.asleep.remove(name)
+        return self.models[name]
+
+    def forget_model(self, name: str) -> None:
+        if name in self.asleep:
+            self.asleep.remove(name)
+            kept = tuple(each for each in self.settings.models if each.name != name)
+            self.settings = replace(self.settings, models=kept)
+            self.forgotten.append(name)
+
     def take_lost_models(self) -> tuple[ModelSettings, ...]:
         lost, self.lost_models = self.lost_models, ()
         return lost
@@ -226,6 +256,7 @@ class ScriptedEngine:
             raise EngineUnavailable(f"the engine is {self.state}; try again")
         kept = tuple(each for each in self.settings.models if each.name != name)
         self.settings = replace(self.settings, models=kept)
+        self.asleep.discard(name)
         self.unloaded.append(name)
 
     def on_state_change(self, callback: Callable[[str], None]) -> None:
@@ -245,6 +276,7 @@ class ScriptedEngine:
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         if not self.ready:
             raise EngineUnavailable(f"the engine is {self.state}; try again")
+        assert request.model not in self.asleep, "a request for a model that is asleep"
         self.started.append(request)
         self.running.add(request.request_id)
         self.tasks[request.request_id] = asyncio.create_task(self._run(request, sink))

@@ -130,7 +130,7 @@ def make_capturing_engine(
 ) -> Engine:
     settings = EngineSettings(DeviceSettings(kind="cpu", threads=1), tuple(models))
     opened = open_device(settings.device)
-    device = CapturingDevice(opened.torch_device, "capturing", pipeline_depth, capture)
+    device = CapturingDevice(opened.torch_device, "capturing", pipeline_depth, capture=capture)
     return Engine(settings, poll_arrivals=poll_arrivals, device=device)
 
 

@@ -1,5 +1,6 @@
 """Calibration: what is measured, and what is made of it."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from omniserve.bench.run_record import RequestRecord, RunRecord, StreamInfo
 from omniserve.engine.core import Engine
 from omniserve.errors import CheckpointError
+from omniserve.profiling import fit as fit_module
 from omniserve.profiling.cases import Limits, Scene, scenes, thin
 from omniserve.profiling.fit import TooFewSteps, fit_steps, observe
 from omniserve.profiling.host_fit import fit_host, judge_active
@@ -228,6 +230,31 @@ class TestFitSteps:
         assert fit.costs.prefill_chunk_s == pytest.approx(costs.prefill_chunk_s, rel=0.05)
         for shape in varied:
             assert fit.costs.step_s(shape) == pytest.approx(costs.step_s(shape), rel=0.02)
+
+    def test_slow_prompts_are_not_taken_for_slow_attention(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Few prompts, the longest of them beside somebody who was not seen: a fit that is free
+        finds attention that takes many times as long, and with it prompts of ten times the
+        length."""
+        few = [each for each in samples() if not each.shape.num_prefill_tokens]
+        prompt = StepShape(num_prefill_tokens=512, prefill_pairs=512 * 513 // 2, num_sampled_rows=1)
+        for place, tokens in enumerate((32, 128, 512, 512)):
+            shape = replace(
+                prompt, num_prefill_tokens=tokens, prefill_pairs=tokens * (tokens + 1) // 2
+            )
+            start = 512 * (place == 3)
+            shape = replace(shape, prefill_pairs=shape.prefill_pairs + tokens * start)
+            seconds = TRUE_COSTS.step_s(shape) * (2.5 if start else 1.0)
+            few.append(StepSample(1000 + 2 * place, 0, shape, seconds, seconds, 5e-4))
+        late = replace(prompt, prefill_pairs=512 * 4096 + prompt.prefill_pairs)
+        bounded = fit_steps(observe(few)).costs
+        assert bounded.prefill_pair_s <= 1.5 * TRUE_COSTS.decode_context_token_s
+        assert bounded.step_s(late) < 2.5 * TRUE_COSTS.step_s(late)
+        monkeypatch.setattr(fit_module, "_most_pair_s", lambda solution, knots: math.inf)
+        free = fit_steps(observe(few)).costs
+        assert free.prefill_pair_s > 20 * TRUE_COSTS.prefill_pair_s
+        assert free.step_s(late) > 5 * TRUE_COSTS.step_s(late)
 
     def test_too_few_steps_are_refused(self) -> None:
         with pytest.raises(TooFewSteps, match="3 kinds"):

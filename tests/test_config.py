@@ -8,6 +8,7 @@ import yaml
 from config_files import MINIMAL, MODELS, TIERS, write
 from pydantic import ValidationError
 
+from omniserve.cli import main
 from omniserve.config import Config, load_config
 from omniserve.machine import Machine
 from omniserve.settings import ModelSettings, PiggybackSettings
@@ -128,6 +129,24 @@ def test_relative_paths_start_at_the_file_not_at_the_working_directory(
     monkeypatch.chdir(tmp_path)
     config = load_config("etc/omniserve.yaml")
     assert config.models[0].path == str(tmp_path / "models" / "demo")
+
+
+def test_an_adapter_has_a_base_whose_path_starts_at_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = "{name: support, path: support, base: ../base}, {name: plain, path: plain}"
+    file = write(tmp_path, f"models: [{entries}]\n" + TIERS)
+    config = load_config(file)
+    support, plain = config.engine_settings().models
+    assert support.path == support.adapter_path == str(tmp_path / "support")
+    assert support.base == support.checkpoint_path == str(tmp_path.parent / "base")
+    assert plain.base is plain.adapter_path is None and plain.checkpoint_path == plain.path
+    assert main(["config", "check", str(file), "--json"]) == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    for key, name in (("path", tmp_path / "support"), ("base", tmp_path.parent / "base")):
+        assert any(each.startswith(f"models[0].{key} = '{name}': no such") for each in warnings)
+    again = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
+    assert load_config(write(tmp_path, again)) == config
 
 
 def test_what_is_shown_means_the_same_when_read_again(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ LATENCY_SENSITIVE = "{name: a, class: latency_sensitive, ttft_ms: 1, tpot_ms: 1}
             "4: models[1].device_kv_floor_bytes = '21MiB': must leave all device_kv_floor_bytes "
             "together (41MiB up to here) within device.kv_bytes, 40MiB",
         ),
-        (MINIMAL + "wat: 1", "5: unknown key 'wat'; allowed keys: listen, device, models"),
+        (MINIMAL + "wat: 1", "5: unknown key 'wat'; allowed keys: listen, device, host, models"),
         (
             MINIMAL + "device: {thread: 2}",
             "5: unknown key 'thread' in device; did you mean 'threads'? allowed keys: kind,",

@@ -29,6 +29,7 @@ def write(
     kind: DeviceKind,
     tier: object,
     step_times: str = "auto",
+    host_kv_bytes: str | None = None,
 ) -> Path:
     """A file with one model for each section, named a, b, and so on."""
     models = [
@@ -42,6 +43,8 @@ def write(
     ]
     path = directory / "omniserve.yaml"
     content = {"device": {"kind": kind}, "models": models, "tiers": [tier]}
+    if host_kv_bytes is not None:
+        content["host"] = {"kv_bytes": host_kv_bytes}
     # JSON is YAML too.
     path.write_text(json.dumps(content))
     return path
@@ -54,8 +57,16 @@ def load(
     tier: object = BATCH,
     machine: Machine = EIGHT_CORES,
     step_times: str = "auto",
+    host_kv_bytes: str | None = None,
 ) -> Config:
-    path = write(directory, *piggyback, kind=kind, tier=tier, step_times=step_times)
+    path = write(
+        directory,
+        *piggyback,
+        kind=kind,
+        tier=tier,
+        step_times=step_times,
+        host_kv_bytes=host_kv_bytes,
+    )
     return load_config(path, machine)
 
 
@@ -212,6 +223,54 @@ def test_nonsense_is_refused_by_key_value_and_what_is_allowed(
     tmp_path: Path, section: dict[str, Any], problem: str
 ) -> None:
     assert refusal(tmp_path, section) == problem
+
+
+def test_host_memory_for_all_models_counts_instead_of_their_pools(tmp_path: Path) -> None:
+    most: dict[str, Any] = {"host_kv_bytes": "30GiB"}
+    sections: tuple[dict[str, Any], ...] = (most | {"host_kv_floor_bytes": 0}, most, {})
+    config = load(tmp_path, *sections, host_kv_bytes="16GiB")
+    assert config.engine_settings(EIGHT_CORES).host_kv_bytes == 16 * GIB
+    settings = settings_of(config, EIGHT_CORES)
+    assert [each and each.host_kv_bytes for each in settings] == [30 * GIB, 30 * GIB, 16 * GIB]
+    assert [each and each.host_kv_floor_bytes for each in settings] == [0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("budget", "sections", "problem"),
+    [
+        (
+            "33GiB",
+            [{}],
+            "host.kv_bytes = '33GiB': must be within the 32.0 GiB of memory of this machine",
+        ),
+        (
+            None,
+            [{"host_kv_floor_bytes": "1MiB"}],
+            "models[0].piggyback.host_kv_floor_bytes = '1MiB': is a part of host.kv_bytes, which "
+            "is not set",
+        ),
+        (
+            "8MiB",
+            [{"host_kv_floor_bytes": "3MiB", "host_kv_bytes": "2MiB"}],
+            "models[0].piggyback.host_kv_floor_bytes = '3MiB': must be at most host_kv_bytes of "
+            "the model, 2MiB",
+        ),
+        (
+            "8MiB",
+            [
+                {"host_kv_floor_bytes": "8MiB", "enabled": False},
+                {"host_kv_floor_bytes": "5MiB"},
+                {"host_kv_floor_bytes": "4MiB"},
+            ],
+            "models[2].piggyback.host_kv_floor_bytes = '4MiB': must leave all host_kv_floor_bytes "
+            "together (9MiB up to here) within host.kv_bytes, 8MiB",
+        ),
+    ],
+)
+def test_a_host_budget_that_cannot_be_kept_is_refused(
+    tmp_path: Path, budget: str | None, sections: list[dict[str, Any]], problem: str
+) -> None:
+    assert refusal(tmp_path, *sections, host_kv_bytes=budget) == problem
 
 
 def test_the_pools_of_all_models_count_together(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_requests_and_memory_follow_the_snapshot(
 def test_shares_of_a_kv_budget_follow_the_snapshot(
     metrics: Metrics, stats: dict[str, ModelStats]
 ) -> None:
-    stats["demo"] = replace(BUSY, kv_granted_bytes=41, kv_cached_bytes=42, kv_share=None)
+    alone = replace(BUSY, kv_share=None, host_kv_share=None)
+    stats["demo"] = replace(alone, kv_granted_bytes=41, kv_cached_bytes=42)
     for pool, granted_bytes, cached_bytes in (("device", 41, 42), ("host", 51, 52)):
         assert value(metrics, "omniserve_kv_granted_bytes", pool=pool) == granted_bytes
         assert value(metrics, "omniserve_kv_cached_bytes", pool=pool) == cached_bytes

@@ -249,6 +249,55 @@ def test_nobody_has_the_memory_of_a_leaving_model_before_it_is_gone() -> None:
     assert not b.scheduler.has_unfinished
 
 
+def rest(arbiter: KvArbiter, model: Model) -> None:
+    arbiter.retire(model.name)
+    arbiter.rest(model.name)
+
+
+def test_urgent_work_leaves_the_floor_of_a_model_that_rests_and_others_may_have_it() -> None:
+    arbiter, clock, a, b = make_pair()
+    rest(arbiter, b)
+    assert arbiter.stats("b") is None
+    for number in range(6):
+        a.add(LS, [number] * 14, 10)
+    arbiter.balance()
+    assert a.granted_bytes == BUDGET - 240
+    run(arbiter, clock, a, num_steps=100)
+    assert not a.scheduler.has_unfinished
+    fill(arbiter, clock, a)
+    woken = Model("b", 40)
+    add_to(arbiter, woken)
+    woken.add(LS, [1] * 20, 4)
+    arbiter.balance()
+    assert woken.begin(), "its floor is there for its very first plan"
+    while woken.plans:
+        woken.complete()
+
+
+def test_a_floor_is_for_all_once_the_model_that_rested_is_gone() -> None:
+    arbiter, _, _, b = make_pair((400, 400))
+    assert arbiter.budget is not None and arbiter.budget.common_bytes == 160
+    rest(arbiter, b)
+    with pytest.raises(ConfigError, match="device_kv_floor_bytes"):
+        arbiter.expect(Model("c", 40).settings(200))
+    arbiter.remove("b")
+    assert arbiter.budget.common_bytes == 560
+    # Of models that were never there nothing is kept.
+    arbiter.rest("nowhere")
+    arbiter.balance()
+
+
+def test_room_is_kept_for_models_that_begin_asleep() -> None:
+    arbiter = KvArbiter(BUDGET, Clock())
+    arbiter.expect_later(Model("b", 40).settings(240), 300)
+    assert arbiter.budget is not None and arbiter.budget.common_bytes == BUDGET - 240
+    with pytest.raises(ConfigError, match="would be left to b, whose longest request needs 300"):
+        arbiter.expect(Model("c", 40).settings(700))
+    arbiter.balance()
+    add_to(arbiter, Model("b", 40))
+    assert arbiter.budget.floor_bytes("b") == 240
+
+
 def test_memory_comes_back_when_the_load_does() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)
@@ -356,6 +405,7 @@ class Sharing(RuleBasedStateMachine):
         self.arbiter = KvArbiter(BUDGET, self.clock)
         self.models: list[Model] = []
         self.leaving: list[Model] = []
+        self.resting: list[Model] = []
         self.num_models = 0
 
     @precondition(lambda self: len(self.models) < 4)
@@ -384,6 +434,26 @@ class Sharing(RuleBasedStateMachine):
         model = data.draw(st.sampled_from(self.leaving))
         self.leaving.remove(model)
         self.arbiter.remove(model.name)
+
+    @precondition(lambda self: self.leaving)
+    @rule(data=st.data())
+    def fall_asleep(self, data: st.DataObject) -> None:
+        model = data.draw(st.sampled_from(self.leaving))
+        self.leaving.remove(model)
+        self.resting.append(model)
+        self.arbiter.rest(model.name)
+
+    @precondition(lambda self: self.resting)
+    @rule(data=st.data(), wakes=st.booleans())
+    def wake_or_drop(self, data: st.DataObject, wakes: bool) -> None:
+        asleep = data.draw(st.sampled_from(self.resting))
+        self.resting.remove(asleep)
+        if not wakes:
+            self.arbiter.remove(asleep.name)
+            return
+        model = Model(asleep.name, asleep.block_bytes, asleep.extent_blocks, max_model_len=12)
+        add_to(self.arbiter, model)
+        self.models.append(model)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), cls=st.sampled_from([LS, BE]), length=st.integers(1, 9))

@@ -13,7 +13,8 @@ from omniserve.cache_directory import cache_directory
 from omniserve.engine.core import Engine
 from omniserve.errors import CheckpointError
 from omniserve.profiling.alone import alone
-from omniserve.profiling.hardware import count_cores, cpu_name, measured_on
+from omniserve.profiling.hardware import count_cores, cpu_name, measured_on, measured_on_base
+from omniserve.profiling.kept import kept_profile
 from omniserve.profiling.measured_on import MeasuredOn
 from omniserve.profiling.store import ProfileStore
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings, PiggybackSettings
@@ -136,6 +137,23 @@ class TestMeasuredOn:
         (tmp_path / "config.json").write_text('{"num_hidden_layers": 3}')
         changed.append(measured_on(model, "cpu, 2 threads", 2))
         assert len({each.key for each in (on, *changed)}) == len(changed) + 1
+
+    def test_an_adapter_has_times_of_its_own_or_those_of_its_base(
+        self, model: ModelSettings, tmp_path: Path
+    ) -> None:
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 8}')
+        adapter = replace(model, name="a", path=str(tmp_path / "adapter"), base=model.path)
+        of_base, own = measured_on(model, "cpu", 2), measured_on(adapter, "cpu", 2)
+        assert own != of_base and measured_on_base(adapter, own) == of_base
+        assert measured_on_base(model, of_base) is None
+        store, profile = ProfileStore(tmp_path / "profiles"), make_profile()
+        assert kept_profile(adapter, own, store) is None
+        store.save(replace(profile, measured_on=of_base))
+        assert kept_profile(adapter, own, store) == replace(profile, measured_on=of_base)
+        store.save(replace(profile, measured_on=own))
+        assert kept_profile(adapter, own, store) == replace(profile, measured_on=own)
+        assert kept_profile(model, of_base, store) == replace(profile, measured_on=of_base)
 
     def test_the_processor_has_a_name(self, tmp_path: Path) -> None:
         facts = tmp_path / "cpuinfo"

@@ -92,8 +92,10 @@ async def test_text_and_chat_become_tokens(tiny_checkpoint: Path) -> None:
     await complete(service, make_generation_request(chat))
     prompts: tuple[Prompt, ...] = ("Hello", chat)
     for prompt, sequence in zip(prompts, engine.started, strict=True):
-        assert sequence.prompt_token_ids == await service.tokenize("demo", prompt)
-    text = service.detokenize("demo", engine.started[0].prompt_token_ids, keep_special_tokens=False)
+        assert sequence.prompt_token_ids == await service.texts.tokenize("demo", prompt)
+    text = service.texts.detokenize(
+        "demo", engine.started[0].prompt_token_ids, keep_special_tokens=False
+    )
     assert text == "Hello"
     assert len(engine.started[1].prompt_token_ids) > len(engine.started[0].prompt_token_ids)
 
@@ -107,9 +109,9 @@ async def test_special_tokens_are_added_to_text_and_left_to_the_template(tmp_pat
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "chat_template.jinja").write_text("<s> {{ messages[0].content }}")
     service = make_service(tmp_path)
-    assert await service.tokenize("demo", "Hello") == (0, 2)
+    assert await service.texts.tokenize("demo", "Hello") == (0, 2)
     chat = ChatPrompt((ChatMessage("user", "Hello"),))
-    assert await service.tokenize("demo", chat) == (0, 2)
+    assert await service.texts.tokenize("demo", chat) == (0, 2)
 
 
 @pytest.mark.asyncio

@@ -147,7 +147,7 @@ def shapes_of(engine: Engine) -> set[tuple[int, int]]:
     """Resident rows and lane width of every step that was recorded whole."""
     graphs = engine.runtime("tiny")._executor._graphs
     assert graphs is not None
-    return {(shape.num_rows, shape.lane_width) for shape in graphs._whole}
+    return {(shape.num_rows, shape.lane_width) for shape in graphs._whole.by_shape}
 
 
 def test_lane_rows_ride_with_resident_rows_and_alone(

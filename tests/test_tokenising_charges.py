@@ -41,7 +41,7 @@ def num_charged(service: GenerationService) -> float:
 async def test_a_text_is_charged_once(tiny_checkpoint: Path) -> None:
     service = make_service(tiny_checkpoint)
     await complete(service, request_of("Hello there"))
-    token_ids = await service.tokenize("demo", "Hello there")
+    token_ids = await service.texts.tokenize("demo", "Hello there")
     assert num_charged(service) == len(token_ids)
 
 
@@ -61,7 +61,7 @@ async def test_a_text_refused_for_another_reason_is_charged(
     service = make_service(tiny_checkpoint, limits=LimitsConfig(max_prompt_tokens=most))
     with pytest.raises(InvalidRequest):
         await service.start(request_of("Hello there", max_tokens=MAX_MODEL_LEN))
-    assert num_charged(service) == len(await service.tokenize("demo", "Hello there"))
+    assert num_charged(service) == len(await service.texts.tokenize("demo", "Hello there"))
 
 
 @pytest.mark.asyncio
@@ -82,14 +82,14 @@ async def test_who_sent_too_much_is_refused_before_it_is_tokenised(tiny_checkpoi
     # A minute's worth at most, and one token has to be there.
     assert refused.value.retry_after_s == pytest.approx(0.6)
     with pytest.raises(QuotaExceeded):
-        await service.tokenize("demo", "Hello", ACME)
+        await service.texts.tokenize("demo", "Hello", ACME)
 
 
 @pytest.mark.asyncio
 async def test_tokenize_is_charged(tiny_checkpoint: Path) -> None:
     service = make_service(tiny_checkpoint)
-    token_ids = await service.tokenize("demo", "Hello there", ACME)
+    token_ids = await service.texts.tokenize("demo", "Hello there", ACME)
     assert num_charged(service) == len(token_ids)
     with pytest.raises(InvalidRequest, match="tokens are too long") as refused:
-        await service.tokenize("demo", TOO_LONG, ACME)
+        await service.texts.tokenize("demo", TOO_LONG, ACME)
     assert num_charged(service) == len(token_ids) + int(str(refused.value).split()[1])

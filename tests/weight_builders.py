@@ -48,12 +48,13 @@ def last_logits(model: DecoderModel, token_ids: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         positions = torch.arange(len(token_ids))
         residual, rotary = model.embed(torch.tensor(token_ids)), model.rotary.at(positions)
-        for layer in model.layers:
-            q, k, v = (x.transpose(0, 1)[None] for x in layer.pre(residual, rotary))
+        for index, layer in enumerate(model.layers):
+            deltas = model.deltas_of(index)
+            q, k, v = (x.transpose(0, 1)[None] for x in layer.pre(residual, rotary, deltas))
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=True
             )
-            residual = layer.post(residual, out[0].transpose(0, 1).flatten(1))
+            residual = layer.post(residual, out[0].transpose(0, 1).flatten(1), deltas)
         return model.logits(residual)
 
 

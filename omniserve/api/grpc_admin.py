@@ -80,3 +80,14 @@ class AdminServicer(omniserve_pb2_grpc.AdminServicer):
     async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.PinModelResponse:
         self._models.pin(request.name, request.pinned)
         return pb.PinModelResponse()
+
+    async def SleepModel(
+        self, request: pb.SleepModelRequest, context: Context
+    ) -> pb.SleepModelResponse:
+        await self._models.sleep(request.name)
+        return pb.SleepModelResponse()
+
+    async def WakeModel(
+        self, request: pb.WakeModelRequest, context: Context
+    ) -> pb.WakeModelResponse:
+        return pb.WakeModelResponse(wake_s=await self._models.wake(request.name))

@@ -139,7 +139,9 @@ def _logprobs(
         )
 
 
-def model_message(info: ModelInfo, aliases: Iterable[str], default_tier: str) -> pb.Model:
+def model_message(
+    info: ModelInfo, aliases: Iterable[str], default_tier: str, state: str = "serving"
+) -> pb.Model:
     return pb.Model(
         name=info.name,
         architecture=info.architecture,
@@ -152,6 +154,7 @@ def model_message(info: ModelInfo, aliases: Iterable[str], default_tier: str) ->
         device_kv_bytes=info.device_kv_bytes,
         default_tier=default_tier,
         aliases=aliases,
+        state=state,
     )
 
 
@@ -166,6 +169,7 @@ def tier_message(tier: TierConfig) -> pb.Tier:
         fallback=tier.fallback or "",
         max_waiting=tier.max_waiting,
         demote_after_tokens=tier.demote_after_tokens,
+        sleep_after_s=tier.sleep_after_s,
     )
 
 

@@ -54,7 +54,7 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
         )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        token_ids = await self._service.tokenize(
+        token_ids = await self._service.texts.tokenize(
             request.model, prompt_of(request), current_caller()
         )
         max_model_len = self._service.model_info(request.model).max_model_len
@@ -63,7 +63,7 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: Context
     ) -> pb.DetokenizeResponse:
-        text = self._service.detokenize(
+        text = self._service.texts.detokenize(
             request.model,
             tuple(request.token_ids),
             keep_special_tokens=request.keep_special_tokens,
@@ -79,7 +79,10 @@ class InferenceServicer(omniserve_pb2_grpc.InferenceServicer):
         return pb.ListModelsResponse(
             models=[
                 model_message(
-                    service.model_info(name), models.aliases(name), tiers.default(name, caller).name
+                    service.model_info(name),
+                    models.aliases(name),
+                    tiers.default(name, caller).name,
+                    service.model_state(name),
                 )
                 for name in models.allowed(caller)
             ],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from omniserve.commands.connection import ANSWER_TIMEOUT_S, add_admin_argument, open_admin
 from omniserve.commands.exit_status import EXIT_OK
+from omniserve.commands.model_sleep import add_sleep_commands
 from omniserve.synthetic.commands import add_checkpoint_commands
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ def add_model_commands(subparsers: "Subparsers") -> None:
     """Register `model` with its subcommands; each sets `handler`, which returns an exit status."""
     model = subparsers.add_parser(
         "model",
-        help="make or describe a checkpoint; load, unload and pin models of a daemon",
+        help="make or describe a checkpoint; load, unload, pin, sleep and wake models of a daemon",
         description="Makes and describes checkpoints on this machine (new, info), and changes "
-        "which models a running daemon serves (load, unload, pin, unpin).",
+        "which models a running daemon serves (load, unload, pin, unpin), and which of them are in "
+        "memory (sleep, wake).",
     )
     commands = model.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
     add_checkpoint_commands(commands)
@@ -35,6 +37,7 @@ def add_model_commands(subparsers: "Subparsers") -> None:
     _add_unload(commands)
     _add_pin(commands, "pin", "keep a model of a daemon from being unloaded")
     _add_pin(commands, "unpin", "let a pinned model be unloaded again")
+    add_sleep_commands(commands)
 
 
 def _add_load(commands: "Subparsers") -> None:
@@ -193,6 +196,8 @@ def _told(answer: "pb.UnloadModelResponse") -> str:
         return "its loading was given up"
     if answer.state == "failed":
         return "forgotten; it had failed"
+    if answer.state == "asleep":
+        return "unloaded; it was asleep"
     return f"unloaded; requests that ended: {answer.num_finished}, cut off: {answer.num_ended}"
 
 

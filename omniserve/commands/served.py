@@ -104,7 +104,7 @@ def _models_table(listed: "pb.ListModelsResponse") -> "TextTable":
 
     headings = (
         *("model", "architecture", "dtype", "parameters", "layers", "context"),
-        *("default tier", "aliases"),
+        *("default tier", "aliases", "state"),
     )
     rows = [
         [
@@ -116,6 +116,7 @@ def _models_table(listed: "pb.ListModelsResponse") -> "TextTable":
             f"{model.max_model_len:,}",
             printable(model.default_tier),
             ", ".join(map(printable, model.aliases)) or NOTHING,
+            printable(model.state) or NOTHING,
         ]
         for model in listed.models
     ]
@@ -129,7 +130,7 @@ def _tiers_table(listed: "pb.ListModelsResponse") -> "TextTable":
 
     headings = (
         *("tier", "class", "TTFT ms", "TPOT ms", "of requests", "admission"),
-        *("fallback", "most waiting", "demoted after"),
+        *("fallback", "most waiting", "demoted after", "asleep after s"),
     )
     rows = [
         [
@@ -142,6 +143,7 @@ def _tiers_table(listed: "pb.ListModelsResponse") -> "TextTable":
             printable(tier.fallback) or NOTHING,
             f"{tier.max_waiting:,}" if tier.HasField("max_waiting") else NOTHING,
             f"{tier.demote_after_tokens:,}" if tier.HasField("demote_after_tokens") else NOTHING,
+            f"{tier.sleep_after_s:g}" if tier.HasField("sleep_after_s") else NOTHING,
         ]
         for tier in listed.tiers
     ]

@@ -31,7 +31,8 @@ class AttentionBatch:
     """Rows of one step: decode rows come first, then the chunks in order."""
 
     decode_block_tables: IntArray
-    """[num_decodes, max_blocks]; entries past a row's context are any valid block."""
+    """[num_decodes, max_blocks]; entries past a row's context are any block, and what is there may
+    not be read: there may be no memory behind it."""
     decode_context_lens: IntArray
     """[num_decodes], the new token included."""
     chunks: tuple[Chunk, ...]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from omniserve.devices.attention import AttentionBackend
+from omniserve.devices.device_pages import DevicePages
 from omniserve.devices.elastic_memory import ElasticMemory, HostPages
 from omniserve.devices.graph_capture import GraphCapture, graph_capture_for
 from omniserve.devices.sdpa import SdpaAttention
@@ -24,6 +25,8 @@ class Device:
     description: str
     pipeline_depth: int
     """Plans in flight: 1 where the host computes itself, 2 where it only launches work."""
+    kv_pages: DevicePages | None = None
+    """Of an accelerator, the KV memory that its models share; None where they share none."""
 
     def row_ops(self, dtype: torch.dtype) -> RowOps:
         """The best row-wise operations of this device."""
@@ -59,6 +62,8 @@ class Device:
         """
         if self.torch_device.type == "cpu":
             return HostPages.page_bytes
+        if self.kv_pages is not None:
+            return self.kv_pages.page_bytes
         raise ConfigError(
             f"device.kv_bytes: memory of a {self.torch_device.type} device cannot move between "
             "models; leave it out and give every model its device_kv_bytes"
@@ -80,8 +85,12 @@ class Device:
 
         Raises OSError where the device has not so much; ask `elastic_page_bytes` first.
         """
-        assert self.torch_device.type == "cpu"
-        return HostPages(num_bytes)
+        if self.torch_device.type == "cpu":
+            return HostPages(num_bytes)
+        from omniserve.devices import cuda_memory
+
+        assert self.kv_pages is not None
+        return cuda_memory.open_memory(self.kv_pages, num_bytes, self.torch_device)
 
     def graph_capture(self) -> GraphCapture | None:
         """How whole steps are recorded on this device; None where they are not."""
@@ -92,7 +101,8 @@ def open_device(settings: DeviceSettings) -> Device:
     """Opens the device that the settings name; `auto` takes an accelerator where there is one.
 
     Raises:
-        ConfigError: the kind asked for is not on this machine.
+        ConfigError: the kind asked for is not on this machine, or it has not the KV memory that
+            models are to share.
     """
     kind = settings.kind
     if kind == "npu":
@@ -107,7 +117,12 @@ def open_device(settings: DeviceSettings) -> Device:
         return _open_cpu(settings)
     if kind != found:
         raise ConfigError(f"device.kind: {kind!r} was asked for, but torch finds only {found!r}")
-    return Device(torch.device(kind, 0), _accelerator_name(kind), pipeline_depth=2)
+    device, kv_pages = torch.device(kind, 0), None
+    if kind == "cuda" and settings.kv_bytes is not None:
+        from omniserve.devices import cuda_memory
+
+        kv_pages = cuda_memory.open_pages(settings.kv_bytes, device)
+    return Device(device, _accelerator_name(kind), pipeline_depth=2, kv_pages=kv_pages)
 
 
 def _open_cpu(settings: DeviceSettings) -> Device:

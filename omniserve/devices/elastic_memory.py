@@ -20,11 +20,24 @@ class ElasticMemory(Protocol):
         ...
 
     def reserve(self, start: int, stop: int) -> None:
-        """Bytes `start` to `stop`, of whole pages, are going to be used."""
+        """Bytes `start` to `stop`, of whole pages, are going to be used.
+
+        Raises OSError where the device has no memory for them; then nothing has changed.
+        """
+        ...
+
+    def keep(self, start: int, stop: int) -> None:
+        """They are going to be used as long as there is this memory, and stay if they are given
+        back. Raises OSError."""
         ...
 
     def give_back(self, start: int, stop: int) -> None:
-        """They take no memory any more, and what they held is lost."""
+        """They take no memory any more, and what they held is lost. Work that the device has still
+        to do may use them."""
+        ...
+
+    def close(self) -> None:
+        """Nobody uses its tensors any more."""
         ...
 
 
@@ -51,6 +64,12 @@ class HostPages:
 
     def reserve(self, start: int, stop: int) -> None:
         """Nothing to do: pages come by themselves."""
+
+    def keep(self, start: int, stop: int) -> None:
+        """Nothing to do either: they are not given back."""
+
+    def close(self) -> None:
+        """The mapping goes with the tensors."""
 
     def give_back(self, start: int, stop: int) -> None:
         self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -71,6 +71,11 @@ class SdpaAttention:
         decode_pages, decode_masks = None, {}
         if batch.num_decodes:
             tables = batch.decode_block_tables[:, : num_decode_blocks or self._num_blocks(batch)]
+            # What lies past a row's end is gathered as well, and others may have no memory there.
+            is_within = (
+                np.arange(tables.shape[1]) * self._block_size < batch.decode_context_lens[:, None]
+            )
+            tables = np.where(is_within, tables, tables[:, :1])
             decode_pages = self._page_indices(tables)
             decode_masks = {
                 window: self._decode_mask(batch.decode_context_lens, tables.shape[1], window)

@@ -1,6 +1,7 @@
 """From settings to a model that is ready to step."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
 from omniserve.models.linear import can_pack
 from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.model_digest import model_digest
 from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.piggyback.build import (
     HostedModel,
@@ -57,6 +59,7 @@ class BuiltModel:
             yield from self.hosted.host.pool.discard_in_pieces()
             self.hosted.host.pool.close()
         yield from self.executor.take_apart()
+        self.kv_pool.close()
 
 
 Progress = Callable[[LoadPhase, int, int], None]
@@ -75,6 +78,7 @@ def build_runtimes(
         ConfigError: a KV limit is too small, or more than device or host can allocate.
     """
     kv_sharing.expect(*settings.models)
+    kv_sharing.expect_later(settings.asleep)
     built = [
         build_model(model, device, store, kv_sharing.budgets, LoadLog(model.name))
         for model in settings.models
@@ -149,6 +153,8 @@ def build_model(
     adapter = None if settings.adapter_path is None else Path(settings.adapter_path)
     opened = open_model(path, config, adapter)
     require_memory(settings, opened, device.torch_device, store)
+    # What is imported before is there for the next one.
+    began_s = time.monotonic()
     model = read_model(
         opened,
         ModelWeights(
@@ -164,9 +170,9 @@ def build_model(
     )
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
-    num_allocated = num_blocks + (capture is not None)
+    num_scratch = 0 if capture is None else 1
     extent_blocks = None if extents is None else extents.num_blocks
-    kv_pool = allocate_kv_pool(settings, model, num_allocated, device, extent_blocks)
+    kv_pool = allocate_kv_pool(settings, model, num_blocks, num_scratch, device, extent_blocks)
     host = open_host_side(settings, model, kv_pool.cache, max_model_len, host_budget)
     piggyback = settings.piggyback if host is not None else None
     graphs = None
@@ -200,6 +206,8 @@ def build_model(
         num_layers=config.num_hidden_layers,
         kv_floor_bytes=None if extents is None else extents.floor_bytes,
         host_kv_floor_bytes=None if host_budget is None else host_budget.floor_bytes,
+        digest=model_digest(settings, model.weights.digests),
+        load_s=time.monotonic() - began_s,
     )
     hosted = None
     if host is not None and piggyback is not None:

@@ -124,16 +124,25 @@ class Engine:
             runtime.scheduler.set_shares(shares)
 
     def begin_load(
-        self, question: int, settings: ModelSettings, prepare: Prepare = lambda given: given
+        self,
+        question: int,
+        settings: ModelSettings,
+        prepare: Prepare = lambda given: given,
+        digest: str = "",
     ) -> None:
         """Begins to load a model beside those that run; goes on with every `step`.
 
         No step waits for it longer than about a layer takes. `prepare` completes the settings, in
         a thread of its own. Among the `take_news` will be `LoadAdvanced` and then `Loaded`
-        or, where nothing of it is left, `Refused`; all with `question`. May be called at layer
-        boundaries.
+        or, where nothing of it is left, `Refused`; all with `question`. A model that slept wakes
+        so, and is refused where its `digest` is another one now. May be called at layer boundaries.
         """
-        self._changes.begin_load(question, settings, prepare)
+        self._changes.begin_load(question, settings, prepare, digest)
+
+    def begin_sleep(self, question: int, model: str) -> None:
+        """As `begin_unload`, but its part of a KV budget stays its own, until it is loaded again,
+        or unloaded."""
+        self._changes.begin_sleep(question, model)
 
     def begin_unload(self, question: int, model: str) -> None:
         """Takes a model out before the next step; goes on with every `step`.

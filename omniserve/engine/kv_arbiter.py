@@ -55,17 +55,29 @@ class KvArbiter:
         self._patience_s = patience_s
         self._members: dict[str, KvMember] = {}
         self._departing_bytes: dict[str, int] = {}
+        self._resting: set[str] = set()
+        """Models that are asleep: they have nothing, and their floors stay theirs."""
         self._is_owed = False
         self._next_patient_s = self._next_idle_s = self._next_hasty_s = 0.0
 
     def expect(self, *models: ModelSettings) -> None:
-        """Keeps room for models that are about to be loaded.
+        """Keeps room for models that are about to be loaded; one that rests has it already.
 
         Raises:
             ConfigError: it is not there.
         """
         if self.budget is not None:
-            self.budget.reserve(models)
+            self.budget.reserve(tuple(each for each in models if each.name not in self._resting))
+
+    def expect_later(self, model: ModelSettings, longest_bytes: int) -> None:
+        """Keeps room for a model that is asleep, and for its longest request; raises as `expect`
+        does."""
+        if self.budget is None:
+            return
+        self.budget.reserve((model,))
+        if self.budget.has_place(model.name):
+            self.budget.settle(model.name, 1, longest_bytes)
+            self._resting.add(model.name)
 
     def add(
         self, model: str, holder: KvHolder, block_bytes: int, num_blocks: int, num_longest: int
@@ -78,6 +90,7 @@ class KvArbiter:
         unit_bytes = member.unit_bytes
         longest_bytes = -(-num_longest * block_bytes // unit_bytes) * unit_bytes
         self.budget.settle(model, unit_bytes, longest_bytes)
+        self._resting.discard(model)
         self._members[model] = member
 
     def retire(self, model: str) -> None:
@@ -87,10 +100,18 @@ class KvArbiter:
         if member is not None:
             self._departing_bytes[model] = member.granted_bytes
 
+    def rest(self, model: str) -> None:
+        """The model, which was retired, is gone with its pool and will come back: others may have
+        what it had, and nobody keeps its floor from it then."""
+        self._departing_bytes.pop(model, None)
+        if self.budget is not None and self.budget.has_place(model):
+            self._resting.add(model)
+
     def remove(self, model: str) -> None:
         """The model is gone with its pool, or could not be loaded."""
         self._members.pop(model, None)
         self._departing_bytes.pop(model, None)
+        self._resting.discard(model)
         if self.budget is not None:
             self.budget.release(model)
 
@@ -139,6 +160,7 @@ class KvArbiter:
             name: self._claims(name, member, now_s, is_overdue)
             for name, member in self._members.items()
         }
+        claims |= {name: _resting_claims(self.budget.floor_bytes(name)) for name in self._resting}
         # One that leaves may have had others' floors as well: these are owed until it has gone.
         left_bytes = self.budget.num_bytes - sum(self._departing_bytes.values())
         floors_bytes = sum(claim.floor for claim in claims.values())
@@ -252,11 +274,13 @@ class KvArbiter:
         for name, member in sorted(self._members.items(), key=_is_patient):
             num_extents = min(targets[name] - member.granted_bytes, spare) // member.unit_bytes
             if num_extents > 0:
+                granted_bytes = member.granted_bytes
                 extents = member.holder.memory.grant(num_extents)
                 member.holder.reserve_extents(extents)
-                num_bytes = len(extents) * member.unit_bytes
+                num_bytes = member.granted_bytes - granted_bytes
                 spare -= num_bytes
-                member.book.note_in(num_bytes, self._clock())
+                if num_bytes:
+                    member.book.note_in(num_bytes, self._clock())
             if member.granted_bytes < targets[name]:
                 self._is_owed = True
             else:
@@ -266,6 +290,21 @@ class KvArbiter:
             reach = min(member.most_bytes, self.budget.reach_bytes(name, member.unit_bytes))
             num_bytes = max(0, min(spare, reach - member.granted_bytes))
             member.holder.memory.note_spare(num_bytes // member.block_bytes)
+
+
+def _resting_claims(floor_bytes: int) -> KvClaims:
+    """It wants nothing; its floor is lent, as that of a model without work."""
+    return KvClaims(
+        unit=1,
+        most=0,
+        floor=floor_bytes,
+        granted=0,
+        cached=0,
+        urgent_running=0,
+        urgent_waiting=0,
+        patient_running=0,
+        patient_waiting=0,
+    )
 
 
 def _is_patient(item: tuple[str, KvMember]) -> bool:

@@ -73,6 +73,9 @@ class KvBudget:
         """Nothing is kept for it any more."""
         self._places = {name: place for name, place in self._places.items() if name != model}
 
+    def has_place(self, model: str) -> bool:
+        return model in self._places
+
     def floor_bytes(self, model: str) -> int:
         return self._places[model].floor_bytes
 

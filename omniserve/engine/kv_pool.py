@@ -41,28 +41,46 @@ class DeviceKvPool:
     def give_back_all(self) -> None:
         """No block is in use."""
 
+    def close(self) -> None:
+        """Nobody reads or writes the cache any more."""
+
 
 class ElasticKvPool(DeviceKvPool):
     """One whose memory comes and goes by extents, each so many blocks of every layer."""
 
-    def __init__(self, memory: ElasticMemory, cache: Tensor, extent_blocks: int) -> None:
+    def __init__(
+        self, memory: ElasticMemory, cache: Tensor, extent_blocks: int, num_extents: int
+    ) -> None:
         """`cache` begins where `memory` begins, and has a multiple of `extent_blocks` blocks;
-        an extent fills whole pages in every layer."""
+        an extent fills whole pages in every layer. The first `num_extents` come and go, those
+        behind them stay. Raises OSError where there is no memory for these.
+        """
         super().__init__(cache)
         self._memory = memory
         self._extent_bytes = self.block_bytes // len(cache) * extent_blocks
         """In one layer."""
+        self._num_extents = num_extents
+        for start, stop in self._runs(range(num_extents, self.num_blocks // extent_blocks)):
+            memory.keep(start, stop)
 
     def reserve(self, extents: Sequence[int]) -> None:
-        for start, stop in self._runs(extents):
-            self._memory.reserve(start, stop)
+        """Raises OSError where the device has no memory for them; then it has none of them."""
+        try:
+            for start, stop in self._runs(extents):
+                self._memory.reserve(start, stop)
+        except OSError:
+            self.give_back(extents)
+            raise
 
     def give_back(self, extents: Sequence[int]) -> None:
         for start, stop in self._runs(extents):
             self._memory.give_back(start, stop)
 
     def give_back_all(self) -> None:
-        self._memory.give_back(0, self.num_bytes)
+        self.give_back(range(self._num_extents))
+
+    def close(self) -> None:
+        self._memory.close()
 
     def _runs(self, extents: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Bytes from, bytes to, of neighbouring extents together, in every layer."""
@@ -88,20 +106,22 @@ def allocate_kv_pool(
     settings: ModelSettings,
     model: DecoderModel,
     num_blocks: int,
+    num_scratch_blocks: int,
     device: Device,
     extent_blocks: int | None = None,
 ) -> DeviceKvPool:
     """Allocates the pool; on a CPU device pages are touched only when they are first used.
 
-    With `extent_blocks` it is an elastic one, of at least `num_blocks` blocks.
+    Scratch blocks come behind the others. With `extent_blocks`, of which `num_blocks` is a
+    multiple, it is an elastic pool; its scratch blocks are always there.
 
     Raises:
         ConfigError: the device has no room for it.
     """
-    num_blocks = -(-num_blocks // (extent_blocks or 1)) * (extent_blocks or 1)
+    at_once = extent_blocks or 1
     shape = (
         model.num_layers,
-        num_blocks,
+        -(-(num_blocks + num_scratch_blocks) // at_once) * at_once,
         2,
         model.num_kv_heads,
         settings.block_size,
@@ -111,7 +131,8 @@ def allocate_kv_pool(
         if extent_blocks is None:
             return DeviceKvPool(torch.empty(shape, dtype=model.dtype, device=device.torch_device))
         memory = device.elastic_memory(math.prod(shape) * model.dtype.itemsize)
-        return ElasticKvPool(memory, memory.tensor(shape, model.dtype), extent_blocks)
+        cache = memory.tensor(shape, model.dtype)
+        return ElasticKvPool(memory, cache, extent_blocks, num_blocks // extent_blocks)
     except (RuntimeError, OSError) as error:
         raise ConfigError(
             f"models.{settings.name}.device_kv_bytes: the {device.torch_device.type} device cannot "

@@ -1,6 +1,7 @@
 """The KV memory that models share: the device's, and the host's beside it."""
 
 import mmap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cpu_attn.host.shared_memory import huge_page_bytes
@@ -15,7 +16,7 @@ from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.policy_settings import blocks_per_extent, plan_extents
 from omniserve.errors import ConfigError
 from omniserve.piggyback.host_side import HostBudget, HostSide
-from omniserve.settings import EngineSettings, ModelSettings
+from omniserve.settings import AsleepModel, EngineSettings, ModelSettings
 from scheduler.elastic_host_blocks import ElasticHostBlocks
 
 _HOST_PATIENCE_S = 5.0
@@ -77,6 +78,12 @@ class KvSharing:
                 self.device.remove(model.name)
             raise
 
+    def expect_later(self, models: Iterable[AsleepModel]) -> None:
+        """Keeps room for models that are asleep; raises as `expect` does."""
+        for model in models:
+            self.device.expect_later(model.settings, model.longest_kv_bytes)
+            self.host.expect_later(model.settings, 0)
+
     def join(
         self,
         runtime: ModelRuntime,
@@ -101,6 +108,12 @@ class KvSharing:
         had before `remove`."""
         self.device.retire(model)
         self.host.retire(model)
+
+    def rest(self, model: str) -> None:
+        """The model, which was retired, is asleep: others may have what it had, and its floors stay
+        its own."""
+        self.device.rest(model)
+        self.host.rest(model)
 
     def remove(self, model: str) -> None:
         """The model is gone with its pools, or could not be loaded."""

@@ -29,12 +29,20 @@ class Stage(Enum):
 class Leaving:
     """Of one model, or of a load that came to nothing; to be advanced between steps."""
 
-    def __init__(self, name: str, news: Iterable[News], kv_sharing: KvSharing) -> None:
-        """`news` are what is to be told once nothing is left of it."""
+    def __init__(
+        self,
+        name: str,
+        news: Iterable[News],
+        kv_sharing: KvSharing,
+        note_gone: Callable[[str], None] | None = None,
+    ) -> None:
+        """`news` are what is to be told once nothing is left of it; `note_gone` has what becomes of
+        its part of the KV budget then, unless that is for all again."""
         self.name = name
         self.news = tuple(news)
         self.stage = Stage.STEPPING
         self._kv_sharing = kv_sharing
+        self._note_gone = note_gone or kv_sharing.remove
         self._runtime: ModelRuntime | None = None
         self._memory: MemoryReturn | None = None
 
@@ -51,7 +59,8 @@ class Leaving:
         self.stage = Stage.IN_MEMORY
 
     def end(self) -> None:
-        """There is no such model."""
+        """There is no such model, or it is asleep."""
+        self._note_gone(self.name)
         self.stage = Stage.GONE
 
     def advance(self) -> None:
@@ -59,7 +68,7 @@ class Leaving:
         if self.stage is Stage.ON_HOST:
             self._leave_host()
         elif self._memory is not None and self._memory.is_done:
-            self._kv_sharing.remove(self.name)
+            self._note_gone(self.name)
             self._memory, self.stage = None, Stage.GONE
 
     def _leave_host(self) -> None:

@@ -55,9 +55,17 @@ class ModelChanges:
         self._news: list[News] = []
         self._said: tuple[LoadPhase, float] | None = None
 
-    def begin_load(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
-        """At any time. `Loaded` or `Refused` will be among the news."""
-        self._waiting.append(ModelLoad(question, settings, prepare))
+    def begin_load(
+        self, question: int, settings: ModelSettings, prepare: Prepare, digest: str = ""
+    ) -> None:
+        """At any time. `Loaded` or `Refused` will be among the news; `digest` is of a model that
+        slept."""
+        self._waiting.append(ModelLoad(question, settings, prepare, digest))
+
+    def begin_sleep(self, question: int, model: str) -> None:
+        """At any time. As an unload, but what is the model's of a KV budget stays its own."""
+        kv_sharing = self._kv_sharing
+        self._leaving.append(Leaving(model, [Unloaded(question)], kv_sharing, kv_sharing.rest))
 
     def begin_unload(self, question: int, model: str) -> None:
         """At any time. `Unloaded` will be among the news, also where there is no such model.

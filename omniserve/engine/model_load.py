@@ -37,8 +37,11 @@ class ModelLoad:
     on meanwhile on all compute threads.
     """
 
-    def __init__(self, question: int, settings: ModelSettings, prepare: Prepare) -> None:
-        """`prepare` completes the settings; it is called in the thread."""
+    def __init__(
+        self, question: int, settings: ModelSettings, prepare: Prepare, digest: str = ""
+    ) -> None:
+        """`prepare` completes the settings; it is called in the thread. With a `digest`, a model
+        that is another one is refused."""
         self.question = question
         self.settings = settings
         self.phase: LoadPhase = "checking"
@@ -47,6 +50,7 @@ class ModelLoad:
         self.error: CheckpointError | ConfigError | None = None
         """Why it failed; without its traceback, which would keep alive what was read."""
         self._prepare = prepare
+        self._digest = digest
         self._log = LoadLog(settings.name)
         self._is_ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -82,7 +86,9 @@ class ModelLoad:
             sys.setswitchinterval(_SWITCH_S)
             self.settings = self._prepare(self.settings)
             with torch.inference_mode():
-                self.built = build_model(self.settings, device, store, budgets, self._note)
+                built = build_model(self.settings, device, store, budgets, self._note)
+            self._require_same(built)
+            self.built = built
         except LoadEnded:
             pass
         except (CheckpointError, ConfigError) as error:
@@ -96,6 +102,17 @@ class ModelLoad:
             )
         finally:
             sys.setswitchinterval(switch_s)
+
+    def _require_same(self, built: BuiltModel) -> None:
+        """Raises CheckpointError, with nothing left of what was built."""
+        if self._digest in ("", built.info.digest):
+            return
+        for _ in built.take_apart():
+            pass
+        raise CheckpointError(
+            f"models.{self.settings.name}: its files have changed since it fell asleep; unload it, "
+            "and load it again to have what they are now"
+        )
 
     def _note(self, phase: LoadPhase, done_bytes: int, total_bytes: int) -> None:
         if self._is_ended.is_set():

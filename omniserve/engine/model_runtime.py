@@ -213,6 +213,7 @@ class ModelRuntime:
             yield from self._left_host.take_apart()
             self._left_host = None
         yield from self._executor.take_apart()
+        self._kv_pool.close()
 
     def begin(
         self,
@@ -302,9 +303,10 @@ class ModelRuntime:
             self._piggyback.check_integrity()
 
     def close(self) -> None:
-        """Gives shared memory back; the host attention process has stopped."""
+        """Gives memory back that goes with nothing else; the host attention process has stopped."""
         if self._piggyback is not None:
             self._piggyback.close()
+        self._kv_pool.close()
 
     def stats(self) -> ModelStats:
         scheduler = self.scheduler

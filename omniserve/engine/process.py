@@ -37,6 +37,7 @@ from omniserve.messages import (
     SetShares,
     SetTiers,
     Shutdown,
+    SleepModel,
     Stats,
     Submit,
     ToFront,
@@ -161,8 +162,10 @@ class EngineProcess:
                     self._engine.set_shares(shares)
                 case Explain(question=question, request_id=request_id):
                     self._send(Explained(question, self._engine.explain(request_id)))
-                case LoadModel(question=question, settings=settings):
-                    self._engine.begin_load(question, settings, self._with_step_time)
+                case LoadModel(question=question, settings=settings, digest=digest):
+                    self._engine.begin_load(question, settings, self._with_step_time, digest)
+                case SleepModel(question=question, model=model):
+                    self._engine.begin_sleep(question, model)
                 case UnloadModel(question=question, model=model):
                     self._engine.begin_unload(question, model)
                 case Shutdown():

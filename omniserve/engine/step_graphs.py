@@ -12,7 +12,7 @@ on an accelerator: no CUDA and no Ascend machine has run this.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -67,6 +67,14 @@ class _Graphs:
     replays: tuple[Callable[[], None], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """The shapes that are recorded in graphs that end behind so many layers."""
+
+    stops: tuple[int, ...]
+    by_shape: dict[StepShape, _Graphs] = field(default_factory=dict)
+
+
 @dataclass(slots=True, eq=False)
 class CapturedStep:
     """A step whose layers run as captured graphs: everything before `next_layer` is done."""
@@ -107,9 +115,8 @@ class StepGraphs:
         max_rows, max_lane_rows = len(last_tokens), settings.max_lane_rows
         self._row_sizes = row_sizes(max_rows)
         self._lane_sizes = lane_sizes(max_lane_rows)
-        self._segment_stops = segment_stops(model.num_layers, settings.segment_layers)
-        self._whole: dict[StepShape, _Graphs] = {}
-        self._segmented: dict[StepShape, _Graphs] = {}
+        self._whole = _Recorded((model.num_layers,))
+        self._segmented = _Recorded(segment_stops(model.num_layers, settings.segment_layers))
         self._steps: dict[StepShape, StaticStep] = {}
         self._decodes: dict[tuple[int, int], StaticDecodes] = {}
         self._may_record = True
@@ -124,7 +131,7 @@ class StepGraphs:
 
     def next_stop(self, layer: int) -> int:
         """The boundary behind the segment that begins with this layer."""
-        return next(stop for stop in self._segment_stops if stop > layer)
+        return next(stop for stop in self._segmented.stops if stop > layer)
 
     def begin(
         self,
@@ -144,7 +151,8 @@ class StepGraphs:
         if lanes is not None:
             lanes.bind(0)
         shape = self._shape(batch, lanes)
-        graphs = self._graphs_of(shape, exchange, first_stop)
+        form = self._form(shape, first_stop)
+        graphs = None if form is None else self._graphs_of(shape, exchange, form)
         return None if graphs is None else CapturedStep(batch, entering, lanes, graphs)
 
     def advance(self, step: CapturedStep, to_layer: int) -> None:
@@ -169,15 +177,14 @@ class StepGraphs:
 
         exchange: that of the model's lanes, None where there are none.
         """
-        num_layers = self._model.num_layers
-        first_stops = {self._segment_stops[0], *([num_layers] if is_alone else ())}
+        forms = (self._whole, self._segmented) if is_alone else (self._segmented,)
         size = self._attention.context_size(self._no_rows)
         for width in self._lane_sizes if exchange is not None else (0,):
             for num_rows in self._row_sizes:
                 if num_rows + width:
                     shape = StepShape(num_rows, width, size if num_rows else 0)
-                    for first_stop in sorted(first_stops, reverse=True):
-                        self._graphs_of(shape, exchange, first_stop)
+                    for form in forms:
+                        self._graphs_of(shape, exchange, form)
 
     def _shape(self, batch: StepBatch, lanes: LaneRun | None) -> StepShape:
         num_rows = padded(len(batch.token_ids), self._row_sizes)
@@ -187,23 +194,22 @@ class StepGraphs:
         size = self._attention.context_size(batch.attention) if num_rows else 0
         return StepShape(num_rows, width, size)
 
+    def _form(self, shape: StepShape, first_stop: int) -> _Recorded | None:
+        """How a step runs that may have to stop there first; None where no graph ends there."""
+        if first_stop != self._model.num_layers:
+            return self._segmented if first_stop in self._segmented.stops else None
+        # Nobody is to wait for another recording of what is there.
+        is_there = shape in self._segmented.by_shape and shape not in self._whole.by_shape
+        return self._segmented if is_there else self._whole
+
     def _graphs_of(
-        self, shape: StepShape, exchange: StagedExchange | None, first_stop: int
+        self, shape: StepShape, exchange: StagedExchange | None, form: _Recorded
     ) -> _Graphs | None:
         """None where they cannot be recorded, or there are too many."""
-        num_layers = self._model.num_layers
-        if first_stop != num_layers:
-            if first_stop not in self._segment_stops:
-                return None
-            recorded, stops = self._segmented, self._segment_stops
-        elif shape in self._segmented and shape not in self._whole:
-            # Nobody is to wait for another recording of what is there.
-            return self._segmented[shape]
-        else:
-            recorded, stops = self._whole, (num_layers,)
+        recorded = form.by_shape
         if shape not in recorded and self._may_record and len(recorded) < _MOST_SHAPES:
             try:
-                recorded[shape] = self._record(shape, exchange, stops)
+                recorded[shape] = self._record(shape, exchange, form.stops)
             except RuntimeError as error:
                 self._may_record = False
                 log_event(_LOG, "graph_capture_failed", level=logging.WARNING, reason=str(error))

@@ -46,8 +46,8 @@ class ModelDrains:
         self._tasks: set[asyncio.Task[Unloaded]] = set()
 
     def begin(self, standing: ModelStanding, drain_s: float) -> asyncio.Task[Unloaded]:
-        """From now on the model, which is served, takes no new requests. The task goes on to its
-        end whoever waits for it."""
+        """From now on the model, which is served, be it asleep or waking, takes no new requests.
+        The task goes on to its end whoever waits for it."""
         service = self._service
         until_s = service.clock() + drain_s
         absence = Absence(
@@ -56,9 +56,11 @@ class ModelDrains:
             lambda: max(LEAST_RETRY_S, until_s - service.clock()),
         )
         service.set_models(service.models.with_absent(absence))
-        service.roster.put(replace(standing, state="draining", since_s=service.clock()))
+        service.roster.put(
+            replace(standing, state="draining", since_s=service.clock(), progress=None)
+        )
         task = asyncio.create_task(
-            self._drain(standing.name, drain_s), name=f"unload-model-{standing.name}"
+            self._drain(standing, drain_s), name=f"unload-model-{standing.name}"
         )
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -76,8 +78,9 @@ class ModelDrains:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _drain(self, name: str, drain_s: float) -> Unloaded:
+    async def _drain(self, standing: ModelStanding, drain_s: float) -> Unloaded:
         service, requests = self._service, self._service.model_requests
+        name = standing.name
         num_here = requests.count(name)
         log_event(_logger, "model_draining", model=name, num_requests=num_here, drain_s=drain_s)
         await requests.wait_none(name, drain_s)
@@ -86,6 +89,7 @@ class ModelDrains:
         await self.forget(name)
         service.set_models(service.models.without(name))
         service.roster.remove(name)
+        requests.forget_uses(name)
         service.metrics.models.unloads.inc()
         num_finished = num_here - num_ended
         log_event(
@@ -95,7 +99,7 @@ class ModelDrains:
             num_finished=num_finished,
             num_ended=num_ended,
         )
-        return Unloaded("serving", num_finished, num_ended)
+        return Unloaded(standing.state, num_finished, num_ended)
 
     async def forget(self, name: str) -> None:
         """The engine has the model no more, nor has one that is started later."""

@@ -1,4 +1,4 @@
-"""What operators ask of models: to be loaded, unloaded, pinned."""
+"""What operators ask of models: to be loaded, unloaded, pinned, put to sleep and woken."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,15 +16,19 @@ from omniserve.logs import get_logger, log_event
 from omniserve.model_life.drain_time import check_drain_s
 from omniserve.model_life.drains import ModelDrains, Unloaded, UnloadsModels
 from omniserve.model_life.entries import Wanted, read_wanted, settings_beside, shown_name
+from omniserve.model_life.idle import IdleWatch
 from omniserve.model_life.loads import Load, LoadsModels, ModelLoads
+from omniserve.model_life.sleeps import ModelSleeps, SleepsModels
 from omniserve.model_life.standing import LoadProgress, ModelStanding
+from omniserve.model_life.wake_queue import WakeQueue
+from omniserve.model_life.wakes import ModelWakes, WakesModels
 from omniserve.service import GenerationService
 from omniserve.settings import ModelInfo, ModelSettings
 
 _logger = get_logger(__name__)
 
 
-class HoldsModels(LoadsModels, UnloadsModels, Protocol):
+class HoldsModels(LoadsModels, UnloadsModels, SleepsModels, WakesModels, Protocol):
     """What the life of models needs of the engine's client."""
 
     def take_lost_models(self) -> tuple[ModelSettings, ...]:
@@ -41,6 +45,10 @@ class ModelManager:
         self._config_path = config_path
         self.loads = ModelLoads(service, engine)
         self.drains = ModelDrains(service, engine)
+        self._sleeps = ModelSleeps(service, engine)
+        self._wakes = ModelWakes(service, engine, self._sleeps)
+        self.idle = IdleWatch(service, self._sleeps)
+        service.wake_queue = WakeQueue(service, self._wakes)
 
     async def load(
         self, wanted: Wanted, on_progress: Callable[[LoadProgress], None] = lambda progress: None
@@ -94,10 +102,48 @@ class ModelManager:
     def pin(self, name: str, is_pinned: bool) -> None:
         """A pinned model stays; raises UnknownModel, and ModelBusy for one that goes already."""
         standing = self._standing(name)
-        if standing.state not in ("serving", "loading"):
+        if standing.state in ("draining", "failed"):
             raise ModelBusy(f"model {name!r} is {standing.state}")
         self._service.roster.put(replace(standing, is_pinned=is_pinned))
         log_event(_logger, "model_pinned" if is_pinned else "model_unpinned", model=name)
+
+    async def sleep(self, name: str) -> None:
+        """Puts a model to sleep that has no requests, pinned or not; returns once its memory is
+        back, at once where it is. Goes on where it is cancelled.
+
+        Raises UnknownModel, EngineUnavailable, and ModelBusy for one that has requests, or is
+        loading, waking or going.
+        """
+        standing = self._standing(name)
+        if standing.state == "asleep":
+            await self._sleeps.settled(name)
+            return
+        if standing.state != "serving":
+            raise ModelBusy(f"model {name!r} is {standing.state}")
+        num_here = self._service.model_requests.count(name)
+        if num_here:
+            raise ModelBusy(f"model {name!r} has requests, {num_here} now; it sleeps without any")
+        if not self._service.engine.ready:
+            raise EngineUnavailable(f"the engine is {self._service.engine.state}; try again later")
+        await asyncio.shield(self._sleeps.begin(standing))
+
+    async def wake(self, name: str) -> float:
+        """Has a model woken; returns once it is awake, and how many seconds the wake took: 0 of one
+        that is not asleep. Goes on where it is cancelled.
+
+        Raises UnknownModel, CheckpointError, ConfigError, EngineUnavailable, and ModelBusy for one
+        that is loading or going.
+        """
+        standing = self._standing(name)
+        if standing.state == "serving":
+            return 0.0
+        if standing.state not in ("asleep", "waking"):
+            raise ModelBusy(f"model {name!r} is {standing.state}")
+        wake = self._wakes.begin(name)
+        await asyncio.wait({wake})
+        if wake.cancelled():
+            raise EngineUnavailable("the server is shutting down; no model is woken any more")
+        return wake.result()
 
     def follow_engine(self, state: str) -> None:
         """The state of the engine changed; one that is ready anew may lack models."""
@@ -111,6 +157,8 @@ class ModelManager:
 
     async def close(self) -> None:
         """Gives up what is under way; the daemon stops."""
+        await self._wakes.cancel_all()
+        await self._sleeps.cancel_all()
         await self.loads.cancel_all()
         await self.drains.cancel_all()
 

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from omniserve.model_life.standing import ModelState
 
 LoadOutcome = Literal["loaded", "failed", "cancelled"]
+WakeOutcome = Literal["awake", "failed", "interrupted"]
 
 LOAD_BUCKETS_S = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 240, 480, 960)
 
@@ -37,6 +38,26 @@ class ModelLifeMetrics:
         self.load_seconds = Histogram(
             "omniserve_model_load_seconds",
             "Time from the begin of a load until requests for the model were answered.",
+            registry=registry,
+            buckets=LOAD_BUCKETS_S,
+        )
+
+        self.sleeps = Counter(
+            "omniserve_model_sleeps_total",
+            "Times a model fell asleep.",
+            registry=registry,
+        )
+        self.wakes = Counter(
+            "omniserve_model_wakes_total",
+            "Wakes of models that ended, by outcome.",
+            ("outcome",),
+            registry=registry,
+        )
+        for outcome in get_args(WakeOutcome):
+            self.wakes.labels(outcome)
+        self.wake_seconds = Histogram(
+            "omniserve_model_wake_seconds",
+            "Time from the begin of a wake until requests for the model were answered.",
             registry=registry,
             buckets=LOAD_BUCKETS_S,
         )

@@ -1,7 +1,8 @@
 """Requests that are here, by the model that serves them, for whoever waits until they are gone."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 
 class ModelLease:
@@ -9,6 +10,8 @@ class ModelLease:
 
     def __init__(self, model: str, close: Callable[["ModelLease"], None]) -> None:
         self.model = model
+        self.tier = ""
+        """The one that it was sent for, once that is known."""
         self._close = close
         self._fail: Callable[[Exception], None] | None = None
         self._error: Exception | None = None
@@ -33,7 +36,9 @@ class ModelLease:
 class ModelRequests:
     """Of one front. Used from its event loop alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_s: dict[str, dict[str, float]] = {}
         self._leases: dict[str, set[ModelLease]] = {}
         self._changed: dict[str, asyncio.Event] = {}
 
@@ -45,6 +50,14 @@ class ModelRequests:
 
     def count(self, model: str) -> int:
         return len(self._leases.get(model, ()))
+
+    def last_uses(self, model: str) -> Mapping[str, float]:
+        """By tier: when its last request for the model ended, as far as that is remembered."""
+        return self._last_s.get(model, {})
+
+    def forget_uses(self, model: str) -> None:
+        """What it was used for before says nothing any more."""
+        self._last_s.pop(model, None)
 
     async def wait_none(self, model: str, timeout_s: float) -> None:
         """Returns once none of the model is here, or after so long."""
@@ -67,6 +80,8 @@ class ModelRequests:
         return len(leases)
 
     def _leave(self, lease: ModelLease) -> None:
+        if lease.tier:
+            self._last_s.setdefault(lease.model, {})[lease.tier] = self._clock()
         here = self._leases.get(lease.model, set())
         here.discard(lease)
         if here:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from omniserve.config import ModelConfig
 
-ModelState = Literal["loading", "serving", "draining", "failed"]
+ModelState = Literal["loading", "serving", "asleep", "waking", "draining", "failed"]
 Origin = Literal["file", "operator"]
 
 MAX_FAILED = 16
@@ -36,7 +36,7 @@ class ModelStanding:
     """When it came into this state, on the clock of the service."""
     is_pinned: bool = False
     progress: LoadProgress | None = None
-    """While it is loading."""
+    """While it is loading, or waking."""
     error: str = ""
     """Why it failed."""
 
@@ -74,7 +74,7 @@ class ModelRoster:
             del self._standings[name]
 
     def progress(self, name: str, progress: LoadProgress) -> None:
-        """Of one that is loading."""
+        """Of one that is loading, or waking."""
         self._standings[name] = replace(self._standings[name], progress=progress)
 
     def remove(self, name: str) -> None:

@@ -79,6 +79,12 @@ class ModelWeights:
         """Each of them once."""
         return self._held.values()
 
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """Of the held, in the order in which they were asked for first: equal for models whose
+        weights are."""
+        return tuple(self._held)
+
     def tensor(self, source: Tensor) -> Tensor:
         """A tensor on the device that equals `source`, which may be it: nobody may change it."""
         return self._tensor(weight_digest(source), source)

@@ -11,6 +11,7 @@ from omniserve.logs import get_logger, log_event
 from omniserve.profiling.alone import alone
 from omniserve.profiling.assembly import Assembly
 from omniserve.profiling.hardware import measured_on
+from omniserve.profiling.kept import kept_profile
 from omniserve.profiling.measure import measure
 from omniserve.profiling.measured_on import MeasuredOn
 from omniserve.profiling.messages import Effort, Progress
@@ -108,9 +109,9 @@ class StepTimesAtStart:
     def _profile(self, model: ModelSettings, clock: StartClock) -> Profile:
         (as_measured,) = alone(self._settings, model.name).models
         of = measured_on(as_measured, self._engine.device, self._num_cores)
-        kept = self._store.load(of)
-        if kept is not None:
-            path = str(self._store.path(of))
+        kept = kept_profile(model, of, self._store)
+        if kept is not None and kept.measured_on is not None:
+            path = str(self._store.path(kept.measured_on))
             log_event(_LOG, "step_times_kept", model=model.name, path=path)
             return kept
         start_s = time.monotonic()

@@ -35,6 +35,9 @@ _COLUMNS = (
     "cold_step_s",
 )
 """Costs besides the ladder, in the order of the columns of what is fitted."""
+_PAIRS_OF_A_ROW = 4096
+"""So many pairs of tokens that attend to each other may take as long as a row of the dense layers,
+whatever decodes say: 6H have as many operations in a model of hidden size H."""
 _NUM_RATIOS = 101
 _RATIO_TAIL = 0.005
 """Steps on either side that are too rare for quantiles."""
@@ -163,8 +166,12 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
     matrix = np.hstack([_ramps(rows, knots), terms]) / seconds[:, None]
     weights = np.array([1.0 if each.is_quiet else _DISTURBED_WEIGHT for each in observations])
     solution = nonnegative_least_deviations(matrix, np.ones(len(shapes)), weights)
+    most_pair_s = _most_pair_s(solution, knots)
+    pair = len(knots) + _COLUMNS.index("prefill_pair_s")
+    if solution[pair] > most_pair_s:
+        solution = _with_fixed(matrix, weights, pair, most_pair_s)
     rungs = np.cumsum(solution[: len(knots)])
-    found = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
+    found: dict[str, float] = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
     overhead_s = min(_overhead_s(observations), 0.9 * float(rungs[0]))
     in_ladder_s = overhead_s if pipeline_depth == 1 else 0.0
     return StepCosts(
@@ -174,6 +181,27 @@ def _fit(observations: Sequence[Observation], pipeline_depth: int) -> StepCosts:
         ),
         **found,
     )
+
+
+def _most_pair_s(solution: NDArray[np.float64], knots: Sequence[int]) -> float:
+    """What a pair of tokens may take in a prompt's attention.
+
+    A decode that attends to one token more computes as much, and reads its key and value for one
+    row alone. Few steps hardly tell pairs from rows, and what is wrong with the one grows with the
+    square of a prompt that is longer than all that were measured.
+    """
+    found: dict[str, float] = dict(zip(_COLUMNS, solution[len(knots) :].tolist(), strict=True))
+    row_s = float(solution[: len(knots)].sum()) / knots[-1] + found["prefill_token_s"]
+    return max(found["decode_context_token_s"], row_s / _PAIRS_OF_A_ROW)
+
+
+def _with_fixed(
+    matrix: NDArray[np.float64], weights: NDArray[np.float64], column: int, value: float
+) -> NDArray[np.float64]:
+    """The best of the other coefficients where that of one column is given."""
+    others = np.delete(matrix, column, axis=1)
+    target = np.ones(len(matrix)) - value * matrix[:, column]
+    return np.insert(nonnegative_least_deviations(others, target, weights), column, value)
 
 
 def _knots(rows: NDArray[np.int64]) -> list[int]:

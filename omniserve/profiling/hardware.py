@@ -3,11 +3,13 @@
 import hashlib
 import os
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from cpu_attn import isa
 from omniserve import __version__
+from omniserve.adapter_config import CONFIG_NAME
 from omniserve.errors import CheckpointError
 from omniserve.profiling.measured_on import MeasuredOn
 from omniserve.settings import ModelSettings
@@ -34,7 +36,7 @@ def measured_on(model: ModelSettings, device: str, num_cores: int) -> MeasuredOn
         num_cores=num_cores,
         device=device,
         dtype=model.dtype,
-        architecture=_digest(Path(model.path) / "config.json"),
+        architecture=_architecture(model),
         block_size=model.block_size,
         max_step_tokens=model.max_step_tokens,
         max_running_requests=model.max_running_requests,
@@ -42,6 +44,16 @@ def measured_on(model: ModelSettings, device: str, num_cores: int) -> MeasuredOn
         torch=version("torch"),
         omniserve=__version__,
     )
+
+
+def measured_on_base(model: ModelSettings, of: MeasuredOn) -> MeasuredOn | None:
+    """The same of the base where the model, of which `of` is, is an adapter; else None.
+
+    What an adapter adds to a step is little beside it, and is learnt as it runs.
+    """
+    if model.base is None:
+        return None
+    return replace(of, architecture=_architecture(replace(model, path=model.base, base=None)))
 
 
 def cpu_name(facts: Path = _CPU_FACTS) -> str:
@@ -59,8 +71,14 @@ def _fact(line: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _digest(config: Path) -> str:
-    try:
-        return hashlib.sha256(config.read_bytes()).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{config}: cannot be read: {error.strerror}") from None
+def _architecture(model: ModelSettings) -> str:
+    configs = [Path(model.checkpoint_path) / "config.json"]
+    if model.adapter_path is not None:
+        configs.append(Path(model.adapter_path) / CONFIG_NAME)
+    digest = hashlib.sha256()
+    for config in configs:
+        try:
+            digest.update(config.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{config}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()

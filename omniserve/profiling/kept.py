@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from omniserve.logs import get_logger, log_event
 from omniserve.profiling.alone import alone
-from omniserve.profiling.hardware import measured_on
+from omniserve.profiling.hardware import measured_on, measured_on_base
+from omniserve.profiling.measured_on import MeasuredOn
+from omniserve.profiling.profile import Profile
 from omniserve.profiling.store import ProfileStore
 from omniserve.settings import (
     ROWS_BESIDE_LS_ON_CPU,
@@ -31,9 +33,10 @@ def with_kept_step_time(
         return model
     (as_measured,) = alone(settings, model.name).models
     of = measured_on(as_measured, device, num_cores)
-    kept = store.load(of)
-    if kept is not None:
-        log_event(_LOG, "step_times_kept", model=model.name, path=str(store.path(of)))
+    kept = kept_profile(model, of, store)
+    if kept is not None and kept.measured_on is not None:
+        path = str(store.path(kept.measured_on))
+        log_event(_LOG, "step_times_kept", model=model.name, path=path)
         return replace(model, step_time=kept.step_time)
     log_event(
         _LOG,
@@ -45,6 +48,13 @@ def with_kept_step_time(
         hint="`omniserve profile` measures it, for the next time that it is loaded",
     )
     return _with_budgets(model)
+
+
+def kept_profile(model: ModelSettings, of: MeasuredOn, store: ProfileStore) -> Profile | None:
+    """The model's own, or, of an adapter that was never measured, that of its base."""
+    kept = store.load(of)
+    of_base = measured_on_base(model, of)
+    return store.load(of_base) if kept is None and of_base is not None else kept
 
 
 def _with_budgets(model: ModelSettings) -> ModelSettings:

@@ -84,7 +84,7 @@ def _group(value: str, num_layers: Mapping[str, int]) -> tuple[list[str], int]:
 
 def _keys_by_content(model: ModelSettings) -> list[str]:
     """All of its layers' weights are read."""
-    checkpoint = inspect_checkpoint(model.path)
+    checkpoint = inspect_checkpoint(model.checkpoint_path)
     shape = {key: value for key, value in checkpoint.config.items() if key not in _NOT_OF_A_LAYER}
     layer_types = shape.pop("layer_types", None)
     keys = []

@@ -177,7 +177,7 @@ def _tiers(
     refused = totals_by_tier(metrics.requests, "outcome", _REFUSED)
     messages = []
     for model in service.roster:
-        if model.state not in ("serving", "draining"):
+        if model.state in ("loading", "failed"):
             continue
         of_model = stats.get(model.name)
         for tier in service.tiers.tiers:
@@ -186,6 +186,8 @@ def _tiers(
             if of_model is not None:
                 message.num_running = of_model.running.get(tier.name, 0)
                 message.num_waiting = of_model.waiting.get(tier.name, 0)
+            if service.wake_queue is not None:
+                message.num_waiting += service.wake_queue.num_waiting(*name)
             if (*name, "ttft") in shares:
                 message.ttft_attainment = shares[*name, "ttft"]
                 message.tpot_attainment = shares[*name, "tpot"]

@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 
 from omniserve.adapter_checkpoint import WEIGHTS_NAME, read_adapter_files
-from omniserve.terminal import printable
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -50,10 +49,15 @@ def describe_adapter(report: AdapterReport) -> str:
         ("kind", "LoRA adapter"),
         ("rank", ", ".join(map(str, report.ranks))),
         ("scale", f"{report.alpha:g}{scale}"),
-        ("targets", printable(", ".join(report.targets))),
+        ("targets", _shown(", ".join(report.targets))),
         ("layers changed", f"{report.num_layers}"),
         ("parameters", f"{report.num_parameters:,}"),
         ("weights on disk", f"{report.weight_bytes / (1 << 20):,.1f} MiB"),
-        ("trained on", printable(report.base_hint) or "(not told)"),
+        ("trained on", _shown(report.base_hint) or "(not told)"),
     )
     return "\n".join(f"{label:<20}{value}" for label, value in rows)
+
+
+def _shown(text: str) -> str:
+    """It may be anything that somebody wrote into a file."""
+    return text if text.isprintable() else repr(text)

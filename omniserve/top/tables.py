@@ -15,7 +15,7 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 _MAX_LAYER_GROUPS = 12
 _BAR_CELLS = 8
 _MIB = 1 << 20
-_STATE_STYLES = {"serving": "dim", "failed": "bold red"}
+_STATE_STYLES = {"serving": "dim", "asleep": "dim", "failed": "bold red"}
 
 
 def models_table(models: Sequence[pb.ModelStatus]) -> Table:

@@ -229,7 +229,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[Tier, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "architecture", "dtype", "num_parameters", "vocab_size", "max_model_len", "kv_bytes_per_token", "device_kv_bytes", "default_tier", "num_layers", "aliases")
+    __slots__ = ("name", "architecture", "dtype", "num_parameters", "vocab_size", "max_model_len", "kv_bytes_per_token", "device_kv_bytes", "default_tier", "num_layers", "aliases", "state")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +241,7 @@ class Model(_message.Message):
     DEFAULT_TIER_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     dtype: str
@@ -252,10 +253,11 @@ class Model(_message.Message):
     default_tier: str
     num_layers: int
     aliases: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., device_kv_bytes: _Optional[int] = ..., default_tier: _Optional[str] = ..., num_layers: _Optional[int] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    state: str
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., device_kv_bytes: _Optional[int] = ..., default_tier: _Optional[str] = ..., num_layers: _Optional[int] = ..., aliases: _Optional[_Iterable[str]] = ..., state: _Optional[str] = ...) -> None: ...
 
 class Tier(_message.Message):
-    __slots__ = ("name", "service_class", "ttft_ms", "tpot_ms", "percentile", "admission", "fallback", "max_waiting", "demote_after_tokens")
+    __slots__ = ("name", "service_class", "ttft_ms", "tpot_ms", "percentile", "admission", "fallback", "max_waiting", "demote_after_tokens", "sleep_after_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SERVICE_CLASS_FIELD_NUMBER: _ClassVar[int]
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +267,7 @@ class Tier(_message.Message):
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
     DEMOTE_AFTER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SLEEP_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     service_class: str
     ttft_ms: float
@@ -274,7 +277,8 @@ class Tier(_message.Message):
     fallback: str
     max_waiting: int
     demote_after_tokens: int
-    def __init__(self, name: _Optional[str] = ..., service_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., percentile: _Optional[float] = ..., admission: _Optional[bool] = ..., fallback: _Optional[str] = ..., max_waiting: _Optional[int] = ..., demote_after_tokens: _Optional[int] = ...) -> None: ...
+    sleep_after_s: float
+    def __init__(self, name: _Optional[str] = ..., service_class: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., percentile: _Optional[float] = ..., admission: _Optional[bool] = ..., fallback: _Optional[str] = ..., max_waiting: _Optional[int] = ..., demote_after_tokens: _Optional[int] = ..., sleep_after_s: _Optional[float] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -678,6 +682,28 @@ class PinModelRequest(_message.Message):
 class PinModelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SleepModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class SleepModelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WakeModelRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class WakeModelResponse(_message.Message):
+    __slots__ = ("wake_s",)
+    WAKE_S_FIELD_NUMBER: _ClassVar[int]
+    wake_s: float
+    def __init__(self, wake_s: _Optional[float] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("request_id",)

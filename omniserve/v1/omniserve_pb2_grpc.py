@@ -317,6 +317,16 @@ class AdminStub:
                 request_serializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelRequest.SerializeToString,
                 response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelResponse.FromString,
                 _registered_method=True)
+        self.SleepModel = channel.unary_unary(
+                '/omniserve.v1.Admin/SleepModel',
+                request_serializer=omniserve_dot_v1_dot_omniserve__pb2.SleepModelRequest.SerializeToString,
+                response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.SleepModelResponse.FromString,
+                _registered_method=True)
+        self.WakeModel = channel.unary_unary(
+                '/omniserve.v1.Admin/WakeModel',
+                request_serializer=omniserve_dot_v1_dot_omniserve__pb2.WakeModelRequest.SerializeToString,
+                response_deserializer=omniserve_dot_v1_dot_omniserve__pb2.WakeModelResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/omniserve.v1.Admin/Explain',
                 request_serializer=omniserve_dot_v1_dot_omniserve__pb2.ExplainRequest.SerializeToString,
@@ -373,6 +383,22 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SleepModel(self, request, context):
+        """Gives back the memory of a model that has no requests, and answers once it is back. The model
+        is served on: the next request for it wakes it. Pins keep no model awake here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WakeModel(self, request, context):
+        """Has a model woken that is asleep, and answers once requests for it would be answered. Goes on
+        where the call is cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """What was decided about a request, and why.
         """
@@ -412,6 +438,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PinModel,
                     request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelRequest.FromString,
                     response_serializer=omniserve_dot_v1_dot_omniserve__pb2.PinModelResponse.SerializeToString,
+            ),
+            'SleepModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SleepModel,
+                    request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.SleepModelRequest.FromString,
+                    response_serializer=omniserve_dot_v1_dot_omniserve__pb2.SleepModelResponse.SerializeToString,
+            ),
+            'WakeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.WakeModel,
+                    request_deserializer=omniserve_dot_v1_dot_omniserve__pb2.WakeModelRequest.FromString,
+                    response_serializer=omniserve_dot_v1_dot_omniserve__pb2.WakeModelResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -582,6 +618,60 @@ class Admin:
             '/omniserve.v1.Admin/PinModel',
             omniserve_dot_v1_dot_omniserve__pb2.PinModelRequest.SerializeToString,
             omniserve_dot_v1_dot_omniserve__pb2.PinModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SleepModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omniserve.v1.Admin/SleepModel',
+            omniserve_dot_v1_dot_omniserve__pb2.SleepModelRequest.SerializeToString,
+            omniserve_dot_v1_dot_omniserve__pb2.SleepModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WakeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omniserve.v1.Admin/WakeModel',
+            omniserve_dot_v1_dot_omniserve__pb2.WakeModelRequest.SerializeToString,
+            omniserve_dot_v1_dot_omniserve__pb2.WakeModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -81,7 +81,7 @@ const duration_ms = (ms) => (ms < 1000 ? `${number(ms)} ms` : `${rate(ms / 1000)
 export function models(status, history) {
   return status.models.map((model) => {
     const title = element("h3", "", model.name, " ", element("span", `pill ${stateKind(model)}`, stateOf(model)));
-    if (model.state === "loading" || model.state === "failed") {
+    if (["loading", "waking", "asleep", "failed"].includes(model.state)) {
       return element("div", "card", title, ...progressOf(model));
     }
     const made = element("div", "card", title, ...pool("Device KV", model.kv_used_bytes, model.kv_total_bytes));
@@ -138,6 +138,7 @@ const stateOf = (model) => (model.pinned ? `${model.state}, pinned` : model.stat
 
 function progressOf(model) {
   if (model.state === "failed") return [note(model.error)];
+  if (model.state === "asleep") return [note(`The next request wakes it; for ${duration(model.state_age_s)}`)];
   if (model.progress === null) return [note("The engine is starting.")];
   const { phase, done_bytes, total_bytes } = model.progress;
   return [...pool(phase.replace("_", " "), done_bytes, total_bytes), note(`for ${duration(model.state_age_s)}`)];

@@ -44,8 +44,8 @@ def add_colocate_command(subparsers: "Subparsers") -> None:
         "OmniServe with itself without control, under loads that move. Windows are saved as they "
         "are measured: the same command goes on where it was stopped. All of it takes an hour and "
         "three quarters or so.",
-        epilog="For example: omniserve bench colocate --quick; scenes of control alone, in a "
-        "quarter of an hour: omniserve bench colocate --control-only --out out/control; or, for "
+        epilog="For example: omniserve bench colocate --quick; scenes of control alone, in "
+        "about 20 minutes: omniserve bench colocate --control-only --out out/control; or, for "
         "another curve: omniserve bench colocate --load none --frame emulated --shape one "
         "--kv 1 2 8 --ls-rate 1.5 --out out/curve",
     )

@@ -53,6 +53,8 @@ class SimulatedDevice:
         """
         model, step = running.model, running.step
         self._bind(running)
+        if step.next_layer == 0:
+            step.is_captured = model.can_capture(step)
         started_s = max(self._clock.now_s, step.ready_s)
         num_layers = min(to_layer, step.stop_layer) - step.next_layer
         layer_s = self._host_layer_s(model, step.layer_s, may_stop=look_s is not None)

@@ -80,8 +80,8 @@ class SimulatedModel:
         mine, theirs = self._layer_keys, other._layer_keys
         return index < min(len(mine), len(theirs)) and mine[index] == theirs[index]
 
-    def runs_whole(self, step: SimulatedStep) -> bool:
-        """Whether the device is taken to run all layers of a step as one piece: an accelerator, a
+    def can_capture(self, step: SimulatedStep) -> bool:
+        """Whether the device is taken to run such layers as captured graphs: an accelerator, a
         step of decodes alone."""
         return self.profile.pipeline_depth > 1 and not step.resident.num_prefill_tokens
 

@@ -124,14 +124,16 @@ class SimulatedRiding:
             each
             for each in parked
             if not each.standing.is_urgent
+            and not each.step.is_captured
             and each.model is not host.model
             and host.model.shares_layer(each.model, each.step.next_layer)
         ]
 
 
 def _takes_riders(host: BegunStep) -> bool:
-    """A captured graph has no layers that others could join."""
-    return not (host.standing.is_urgent and host.model.runs_whole(host.step))
+    if host.step.is_captured:
+        return False
+    return not (host.standing.is_urgent and host.model.can_capture(host.step))
 
 
 def _limits_of(host: BegunStep) -> RowLimits:

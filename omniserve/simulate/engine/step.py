@@ -27,6 +27,8 @@ class SimulatedStep:
     """What the step takes, over what the model of step times says."""
     lane_ids: list[str] = field(default_factory=list)
     """Offloaded requests that yield a token; known when all layers are done."""
+    is_captured: bool = False
+    """Its layers run as captured graphs, which nobody can join."""
     ready_s: float = 0.0
     """When its first layer may begin."""
     next_layer: int = 0
