@@ -8,11 +8,15 @@ budget that the first one's requests hold. They end, and the first one takes the
 Measured is the time from a request's arrival until its model has the memory; the time that steps
 wait while memory is moved; and, in turn with that, what the kernel needs to give the same bytes
 back and to touch them anew with nothing else around: no way to move memory is faster.
+
+Then models come and go (`elastic_loads.py`): what that leaves in memory, and costs the steps.
 """
 
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -254,6 +258,18 @@ def report(tides: Sequence[Tide]) -> dict[str, float | str]:
     }
 
 
+def loads(num_loads: int, preset: str) -> dict[str, float | str]:
+    """As `elastic_loads.py` says, in a process of its own whose kernels have still to be compiled:
+    what tides have left behind is none of its memory."""
+    script = Path(__file__).with_name("elastic_loads.py")
+    command = [sys.executable, str(script), "--loads", str(num_loads), "--preset", preset, "--json"]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"NUMBA_CACHE_DIR": cache}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    numbers: dict[str, float | str] = json.loads(done.stdout)
+    return numbers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -262,6 +278,7 @@ def main() -> None:
     parser.add_argument("--budget-mib", type=int, default=64, help="of both (default 64)")
     parser.add_argument("--share", type=float, default=0.5, help="of it that moves (default 0.5)")
     parser.add_argument("--tides", type=int, default=30, help="times (default 30)")
+    parser.add_argument("--loads", type=int, default=50, help="and unloads (default 50)")
     parser.add_argument("--prompt-tokens", type=int, default=512, help="a request (default 512)")
     parser.add_argument("--step-tokens", type=int, default=64, help="a step (default 64)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -275,12 +292,14 @@ def main() -> None:
         given.step_tokens,
     )
     say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    numbers = report(run(options))
+    numbers = report(run(options)) if given.tides else {}
+    if given.loads:
+        numbers |= loads(given.loads, given.preset)
     if given.json:
         print(json.dumps(numbers, indent=2))
         return
     for name, value in numbers.items():
-        print(f"{name:26} {value}")
+        print(f"{name:34} {value}")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,9 @@ class SimulatedEngine:
 
     def _step(self) -> Iterator[None]:
         self._host.poll()
-        yield from self._waiting.until(self._clock.now_s + self.kv_sharing.balance())
+        yield from self._waiting.until(
+            self._clock.now_s + self.kv_sharing.balance(self._drop_standing)
+        )
         is_alone = len(self.models) == 1 and not self._parked
         demands = {name: model.demand(is_alone=is_alone) for name, model in self.models.items()}
         has_work = False
@@ -152,6 +154,21 @@ class SimulatedEngine:
         # Otherwise what was left has just been let go of.
         if has_work:
             yield from self._await_others()
+
+    def _drop_standing(self, model: str) -> bool:
+        """Best-effort steps of the model that hold what latency-sensitive requests wait for are
+        not gone on with. Whether there was such a step."""
+        dropped = [
+            each
+            for each in self._parked
+            if each.standing.model == model
+            and each.may_be_dropped
+            and each.model.scheduler.memory.is_awaited(each.step.plan)
+        ]
+        for each in dropped:
+            self._parked = [other for other in self._parked if other is not each]
+            each.model.scheduler.drop(each.step.plan, self._clock.now_s)
+        return bool(dropped)
 
     def _begin(self, turn: Turn, claim: Claim | None) -> BegunStep | None:
         model = self.models[turn.model]
