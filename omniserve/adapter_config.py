@@ -75,11 +75,11 @@ class AdapterConfig:
             base_hint=hint if isinstance(hint, str) else "",
         )
 
-    def targets(self, linears: Iterable[str], head: str) -> dict[str, tuple[int, float]]:
+    def targets(self, linears: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Rank and scale of those of the base's linear layers that the adapter changes.
 
-        `linears` are names of modules, `head` that of the output head, which all-linear leaves out.
-        Raises CheckpointError for expressions that cannot be matched.
+        `linears` are names of modules; all-linear means all of them. Raises CheckpointError for
+        expressions that cannot be matched.
         """
         work = PatternWork()
         key = "target_modules"
@@ -94,7 +94,7 @@ class AdapterConfig:
             key = "patterns"
             found = {}
             for name in linears:
-                if is_excluded.of(name) or not self._means(name, is_target, head):
+                if is_excluded.of(name) or not self._means(name, is_target):
                     continue
                 rank = next((rank for suffix, rank in ranks if suffix.matches(name)), self.rank)
                 alpha = next((to for suffix, to in alphas if suffix.matches(name)), self.alpha)
@@ -104,10 +104,8 @@ class AdapterConfig:
             raise CheckpointError(f"{self.path}: {key}: {error}") from None
         return found
 
-    def _means(self, name: str, is_target: "_Matcher", head: str) -> bool:
-        if self.target_modules == ALL_LINEAR:
-            return name != head
-        if name in is_target.names:
+    def _means(self, name: str, is_target: "_Matcher") -> bool:
+        if self.target_modules == ALL_LINEAR or name in is_target.names:
             return True
         if not is_target.of(name):
             return False
