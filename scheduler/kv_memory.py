@@ -135,6 +135,10 @@ class KvMemory:
         """Have up to so many extents less, that nobody holds; which ones."""
         return self._residency.blocks.withdraw(num_extents)
 
+    def note_spare(self, num_blocks: int) -> None:
+        """So many blocks more it would be granted at once, if it wanted them."""
+        self._residency.num_spare_blocks = num_blocks
+
     def give_way(self, num_blocks: int) -> None:
         """Let requests let go of so many blocks, now or as plans in flight complete and copies to
         the host land; 0 takes back what was asked for before."""

@@ -29,6 +29,7 @@ from scheduler.step_planner import StepPlanner
 from scheduler.step_time import LinearStepTime
 from scheduler.tier_terms import TierTerms, follow_terms
 from scheduler.timeline import Entry, Event, Reason
+from scheduler.urgent_claim import UrgentClaim
 from scheduler.urgent_pressure import UrgentPressure
 
 _NO_LANES = PiggybackLimits(num_lanes=0, max_lane_rows=0, max_lane_rows_beside_ls=0)
@@ -91,8 +92,11 @@ class Scheduler:
             forecast,
         )
         self._first_tokens = FirstTokens()
+        self._claim = UrgentClaim(
+            self._queues, self._first_tokens, self._control, self.ttft_forecast
+        )
         self.memory = KvMemory(
-            self._queues, self._residency, self._preemptor, self._first_tokens, self._forget_claim
+            self._queues, self._residency, self._preemptor, self._first_tokens, self._claim.forget
         )
         """For whoever shares the device's memory out among models."""
         self.host_memory = host_kv_memory(
@@ -111,8 +115,6 @@ class Scheduler:
         )
         self.counts = Counts(self._queues, self._residency, self._piggyback.host)
         self._num_added = 0
-        self._claim: Claim | None = None
-        """As it was found last, while nothing has changed since."""
 
     def __repr__(self) -> str:
         return (
@@ -132,7 +134,7 @@ class Scheduler:
         request.arrival_index = self._num_added
         self._num_added += 1
         self.journal.advance(request.arrival_s)
-        self._claim = None
+        self._claim.forget()
         self._queues.add(request)
         self._first_tokens.expect(request)
         self.ttft_forecast.note_arrival(request)
@@ -144,13 +146,13 @@ class Scheduler:
         if request is None or request.status is Status.FINISHED:
             return False
         self.journal.end(request_id, Event.ABORTED)
-        self._claim = None
+        self._claim.forget()
         self._completion.end(request)
         return True
 
     def set_terms(self, by_tier: Mapping[str, TierTerms]) -> None:
         """These are the tiers now: requests that wait or run follow them."""
-        self._claim = None
+        self._claim.forget()
         follow_terms(self._queues, by_tier)
         self._control.aims.forget_all_but(by_tier)
 
@@ -177,7 +179,7 @@ class Scheduler:
         are any, a plan may consist of them alone.
         """
         self.journal.advance(now_s)
-        self._claim = None
+        self._claim.forget()
         load = self._control.begin(
             now_s, is_host_active=is_host_active, overtakes=latency_sensitive_only
         )
@@ -199,7 +201,7 @@ class Scheduler:
     def copy_landed(self, request_id: str) -> None:
         """The copy of this request is done."""
         self._piggyback.swaps.land(request_id)
-        self._claim = None
+        self._claim.forget()
         self._first_tokens.last_outcome = Room.ENOUGH
 
     def take_released_lanes(self) -> tuple[int, ...]:
@@ -253,7 +255,7 @@ class Scheduler:
     ) -> tuple[Request, ...]:
         """Record what a plan computed; returns the requests that finished with it."""
         self._flights.land(plan)
-        self._claim = None
+        self._claim.forget()
         self._control.land(
             plan, now_s, result.num_lane_rows, is_undisturbed=not result.was_interrupted
         )
@@ -270,7 +272,7 @@ class Scheduler:
         None of them may be in a later plan, and no lane row may have joined.
         """
         self._flights.land(plan)
-        self._claim = None
+        self._claim.forget()
         self._control.drop(plan, now_s)
         self.journal.advance(now_s)
         self._completion.undo(plan)
@@ -295,42 +297,22 @@ class Scheduler:
     @property
     def has_latency_sensitive_work(self) -> bool:
         """Whether latency-sensitive requests are waiting or running, with or without a next row."""
-        service_class = ServiceClass.LATENCY_SENSITIVE
-        return bool(self._queues.running[service_class] or self._queues.waiting[service_class])
+        return self._claim.is_any
 
     @property
     def awaits_first_token(self) -> bool:
         """Whether a step made now can bring a latency-sensitive request nearer its first token."""
-        running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
-        return self._first_tokens.can_come_closer(running)
+        return self._claim.awaits_first_token
 
     def claim(self, now_s: float) -> Claim | None:
-        """What the latency-sensitive requests want of the device; None where there are none.
-
-        Found anew only once something has changed: asking between two layers takes hardly any time.
-        """
-        if not self.has_latency_sensitive_work:
-            return None
-        if self._claim is None:
-            running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
-            decodes = [each for each in running if each.is_decoding]
-            spare_s, decodes_s = self._control.decodes_claim(decodes, now_s)
-            self._claim = Claim(
-                self.awaits_first_token,
-                now_s + spare_s,
-                now_s + self.ttft_forecast.spare_s(now_s),
-                decodes_s + self.ttft_forecast.next_chunk_s(),
-            )
-        return self._claim
-
-    def _forget_claim(self) -> None:
-        self._claim = None
+        """What the latency-sensitive requests want of the device; None where there are none."""
+        return self._claim.at(now_s)
 
     def stood_back(self, plan: StepPlan, waited_s: float) -> None:
         """The plan's step stood between two layers for so long, while other models' ran."""
         if plan.has_latency_sensitive:
             self._control.stood_back(waited_s)
-            self._claim = None
+            self._claim.forget()
 
     def beside_s(self, plan: StepPlan, num_rows: int) -> float | None:
         """What a plan in flight takes if its layers are run for so many rows of another model
