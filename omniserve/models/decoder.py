@@ -217,6 +217,10 @@ class DecoderModel:
         delta = self._deltas[layer] if self._deltas else None
         return () if delta is None else (RowDelta(rows, delta),)
 
+    @property
+    def is_adapter(self) -> bool:
+        return bool(self._deltas)
+
     def take_apart(self) -> Iterator[None]:
         """Drops layers and weights one after the other; it can compute nothing any more."""
         self._parts = None

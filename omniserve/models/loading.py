@@ -13,6 +13,7 @@ from omniserve.errors import CheckpointError
 from omniserve.models.adapter_loading import adapter_bytes, read_deltas
 from omniserve.models.decoder import DecoderModel, ModelParts
 from omniserve.models.families import family_of
+from omniserve.models.kept_weights import RecalledWeights
 from omniserve.models.lora import LayerDelta
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import RowOps
@@ -158,6 +159,50 @@ def read_model(
         return DecoderModel(module, parts, family, max_model_len, weights, row_ops, deltas)
 
 
+def recall_model(
+    opened: OpenedModel, weights: RecalledWeights, max_model_len: int, row_ops: RowOps
+) -> DecoderModel:
+    """A model whose weights were kept while it slept; no file is read. As `read_model` otherwise.
+
+    The model is no adapter.
+    """
+    assert opened.adapter is None
+    with torch.inference_mode():
+        module, family = _Unfilled(opened, weights), family_of(opened.config)
+        parts = ModelParts.of(module, weights, row_ops)
+        model = DecoderModel(module, parts, family, max_model_len, weights, row_ops)
+    weights.release()
+    return model
+
+
+class _Unfilled:
+    """A module as `DecoderModel` takes it apart, whose parameters are nowhere."""
+
+    def __init__(self, opened: OpenedModel, weights: RecalledWeights) -> None:
+        self._module = opened.module
+        self.config = opened.config
+        self.model = opened.module.model
+        self.model.rotary_emb = _rotary_of(opened)
+        if weights.recalls_tied_head:
+            self._module.lm_head.weight = self.model.embed_tokens.weight
+        else:
+            shape = self._module.lm_head.weight
+            self._module.lm_head.weight = torch.nn.Parameter(shape.detach(), requires_grad=False)
+
+    def num_parameters(self) -> int:
+        return int(self._module.num_parameters())
+
+    @property
+    def lm_head(self) -> Any:
+        return self._module.lm_head
+
+
+def _rotary_of(opened: OpenedModel) -> Any:
+    """It has no weights: it is computed anew."""
+    with torch.device("cpu"):
+        return type(opened.module.model.rotary_emb)(opened.config)
+
+
 class _Filled:
     """A module as `DecoderModel` takes it apart: what it looks at is filled just before.
 
@@ -211,9 +256,7 @@ class _Filled:
         return module
 
     def rotary(self) -> Any:
-        """It has no weights: it is computed anew."""
-        with torch.device("cpu"):
-            return type(self.body.rotary_emb)(self.config)
+        return _rotary_of(self._opened)
 
 
 class _FilledBody:

@@ -75,6 +75,9 @@ class ModelWeights:
         self.packed = packed
         self.store = store
         self._held: dict[bytes, StoredWeight] = {}
+        self._order: list[bytes] = []
+        self.has_tied_head = False
+        """Whether the embedding is the output head as well."""
 
     @property
     def held(self) -> Iterable[StoredWeight]:
@@ -95,6 +98,11 @@ class ModelWeights:
         """Of the held, in the order in which they were asked for first: equal for models whose
         weights are."""
         return tuple(self._held)
+
+    @property
+    def order(self) -> tuple[bytes, ...]:
+        """Digests in the order in which weights were asked for, some of them more than once."""
+        return tuple(self._order)
 
     def tensor(self, source: Tensor) -> Tensor:
         """A tensor on the device that equals `source`, which may be it: nobody may change it."""
@@ -117,6 +125,7 @@ class ModelWeights:
 
     def embedding_and_head(self, embedding: Tensor) -> tuple[Tensor, Linear]:
         """A tied output head beside the embedding, which must stay as it is."""
+        self.has_tied_head = True
         digest = weight_digest(embedding)
         weight = self._tensor(digest, embedding)
         if not self.packed:
@@ -173,6 +182,9 @@ class ModelWeights:
     def _hold(
         self, kind: str, parts: list[bytes], make: Callable[[], StoredWeight]
     ) -> StoredWeight:
-        digest = combined_digest(kind, parts)
+        return self._take(combined_digest(kind, parts), make)
+
+    def _take(self, digest: bytes, make: Callable[[], StoredWeight]) -> StoredWeight:
         weight = self._held[digest] = self.store.find(digest, make)
+        self._order.append(digest)
         return weight
