@@ -18,7 +18,6 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of a dense decoder layer; others cannot be changed by an adapter."""
 DTYPES = ("F64", "F32", "BF16", "F16")
-HEAD = "lm_head"
 EMBEDDING = "model.embed_tokens"
 
 _PREFIX = "base_model.model."
@@ -100,7 +99,7 @@ def inspect_adapter(path: str | os.PathLike[str], base: str | os.PathLike[str]) 
     summary = inspect_checkpoint(base)
     files = read_adapter_files(path)
     shapes = _shapes(summary)
-    targets = files.config.targets([*shapes, EMBEDDING], HEAD)
+    targets = files.config.targets([*shapes, EMBEDDING])
     if files.config.target_modules == ALL_LINEAR:
         # What is a linear layer to PEFT differs between its versions: what is there decides.
         targets = {name: found for name, found in targets.items() if _SERVED.fullmatch(name)}

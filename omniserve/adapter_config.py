@@ -82,11 +82,11 @@ class AdapterConfig:
             base_hint=hint if isinstance(hint, str) else "",
         )
 
-    def targets(self, linears: Iterable[str], head: str) -> dict[str, tuple[int, float]]:
+    def targets(self, linears: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Rank and scale of those of the base's linear layers that the adapter changes.
 
-        `linears` are names of modules, `head` that of the output head, which all-linear leaves out.
-        Raises CheckpointError for expressions that cannot be matched.
+        `linears` are names of modules; all-linear means all of them. Raises CheckpointError for
+        expressions that cannot be matched.
         """
         is_target = self._matcher("target_modules", self.target_modules)
         is_excluded = self._matcher("exclude_modules", self.exclude_modules)
@@ -94,7 +94,7 @@ class AdapterConfig:
         alphas = self._by_suffix("alpha_pattern", self.alpha_pattern)
         found = {}
         for name in linears:
-            if is_excluded.of(name) or not self._means(name, is_target, head):
+            if is_excluded.of(name) or not self._means(name, is_target):
                 continue
             rank = next((rank for suffix, rank in ranks if suffix.fullmatch(name)), self.rank)
             alpha = next((to for suffix, to in alphas if suffix.fullmatch(name)), self.alpha)
@@ -128,10 +128,8 @@ class AdapterConfig:
             raise CheckpointError(text) from None
         return compiled
 
-    def _means(self, name: str, is_target: "_Matcher", head: str) -> bool:
-        if self.target_modules == ALL_LINEAR:
-            return name != head
-        if name in is_target.names:
+    def _means(self, name: str, is_target: "_Matcher") -> bool:
+        if self.target_modules == ALL_LINEAR or name in is_target.names:
             return True
         if not is_target.of(name):
             return False

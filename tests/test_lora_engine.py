@@ -11,6 +11,7 @@ from joint_builders import RandomRides
 from lora_builders import adapter_settings, edit_weights, merged, write_adapted
 from oracle import Oracle
 from piggyback_builders import ARCHITECTURES, settings_of
+from step_graph_builders import TapedCapture, make_capturing_engine
 from test_model_changes import Run, news_of
 
 from omniserve.engine.core import Engine
@@ -191,6 +192,17 @@ def test_rows_on_the_host_are_right_and_ride(family: Family) -> None:
                 assert stats.piggyback.num_tokens > 0
     finally:
         engine.close()
+
+
+def test_steps_that_are_captured_add_what_they_should(family: Family) -> None:
+    """As graphs of an accelerator are; the tape knows nothing but the memory it was recorded on."""
+    capture = TapedCapture()
+    run = Run(make_capturing_engine(capture, *(family.settings(name) for name in NAMES)))
+    for name in NAMES:
+        run.add(name, "latency_sensitive", 10)
+    run.settle()
+    assert capture.num_replays > 0
+    run.check(family.oracles)
 
 
 def test_adapters_come_and_go_under_load_and_the_base_goes_first(family: Family) -> None:

@@ -12,7 +12,7 @@ from omniserve.adapter_checkpoint import (
 )
 from omniserve.checkpoint import TensorInfo
 from omniserve.errors import CheckpointError
-from omniserve.models.lora import DeltaPart, LayerDelta, LinearDelta
+from omniserve.models.lora import DeltaPart, LayerDelta, LinearDelta, delta_dtype
 from omniserve.models.weight_files import FILE_DTYPES, WeightFiles
 from omniserve.models.weight_store import ModelWeights
 
@@ -40,14 +40,14 @@ def read_deltas(
     dtype: torch.dtype,
     on_read: Callable[[int], None],
 ) -> list[LayerDelta | None]:
-    """What the adapter adds, by layer of the base; `weights` keeps the tensors.
+    """What the adapter adds, by layer of its base; `weights` keeps it. `dtype` is the model's.
 
     Raises:
         CheckpointError: the file cannot be read, or holds values that are not finite.
     """
     num_layers = adapter.base.config["num_hidden_layers"]
     with torch.inference_mode(), WeightFiles(adapter.files.path, on_read) as files:
-        reader = _Reader(adapter, weights, dtype, files)
+        reader = _Reader(adapter, weights, delta_dtype(weights.device, dtype), files)
         return [reader.layer(index) for index in range(num_layers)]
 
 

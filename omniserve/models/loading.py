@@ -32,6 +32,8 @@ BytesRead = Callable[[int, int], None]
 
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
+_MOST_DELTA_BYTES = 4
+"""Of a number of an adapter's, in memory."""
 
 
 def load_config(path: Path) -> Any:
@@ -80,11 +82,11 @@ class OpenedModel:
 
     def memory_bytes(self, dtype: torch.dtype, packed: bool) -> int:
         """That the weights will take where they are computed with."""
-        parameters = int(self.module.num_parameters()) + self.num_adapter_parameters
+        parameters = int(self.module.num_parameters())
         if packed and _is_tied(self.config):
             # A packed head is a copy of the embedding.
             parameters += self.module.model.embed_tokens.weight.numel()
-        return parameters * dtype.itemsize
+        return parameters * dtype.itemsize + self.num_adapter_parameters * _MOST_DELTA_BYTES
 
 
 def open_model(path: Path, config: Any, adapter: Path | None = None) -> OpenedModel:

@@ -9,10 +9,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 ALL_ROWS = slice(None)
+
+
+def delta_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """In which deltas of a model of this dtype are kept and computed.
+
+    On a CPU float32: for narrower dtypes oneDNN compiles a kernel for every number of rows, half a
+    millisecond each, and products this small take three times as long.
+    """
+    return torch.float32 if device.type == "cpu" else dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +42,20 @@ class LinearDelta:
     """Adds scale * (x A^T) B^T to outputs of one linear layer, which may be a fused one."""
 
     def __init__(self, down: Tensor, parts: Sequence[DeltaPart]) -> None:
-        """down: the A of all parts, one below the other: [sum of ranks, in_features]."""
+        """down: the A of all parts, one below the other: [sum of ranks, in_features]. It and the B
+        of the parts are of one dtype, in which they are computed with."""
         self._down = down
         self._parts = [(part.outputs, part.ranks, part.up.t(), part.scale) for part in parts]
 
     def add_to(self, out: Tensor, x: Tensor) -> None:
         """x [rows, in_features]; changes out [rows, out_features], strided by rows."""
-        inner = F.linear(x, self._down)
+        inner = F.linear(x.to(self._down.dtype), self._down)
+        is_of_out = out.dtype == inner.dtype
         for outputs, ranks, up, scale in self._parts:
-            out[:, outputs].addmm_(inner[:, ranks], up, alpha=scale)
+            if is_of_out:
+                out[:, outputs].addmm_(inner[:, ranks], up, alpha=scale)
+            else:
+                out[:, outputs].add_(inner[:, ranks] @ up, alpha=scale)
 
 
 @dataclass(frozen=True, slots=True)
