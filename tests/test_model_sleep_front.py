@@ -512,6 +512,22 @@ async def test_what_keeps_a_model_awake(site: ModelSite, clock: Clock, keep: str
 
 
 @pytest.mark.asyncio
+async def test_a_model_that_nobody_asked_for_has_its_time_from_when_the_engine_is_ready(
+    site: ModelSite, clock: Clock
+) -> None:
+    await with_tiers(site, clock, {**BATCH, "sleep_after_s": 30})
+    site.engine.ready = False
+    clock.now_s += 100
+    site.models.idle.look()
+    site.engine.ready = True
+    clock.now_s += 29
+    assert site.models.idle.look() == pytest.approx(1.0)
+    clock.now_s += 2
+    site.models.idle.look()
+    assert site.states() == {"demo": "asleep"}
+
+
+@pytest.mark.asyncio
 async def test_models_fall_asleep_by_themselves_while_somebody_watches(site: ModelSite) -> None:
     tiers = [{**BATCH, "sleep_after_s": 0.05}]
     assert (await site.reload(site.demo, tiers=tiers)).is_accepted
