@@ -446,6 +446,7 @@ def clock(site: ModelSite, monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(site.service, "_clock", clock)
     monkeypatch.setattr(site.service.model_requests, "_clock", clock)
+    monkeypatch.setattr(site.models.idle, "_ready_since_s", clock())
     return clock
 
 
