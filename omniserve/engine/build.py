@@ -205,7 +205,7 @@ def build_model(
         num_layers=config.num_hidden_layers,
         kv_floor_bytes=None if extents is None else extents.floor_bytes,
         host_kv_floor_bytes=None if host_budget is None else host_budget.floor_bytes,
-        digest=model_digest(settings, model.weights.order),
+        digest=model_digest(settings, model.weights.digests),
         load_s=time.monotonic() - began_s,
     )
     hosted = None

@@ -12,7 +12,7 @@ from omniserve.models.linear import Linear, PlainLinear, fused_parameters, packe
 from omniserve.models.weight_digest import combined_digest, weight_digest
 
 if TYPE_CHECKING:
-    from omniserve.models.decoder import DecoderLayer
+    from omniserve.models.decoder import DecoderLayer, ModelParts
 
 _NO_BIAS = bytes(32)
 
@@ -34,6 +34,8 @@ class WeightStore:
     def __init__(self) -> None:
         self._weights: WeakValueDictionary[bytes, StoredWeight] = WeakValueDictionary()
         self._layers: WeakValueDictionary[Hashable, DecoderLayer] = WeakValueDictionary()
+        self.parts: WeakValueDictionary[Hashable, ModelParts] = WeakValueDictionary()
+        """What was made of checkpoints, by what they were read from and for."""
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -70,8 +72,8 @@ class ModelWeights:
         bytes before each weight that no other model has; it may raise what it likes."""
         self._require_room = require_room
         self.device = device
-        self._store = store
-        self._packed = packed
+        self.packed = packed
+        self.store = store
         self._held: dict[bytes, StoredWeight] = {}
         self._order: list[bytes] = []
         self.has_tied_head = False
@@ -84,13 +86,22 @@ class ModelWeights:
 
     @property
     def by_digest(self) -> Mapping[bytes, StoredWeight]:
-        """Those that are held."""
-        return self._held
+        """Those that it holds now."""
+        return dict(self._held)
+
+    def hold(self, weights: Mapping[bytes, StoredWeight]) -> None:
+        """What another model holds already."""
+        self._held |= weights
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """Of the held, in the order in which they were asked for first: equal for models whose
+        weights are."""
+        return tuple(self._held)
 
     @property
     def order(self) -> tuple[bytes, ...]:
-        """Digests in the order in which weights were asked for, some of them more than once: equal
-        for models whose weights are."""
+        """Digests in the order in which weights were asked for, some of them more than once."""
         return tuple(self._order)
 
     def tensor(self, source: Tensor) -> Tensor:
@@ -117,7 +128,7 @@ class ModelWeights:
         self.has_tied_head = True
         digest = weight_digest(embedding)
         weight = self._tensor(digest, embedding)
-        if not self._packed:
+        if not self.packed:
             return weight, PlainLinear(weight, None)
         return weight, self._linear([digest, _NO_BIAS], lambda: (weight, None))
 
@@ -133,7 +144,7 @@ class ModelWeights:
 
     def one_of(self, layer: "DecoderLayer") -> "DecoderLayer":
         """`layer`, or one of another model that computes the same with the same weights."""
-        return self._store.one_of(layer)
+        return self.store.one_of(layer)
 
     def take_apart(self) -> Iterator[None]:
         """Lets go of one weight after the other; the model's layers are gone already."""
@@ -158,12 +169,12 @@ class ModelWeights:
             weight, bias = parameters()
             num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
             self._require_room(num_bytes)
-            if self._packed:
+            if self.packed:
                 return StoredWeight(packed_linear(weight, bias), num_bytes)
             bias = None if bias is None else bias.to(self.device)
             return StoredWeight(PlainLinear(weight.to(self.device), bias), num_bytes)
 
-        kind = f"{'packed' if self._packed else 'plain'} linear {self.device}"
+        kind = f"{'packed' if self.packed else 'plain'} linear {self.device}"
         value = self._hold(kind, parts, lay_out).value
         assert not isinstance(value, Tensor)
         return value
@@ -174,6 +185,6 @@ class ModelWeights:
         return self._take(combined_digest(kind, parts), make)
 
     def _take(self, digest: bytes, make: Callable[[], StoredWeight]) -> StoredWeight:
-        weight = self._held[digest] = self._store.find(digest, make)
+        weight = self._held[digest] = self.store.find(digest, make)
         self._order.append(digest)
         return weight
