@@ -446,6 +446,7 @@ def clock(site: ModelSite, monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(site.service, "_clock", clock)
     monkeypatch.setattr(site.service.model_requests, "_clock", clock)
+    monkeypatch.setattr(site.models.idle, "_ready_since_s", clock())
     return clock
 
 
@@ -509,6 +510,22 @@ async def test_what_keeps_a_model_awake(site: ModelSite, clock: Clock, keep: str
     clock.now_s += 1e6
     assert site.models.idle.look() == 1.0
     assert site.states() == {"demo": "serving"}
+
+
+@pytest.mark.asyncio
+async def test_a_model_that_nobody_asked_for_has_its_time_from_when_the_engine_is_ready(
+    site: ModelSite, clock: Clock
+) -> None:
+    await with_tiers(site, clock, {**BATCH, "sleep_after_s": 30})
+    site.engine.ready = False
+    clock.now_s += 100
+    site.models.idle.look()
+    site.engine.ready = True
+    clock.now_s += 29
+    assert site.models.idle.look() == pytest.approx(1.0)
+    clock.now_s += 2
+    site.models.idle.look()
+    assert site.states() == {"demo": "asleep"}
 
 
 @pytest.mark.asyncio

@@ -38,6 +38,8 @@ class IdleWatch:
     def __init__(self, service: GenerationService, sleeps: ModelSleeps) -> None:
         self._service = service
         self._sleeps = sleeps
+        self._ready_since_s = service.clock()
+        """Since when there has been an engine, as far as somebody looked."""
 
     async def run(self) -> NoReturn:
         while True:
@@ -48,6 +50,8 @@ class IdleWatch:
         look may find one."""
         service = self._service
         now_s, pause_s = service.clock(), LOOK_EVERY_S
+        if not service.engine.ready:
+            self._ready_since_s = now_s
         if service.draining or not service.engine.ready:
             return pause_s
         for standing in service.roster:
@@ -65,7 +69,7 @@ class IdleWatch:
             return None
         return due_s(
             service.model_requests.last_uses(name),
-            standing.since_s,
+            max(standing.since_s, self._ready_since_s),
             service.tiers.default(name).name,
             service.tiers.tiers,
         )
