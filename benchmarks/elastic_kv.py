@@ -69,23 +69,25 @@ class Tide:
 
 
 class Watch:
-    """Times every call of `KvArbiter.balance`, and sees when a model has what it waits for."""
+    """Times whenever memory may move, and sees when a model has what it waits for."""
 
     def __init__(self) -> None:
         self.calls_s: list[float] = []
         self.had_at_s: float | None = None
         self._wanted: tuple[str, int] | None = None
-        balance = KvArbiter.balance
+        for name in ("balance", "hasten"):
+            setattr(KvArbiter, name, self._timed(getattr(KvArbiter, name)))
 
-        def timed(arbiter: KvArbiter, drop_standing: Callable[[str], bool]) -> None:
+    def _timed(self, move: Callable[..., None]) -> Callable[..., None]:
+        def timed(arbiter: KvArbiter, *args: object) -> None:
             start_s = time.perf_counter()
-            balance(arbiter, drop_standing)
+            move(arbiter, *args)
             end_s = time.perf_counter()
             self.calls_s.append(end_s - start_s)
             if self._wanted is not None and num_waits(arbiter, self._wanted[0]) > self._wanted[1]:
                 self.had_at_s, self._wanted = end_s, None
 
-        KvArbiter.balance = timed  # type: ignore[method-assign, assignment]
+        return timed
 
     def await_memory(self, arbiter: KvArbiter, model: str) -> None:
         """`had_at_s` will be when the model next has all that it is to have."""

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from cpu_attn._jit import compiled
+from cpu_attn._jit import kernel_part
 from cpu_attn.kernel_task import TILE_TOKENS
 from cpu_attn.tile_loops import SCORE_ROW_BYTES
 
@@ -49,7 +49,7 @@ class HeadMemory(NamedTuple):
     num_bytes: int
 
 
-@compiled(None)
+@kernel_part
 def head_memory(num_rows: Any, head_dim: Any) -> Any:
     row_bytes = 4 * head_dim
     scores = num_rows * row_bytes

@@ -6,7 +6,7 @@ import numpy as np
 from numba import literally
 
 from cpu_attn import kernel_task as f
-from cpu_attn._jit import compiled
+from cpu_attn._jit import kernel_part
 from cpu_attn.element import NUM_BYTES
 from cpu_attn.item_memory import head_memory
 from cpu_attn.memory import load_f32, load_i32
@@ -18,7 +18,7 @@ from cpu_attn.vector_ir import LOG2_E
 _LOWEST = np.float32(LOWEST)
 
 
-@compiled(None)
+@kernel_part
 def begin_item(
     task: Any, item: Any, memory: Any, io: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:

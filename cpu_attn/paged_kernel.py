@@ -12,7 +12,7 @@ import numpy as np
 from numba import carray, literally, types
 
 from cpu_attn import kernel_task as f
-from cpu_attn._jit import c_callback, compiled
+from cpu_attn._jit import c_callback, kernel_part
 from cpu_attn.element import NUM_BYTES
 from cpu_attn.item_memory import ThreadMemory, head_memory
 from cpu_attn.item_rows import begin_item
@@ -73,7 +73,7 @@ def attention_kernel(variant: KernelVariant) -> Any:
     return c_callback(types.void(types.CPointer(types.int64)))(attend)
 
 
-@compiled(None)
+@kernel_part
 def _attend(task: Any, item: Any, memory: Any, kv: Any, head_dim: Any, way: Any) -> None:
     """Walks over the item's tiles: keys, softmax, values, and on."""
     literally(kv)
@@ -105,7 +105,7 @@ def _attend(task: Any, item: Any, memory: Any, kv: Any, head_dim: Any, way: Any)
         tile = after
 
 
-@compiled(None)
+@kernel_part
 def _scores(
     task: Any, item: Any, memory: Any, tile: Any, places: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:
@@ -127,7 +127,7 @@ def _scores(
             softmax_head(task, item, head, own, tile, kv, head_dim, way)
 
 
-@compiled(None)
+@kernel_part
 def _values(
     task: Any, memory: Any, tile: Any, places: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:

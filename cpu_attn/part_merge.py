@@ -7,7 +7,7 @@ import numpy as np
 from numba import literally
 
 from cpu_attn import kernel_task as f
-from cpu_attn._jit import compiled
+from cpu_attn._jit import kernel_part
 from cpu_attn.element import NUM_BYTES, Element
 from cpu_attn.item_memory import head_memory
 from cpu_attn.memory import (
@@ -26,7 +26,7 @@ _F32 = int(Element.FLOAT32)
 _LN_2 = np.float32(1.0 / LOG2_E)
 
 
-@compiled(None)
+@kernel_part
 def finish_item(
     task: Any, item: Any, memory: Any, io: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:
@@ -50,7 +50,7 @@ def finish_item(
         count_up(task.ctypes.data + 8 * f.NUM_FINISHED)
 
 
-@compiled(None)
+@kernel_part
 def _store_rows(
     task: Any, item: Any, memory: Any, partial: Any, io: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:
@@ -79,7 +79,7 @@ def _store_rows(
                 store_f32(lse_address, np.float32(lse))
 
 
-@compiled(None)
+@kernel_part
 def _row_places(
     task: Any, item: Any, head: Any, row: Any, partial: Any, num_bytes: Any, head_dim: Any
 ) -> Any:
@@ -101,7 +101,7 @@ def _row_places(
     return out + query_head * head_dim * num_bytes, lse
 
 
-@compiled(None)
+@kernel_part
 def _merge_parts(task: Any, item: Any, memory: Any, io: Any, head_dim: Any) -> None:
     """Merges the parts of the item's heads, always in the order of the tokens."""
     literally(io)

@@ -5,7 +5,7 @@ from typing import Any
 from numba import literally
 
 from cpu_attn import kernel_task as f
-from cpu_attn._jit import compiled
+from cpu_attn._jit import kernel_part
 from cpu_attn.element import NUM_BYTES, Element
 from cpu_attn.memory import load_i32, store_f32
 from cpu_attn.row_conversion import convert_row, quantise_row
@@ -13,7 +13,7 @@ from cpu_attn.row_conversion import convert_row, quantise_row
 _INT8 = int(Element.INT8)
 
 
-@compiled(None)
+@kernel_part
 def append_rows(task: Any, item: Any, io: Any, kv: Any, head_dim: Any) -> None:
     """Positions outside the item's range are another item's, which reads them."""
     literally(io)
@@ -35,7 +35,7 @@ def append_rows(task: Any, item: Any, io: Any, kv: Any, head_dim: Any) -> None:
             _append(task, sequence, position, head, 1, v + head * row_bytes, io, kv, head_dim)
 
 
-@compiled(None)
+@kernel_part
 def _append(
     task: Any,
     sequence: Any,

@@ -6,7 +6,7 @@ import numpy as np
 from numba import literally
 
 from cpu_attn import kernel_task as f
-from cpu_attn._jit import compiled
+from cpu_attn._jit import kernel_part
 from cpu_attn.element import Element
 from cpu_attn.item_memory import head_memory
 from cpu_attn.kernel_task import TILE_TOKENS
@@ -19,7 +19,7 @@ from cpu_attn.vector_ir import LOG2_E
 _INT8 = int(Element.INT8)
 
 
-@compiled(None)
+@kernel_part
 def softmax_head(
     task: Any, item: Any, head: Any, own: Any, tile: Any, kv: Any, head_dim: Any, way: Any
 ) -> None:
@@ -53,7 +53,7 @@ def softmax_head(
         )
 
 
-@compiled(None)
+@kernel_part
 def _gather_scales(
     task: Any, item: Any, head: Any, tile: Any, key_scales: Any, value_scales: Any
 ) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cpu_attn import kernel_task as f
-from cpu_attn._jit import compiled
+from cpu_attn._jit import kernel_part
 from cpu_attn.item_memory import Tile
 from cpu_attn.kernel_task import TILE_TOKENS
 from cpu_attn.memory import load_i32
@@ -14,7 +14,7 @@ PIECES_A_TILE = TILE_TOKENS // PIECE_TOKENS
 """Of one head."""
 
 
-@compiled(None)
+@kernel_part
 def next_tile(task: Any, item: Any, start: Any, page_bytes: Any, walk: Any, places: Any) -> Any:
     """The tile from `start` on, its pieces and units listed; one without units at the item's end.
 
@@ -35,7 +35,7 @@ def next_tile(task: Any, item: Any, start: Any, page_bytes: Any, walk: Any, plac
     return Tile(start, lowest, stop, stop, stop, num_units)
 
 
-@compiled(None)
+@kernel_part
 def _list_units(
     task: Any, item: Any, first: Any, stop: Any, page_bytes: Any, walk: Any, places: Any
 ) -> Any:
@@ -69,7 +69,7 @@ def _list_units(
     return count
 
 
-@compiled(None)
+@kernel_part
 def _first_in_window(task: Any, item: Any) -> Any:
     """The first position that the item's first row sees, sink tokens aside; may be negative."""
     sequence = load_i32(item + 4 * f.SEQUENCE)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+import re2
 
 from omniserve.checkpoint import read_json
 from omniserve.errors import CheckpointError
-from omniserve.plain_pattern import PatternError, PatternWork, PlainPattern
 
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
@@ -31,6 +32,12 @@ _REFUSED = {
 _KEEP_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base as it was: others take a part out of it."""
 _LAYER = re.compile(r".*\.layers\.(\d+)\.")
+_MAX_EXPRESSION_CHARS = 4000
+Number = TypeVar("Number", int, float)
+
+
+class _Expression(Protocol):
+    def fullmatch(self, text: str) -> object | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +88,45 @@ class AdapterConfig:
         `linears` are names of modules, `head` that of the output head, which all-linear leaves out.
         Raises CheckpointError for expressions that cannot be matched.
         """
-        work = PatternWork()
-        key = "target_modules"
-        try:
-            is_target = _matcher(self.target_modules, work)
-            key = "exclude_modules"
-            is_excluded = _matcher(self.exclude_modules, work)
-            key = "rank_pattern"
-            ranks = [(_suffix(each, work), rank) for each, rank in self.rank_pattern.items()]
-            key = "alpha_pattern"
-            alphas = [(_suffix(each, work), alpha) for each, alpha in self.alpha_pattern.items()]
-            key = "patterns"
-            found = {}
-            for name in linears:
-                if is_excluded.of(name) or not self._means(name, is_target, head):
-                    continue
-                rank = next((rank for suffix, rank in ranks if suffix.matches(name)), self.rank)
-                alpha = next((to for suffix, to in alphas if suffix.matches(name)), self.alpha)
-                divisor = sqrt(rank) if self.is_rank_stabilised else rank
-                found[name] = (rank, alpha / divisor)
-        except PatternError as error:
-            raise CheckpointError(f"{self.path}: {key}: {error}") from None
+        is_target = self._matcher("target_modules", self.target_modules)
+        is_excluded = self._matcher("exclude_modules", self.exclude_modules)
+        ranks = self._by_suffix("rank_pattern", self.rank_pattern)
+        alphas = self._by_suffix("alpha_pattern", self.alpha_pattern)
+        found = {}
+        for name in linears:
+            if is_excluded.of(name) or not self._means(name, is_target, head):
+                continue
+            rank = next((rank for suffix, rank in ranks if suffix.fullmatch(name)), self.rank)
+            alpha = next((to for suffix, to in alphas if suffix.fullmatch(name)), self.alpha)
+            divisor = sqrt(rank) if self.is_rank_stabilised else rank
+            found[name] = (rank, alpha / divisor)
         return found
+
+    def _matcher(self, key: str, wanted: str | tuple[str, ...]) -> "_Matcher":
+        if isinstance(wanted, str) and wanted and wanted != ALL_LINEAR:
+            return _Matcher((), self._compiled(key, wanted))
+        return _Matcher(wanted if isinstance(wanted, tuple) else (), None)
+
+    def _by_suffix(
+        self, key: str, values: Mapping[str, Number]
+    ) -> list[tuple[_Expression, Number]]:
+        """Expressions are of the end of a name, from a dot on, or of all of it."""
+        return [(self._compiled(key, f"(.*\\.)?({each})"), to) for each, to in values.items()]
+
+    def _compiled(self, key: str, expression: str) -> _Expression:
+        """By RE2: the expression is a stranger's, and Python's matcher may take for ever."""
+        if len(expression) > _MAX_EXPRESSION_CHARS:
+            problem = f"longer than {_MAX_EXPRESSION_CHARS} characters"
+            raise CheckpointError(f"{self.path}: {key}: {problem}")
+        options = re2.Options()
+        options.log_errors = False
+        try:
+            compiled: _Expression = re2.compile(expression, options)
+        except re2.error as error:
+            problem = error.args[0].decode(errors="replace")
+            text = f"{self.path}: {key}: {expression!r:.80}: {problem:.200}"
+            raise CheckpointError(text) from None
+        return compiled
 
     def _means(self, name: str, is_target: "_Matcher", head: str) -> bool:
         if self.target_modules == ALL_LINEAR:
@@ -118,23 +142,12 @@ class AdapterConfig:
 @dataclass(frozen=True, slots=True)
 class _Matcher:
     names: tuple[str, ...]
-    pattern: PlainPattern | None
+    expression: _Expression | None
 
     def of(self, name: str) -> bool:
-        if self.pattern is not None:
-            return self.pattern.matches(name)
+        if self.expression is not None:
+            return self.expression.fullmatch(name) is not None
         return any(name == each or name.endswith(f".{each}") for each in self.names)
-
-
-def _matcher(wanted: str | tuple[str, ...], work: PatternWork) -> _Matcher:
-    if isinstance(wanted, str) and wanted and wanted != ALL_LINEAR:
-        return _Matcher((), PlainPattern(wanted, work))
-    return _Matcher(wanted if isinstance(wanted, tuple) else (), None)
-
-
-def _suffix(expression: str, work: PatternWork) -> PlainPattern:
-    """The end of a name, from a dot on, or all of it."""
-    return PlainPattern(f"(.*\\.)?({expression})", work)
 
 
 def _check_kind(path: Path, config: dict[str, Any]) -> None:

@@ -62,6 +62,10 @@ class BlockManager:
         """Have so many extents more, or all there are; which ones, and their blocks are free."""
         return self._plain_free.grant(num_extents)
 
+    def revoke(self, extents: Iterable[int]) -> None:
+        """Extents that were granted just now, and of which nobody has a block yet, are not."""
+        self._plain_free.revoke(extents)
+
     def withdraw(self, num_extents: int) -> list[int]:
         """Have so many extents less; which ones, fewer where held blocks are in all others.
 

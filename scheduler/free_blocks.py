@@ -1,6 +1,6 @@
 """Blocks that nobody holds and that hold nothing known, of the extents that a pool has now."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _YES, _NO = 1, 0
 
@@ -78,14 +78,23 @@ class FreeBlocks:
             extent = self._is_whole.rfind(_YES)
             if extent < 0:
                 break
-            self._is_whole[extent] = self._is_granted[extent] = _NO
-            self._num_in[extent] = 0
-            for block_id in self.blocks_of(extent):
-                self._is_free[block_id] = _NO
-            self._num_free -= self.extent_blocks
+            self._take(extent)
             withdrawn.append(extent)
-        self.num_granted_extents -= len(withdrawn)
         return withdrawn
+
+    def revoke(self, extents: Iterable[int]) -> None:
+        """Take these back, all of whose blocks are free."""
+        for extent in extents:
+            assert self._is_whole[extent], f"extent {extent} is held, or not granted"
+            self._take(extent)
+
+    def _take(self, extent: int) -> None:
+        self._is_whole[extent] = self._is_granted[extent] = _NO
+        self._num_in[extent] = 0
+        for block_id in self.blocks_of(extent):
+            self._is_free[block_id] = _NO
+        self._num_free -= self.extent_blocks
+        self.num_granted_extents -= 1
 
     def blocks_of(self, extent: int) -> range:
         return range(extent * self.extent_blocks, (extent + 1) * self.extent_blocks)

@@ -21,8 +21,7 @@ class HostKvMemory:
     is offloaded: one that finds none when it has to leave the device is computed again.
     """
 
-    is_urgent_work_short = False
-    is_urgent_work_stuck = False
+    is_urgent_work_short = is_urgent_work_stuck = False
 
     def __init__(
         self,
@@ -85,6 +84,9 @@ class HostKvMemory:
     def withdraw(self, num_extents: int) -> list[int]:
         """Have up to so many extents less, that nobody holds; which ones."""
         return self._blocks.withdraw(num_extents)
+
+    def note_spare(self, num_blocks: int) -> None:
+        """Nobody asks: what is lacked on the host is asked for beforehand."""
 
     def give_way(self, num_blocks: int) -> None:
         """Let offloaded requests let go of so many blocks, now or at their next token; 0 takes back

@@ -126,9 +126,18 @@ class KvMemory:
         self._note_change()
         return self._residency.blocks.grant(num_extents)
 
+    def revoke(self, extents: Iterable[int]) -> None:
+        """There is no memory for extents that were granted just now."""
+        self._residency.blocks.revoke(extents)
+        self._note_change()
+
     def withdraw(self, num_extents: int) -> list[int]:
         """Have up to so many extents less, that nobody holds; which ones."""
         return self._residency.blocks.withdraw(num_extents)
+
+    def note_spare(self, num_blocks: int) -> None:
+        """So many blocks more it would be granted at once, if it wanted them."""
+        self._residency.num_spare_blocks = num_blocks
 
     def give_way(self, num_blocks: int) -> None:
         """Let requests let go of so many blocks, now or as plans in flight complete and copies to

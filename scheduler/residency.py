@@ -18,6 +18,8 @@ class Residency:
         self.slots = SlotPool(settings.max_running_requests)
         self.num_cached_prompt_tokens = 0
         self.block_size = settings.block_size
+        self.num_spare_blocks = 0
+        """Of a budget that models share: blocks that this one would be granted at once."""
         self._prefix_caching = settings.prefix_caching
 
     def num_missing(self, request: Request, num_tokens: int) -> int:

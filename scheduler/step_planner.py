@@ -196,8 +196,8 @@ class StepPlanner:
 
     @property
     def _is_memory_short(self) -> bool:
-        blocks = self._residency.blocks
-        return blocks.num_free < _SHORT_SHARE * blocks.num_granted
+        blocks, num_spare = self._residency.blocks, self._residency.num_spare_blocks
+        return blocks.num_free + num_spare < _SHORT_SHARE * (blocks.num_granted + num_spare)
 
     def _max_lane_rows(self, is_beside_ls: bool, max_best_effort_tokens: int | None) -> int:
         limits = self._limits

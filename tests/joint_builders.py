@@ -28,7 +28,7 @@ class RandomRides(Stepping):
     @classmethod
     def of(cls, engine: Engine, poll: Callable[[], None]) -> "RandomRides":
         """From now on `engine` steps like this."""
-        rides = cls(engine._runtimes, engine._host, poll, engine.kv_sharing.balance)
+        rides = cls(engine._runtimes, engine._host, poll, engine.kv_sharing)
         rides.joint, rides.num_riders = JointLayers(), Counter()
         rides._rng = random.Random("rides")
         rides._under_way = {}

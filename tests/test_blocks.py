@@ -113,6 +113,20 @@ def test_blocks_in_use_stay_together() -> None:
     assert blocks.allocate(2) == [1, 3]
 
 
+def test_extents_that_come_to_nothing_are_as_if_never_granted() -> None:
+    """Those that it had before, free ones too, stay."""
+    blocks = BlockManager(8, 16, extent_blocks=2)
+    blocks.grant(2)
+    table = blocks.allocate(1)
+    granted = blocks.grant(2)
+    blocks.revoke(granted)
+    assert (blocks.num_granted, blocks.num_free) == (4, 3)
+    blocks.check_integrity([table])
+    assert blocks.grant(2) == granted
+    with pytest.raises(AssertionError, match="held"):
+        blocks.revoke([0])
+
+
 def test_a_pool_of_extents_has_what_was_granted() -> None:
     blocks = BlockManager(8, 16, extent_blocks=2)
     assert (blocks.num_granted, blocks.num_free) == (0, 0)

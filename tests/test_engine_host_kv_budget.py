@@ -259,7 +259,7 @@ def test_models_that_come_and_go_take_their_parts_and_give_them_back(
                 found = ended[request.request_id].token_ids
                 assert oracles["b"].compare(request.prompt_token_ids, found).num_wrong == 0
             assert share_of(engine, "b").num_moves_in > 0
-            for request in prompts(4, "b", 5, num_tokens=60):
+            for request in prompts(4, "b", 5, num_tokens=50):
                 engine.add(request)
             step_until(engine, lambda: granted_bytes(engine, "b") > 0)
             engine.begin_unload(2, "b")

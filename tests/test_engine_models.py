@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_engine import model_info
 from test_engine_client import collect, make_request, private_temp_dir, running_client, until
 
 from omniserve.engine_client import EngineClient
 from omniserve.engine_models import EngineModels
 from omniserve.errors import CheckpointError, ConfigError, EngineUnavailable, UnknownModel
-from omniserve.messages import ModelProgress, ModelRefused, ModelUnloaded
-from omniserve.settings import DeviceSettings, EngineSettings, ModelInfo, ModelSettings
+from omniserve.messages import EngineReady, ModelProgress, ModelRefused, ModelUnloaded
+from omniserve.settings import (
+    DeviceSettings,
+    EngineSettings,
+    ModelInfo,
+    ModelSettings,
+    PiggybackSettings,
+)
 
 __all__ = ["private_temp_dir"]
 
@@ -214,6 +221,17 @@ async def test_what_was_settled_beside_other_models_stays_settled() -> None:
         assert (lost.device_kv_floor_bytes, lost.max_model_len) == (300, 4096)
         # Alone it would have 600.
         assert client.models["first"].kv_floor_bytes == 300
+
+
+def test_a_floor_on_the_host_stays_as_it_was_settled() -> None:
+    model = ModelSettings("m", "/", piggyback=PiggybackSettings(1000))
+    models = EngineModels(EngineSettings(DeviceSettings(), (model,), host_kv_bytes=800))
+    models.ready(EngineReady((replace(model_info(model), host_kv_floor_bytes=300),), "cpu", {}))
+    again = models.at_start
+    assert again.host_kv_bytes == 800
+    (settled,) = again.models
+    assert settled.piggyback == PiggybackSettings(1000, host_kv_floor_bytes=300)
+    assert settled.device_kv_floor_bytes is None and settled.max_model_len is None
 
 
 @pytest.mark.asyncio

@@ -4,6 +4,7 @@ The addresses are this process's own, so an engine that touches a page that was 
 never granted, crashes as on CUDA.
 """
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,33 @@ def test_tokens_equal_transformers_and_nothing_else_is_touched(
                 assert oracle.compare(request.prompt_token_ids, found).num_wrong == 0
     assert not driver.mappings and not driver.reservations, "it is closed"
     assert len(driver.handles) == KV_BYTES // PAGE_BYTES
+
+
+def test_memory_that_the_driver_does_not_map_is_not_granted_and_everything_ends(
+    checkpoints: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = HostDriver()
+    models = [model_of(path) for path in checkpoints.values()]
+    requests = tides(16)
+
+    def after_step(step: int) -> None:
+        engine.check_integrity()
+        if step % 3 == 0:
+            driver.fails_at = step % 5
+
+    with (
+        caplog.at_level(logging.WARNING),
+        opened(driver, TapedCapture(), *models, pipeline_depth=1) as engine,
+    ):
+        results = run_all(engine, requests, arrivals_per_step=1, after_step=after_step)
+    assert "kv_not_granted" in {record.message for record in caplog.records}
+    oracle = Oracle(checkpoints["a"])
+    for request in requests:
+        found = results[request.request_id].token_ids
+        assert len(found) == request.sampling.max_tokens
+        if request.model == "a":
+            assert oracle.compare(request.prompt_token_ids, found).num_wrong == 0
+    assert not driver.mappings and not driver.reservations
 
 
 def test_a_model_that_the_device_has_no_scratch_memory_for_is_refused(

@@ -22,7 +22,7 @@ from omniserve.engine.running_step import RunningStep
 from omniserve.engine.step_graphs import GraphSettings, StepGraphs
 from omniserve.engine.step_inputs import StepInputs
 from omniserve.requests import EngineRequest
-from omniserve.settings import ModelSettings, PiggybackSettings
+from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings, PiggybackSettings
 from omniserve.synthetic.create import write_checkpoint
 
 NUM_LAYERS = 4
@@ -51,7 +51,9 @@ def oracle(checkpoint: Path) -> Oracle:
 class Arrivals:
     """An engine on which requests arrive amid steps."""
 
-    def __init__(self, *models: ModelSettings, pipeline_depth: int = 1) -> None:
+    def __init__(
+        self, *models: ModelSettings, pipeline_depth: int = 1, is_on_accelerator: bool = False
+    ) -> None:
         self.capture = TapedCapture()
         self.when: Callable[[RunningStep, int], EngineRequest | None] = lambda step, to_layer: None
         """Asked amid each piece of work for what arrives then."""
@@ -60,9 +62,13 @@ class Arrivals:
         self.requests: list[EngineRequest] = []
         self.results: dict[str, Collected] = {}
         self._inbox: list[EngineRequest] = []
-        self.engine: Engine = make_capturing_engine(
-            self.capture, *models, pipeline_depth=pipeline_depth, poll_arrivals=self._poll
-        )
+        if is_on_accelerator:
+            settings = EngineSettings(DeviceSettings("auto"), models)
+            self.engine = Engine(settings, poll_arrivals=self._poll)
+        else:
+            self.engine = make_capturing_engine(
+                self.capture, *models, pipeline_depth=pipeline_depth, poll_arrivals=self._poll
+            )
         for model in models:
             self._watch(model.name)
 
@@ -313,3 +319,20 @@ def test_nobody_rides_with_a_step_amid_its_graphs(checkpoint: Path) -> None:
             assert not rider.shares_next_layer(Rider(rider.executor, step.cursor))
             runtime.advance(step, NUM_LAYERS)
             runtime.finish(step)
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator")
+def test_steps_pass_each_other_amid_graphs_of_a_device(checkpoint: Path, oracle: Oracle) -> None:
+    models = [settings_of(checkpoint, name) for name in ("one", "two")]
+    arrivals = Arrivals(*models, is_on_accelerator=True)
+    arrivals.engine._stepping.riding.is_on = False
+    arrivals.engine.warm_up()
+    arrivals.when = Urgent(6, "two")
+    arrivals.add(ask("be", [5, 6, 7], 12, is_ls=False, model="one"))
+    arrivals.add(ask("ls", [8, 9], 12, is_ls=True, model="two"))
+    arrivals.run()
+    graphs = arrivals.engine.runtime("one")._executor._graphs
+    arrivals.engine.close()
+    assert graphs is not None and graphs._segmented.by_shape
+    assert arrivals.num_wrong(oracle) == 0

@@ -13,6 +13,7 @@ import pytest
 from host_pool_builders import ELEMENTS, draw_pages, make_layout, make_pool, read_back
 
 from cpu_attn.element import Element
+from cpu_attn.host import shared_memory
 from cpu_attn.host.kv_arena import consecutive_runs
 from cpu_attn.host.pool import HostKvPool
 
@@ -151,6 +152,25 @@ def test_memory_is_taken_as_blocks_are_written_and_given_back_by_trim() -> None:
         assert pool.share([b"a"]) == [1]
         np.testing.assert_array_equal(pool.copy_out([1]), pages[:, 1:2])
         assert pool.resident_bytes == layout.block_bytes
+
+
+def test_memory_of_some_blocks_is_given_back_for_who_keeps_its_own_books(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared_memory, "huge_page_bytes", lambda: None)
+    with closing(make_pool()) as pool:
+        assert pool.num_granted_blocks == pool.num_blocks == 8
+        pool.words[:] = 7
+        pool.give_back(2, 5)
+        assert pool.resident_bytes == 5 * pool.layout.block_bytes
+        assert [bool(pool.words[block].any()) for block in range(8)] == [True] * 2 + [False] * 3 + [
+            True
+        ] * 3
+        pool.words[3] = 9
+        assert pool.resident_bytes == 6 * pool.layout.block_bytes
+        pool.close()
+        with pytest.raises(ValueError, match="the pool is closed"):
+            pool.give_back(0, 1)
 
 
 def test_all_memory_is_given_back_in_pieces_held_or_not() -> None:

@@ -208,6 +208,18 @@ def test_a_step_that_stands_is_dropped_for_a_latency_sensitive_request_of_anothe
     assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
 
 
+def test_amid_a_step_memory_moves_for_latency_sensitive_requests_alone() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    b.add(BE, [1] * 20, 4)
+    clock.now_s += 1.0
+    arbiter.hasten()
+    assert a.granted_bytes == BUDGET
+    b.add(LS, [1] * 20, 4)
+    arbiter.hasten()
+    assert b.begin(), "no step had to end before"
+
+
 def test_no_step_is_dropped_for_best_effort_requests() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)
@@ -294,6 +306,23 @@ def test_memory_comes_back_when_the_load_does() -> None:
     assert not b.scheduler.has_unfinished and urgent
     run(arbiter, clock, a, b, num_steps=100)
     assert not a.scheduler.has_unfinished
+
+
+def test_a_model_is_told_what_it_would_be_granted_at_once() -> None:
+    """Its latency-sensitive requests have nothing of others' floors."""
+    arbiter, clock, a, b = make_pair((240, 400))
+
+    def spare_bytes(model: Model) -> int:
+        return model.scheduler._residency.num_spare_blocks * model.block_bytes
+
+    a.add(BE, [1] * 14, 10)
+    run(arbiter, clock, a)
+    assert 0 < a.granted_bytes < 400
+    assert spare_bytes(a) == BUDGET - 400 - a.granted_bytes
+    assert spare_bytes(b) == min(BUDGET - a.granted_bytes, BUDGET - 240)
+    fill(arbiter, clock, a)
+    arbiter.balance()
+    assert (spare_bytes(a), spare_bytes(b)) == (0, 0)
 
 
 def test_a_model_without_work_gives_all_back_in_the_end() -> None:
@@ -443,15 +472,22 @@ class Sharing(RuleBasedStateMachine):
     def complete(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from([model for model in self.models if model.plans])).complete()
 
-    @rule(seconds=st.sampled_from([0.001, 0.02, 2.0, 100.0]), drops=st.booleans())
-    def balance(self, seconds: float, drops: bool) -> None:
+    @rule(
+        seconds=st.sampled_from([0.001, 0.02, 2.0, 100.0]),
+        drops=st.booleans(),
+        is_amid_step=st.booleans(),
+    )
+    def balance(self, seconds: float, drops: bool, is_amid_step: bool) -> None:
         self.clock.now_s += seconds
         by_name = {model.name: model for model in self.models}
 
         def drop_standing(name: str) -> bool:
             return drops and by_name[name].drop_standing()
 
-        self.arbiter.balance(drop_standing)
+        if is_amid_step:
+            self.arbiter.hasten(drop_standing)
+        else:
+            self.arbiter.balance(drop_standing)
 
     @invariant()
     def agrees(self) -> None:

@@ -82,7 +82,9 @@ FIRING: list[tuple[str, list[dict[str, str]], str, dict[str, str]]] = [
         "OmniServeDeviceMemoryFull",
         [
             series('omniserve_kv_used_bytes{model="m",pool="device"}', "99x30"),
-            series('omniserve_kv_total_bytes{model="m",pool="device"}', "100x30"),
+            # Of a budget that models share it may have more, and does not get it.
+            series('omniserve_kv_total_bytes{model="m",pool="device"}', "400x30"),
+            series('omniserve_kv_granted_bytes{model="m"}', "100x30"),
             series('omniserve_waiting_requests{model="m",tier="t"}', "1x30"),
         ],
         "info",

@@ -78,11 +78,20 @@ async def test_tiers_have_their_work_and_how_they_keep_their_objectives(
 
 @pytest.mark.asyncio
 async def test_shares_of_a_kv_budget_are_shown_where_there_is_one(tiny_checkpoint: Path) -> None:
-    sharing = replace(BUSY, kv_granted_bytes=41, kv_cached_bytes=42, kv_share=make_kv_share())
+    sharing = replace(
+        BUSY,
+        kv_granted_bytes=41,
+        kv_cached_bytes=42,
+        kv_share=make_kv_share(),
+        host_kv_share=make_kv_share(61),
+    )
     for stats in (BUSY, sharing):
         service = make_service(tiny_checkpoint, ScriptedEngine(stats={"demo": stats}))
         (model,) = make_reporter(service, meter=half_busy()).status().models
         assert model.HasField("kv_share") == (stats is sharing)
+        assert model.piggyback.HasField("kv_share") == (stats is sharing)
+    of_host = model.piggyback.kv_share
+    assert (of_host.granted_bytes, of_host.cached_bytes, of_host.floor_bytes) == (51, 52, 61)
     share = model.kv_share
     assert (share.granted_bytes, share.cached_bytes, share.floor_bytes) == (41, 42, 31)
     assert (share.num_moves_in, share.num_moves_out) == (32, 33)

@@ -24,6 +24,10 @@ def test_models_that_share_a_kv_budget_have_a_table() -> None:
     shared = {table.title: table for table in status_tables(status)}
     (title,) = shared.keys() - set(titles)
     assert "share" in title
+    status.models[0].piggyback.kv_share.granted_bytes = 5 << 20
+    with_host = {table.title: table for table in status_tables(status)}
+    (of_host,) = with_host.keys() - shared.keys()
+    assert "Host" in of_host and with_host[of_host].rows[0][1] == "5 of 9 MiB"
     (row,) = shared[title].rows
     assert row[0] == "demo" and "12" in row[1] and row[-1] == "2.5"
 

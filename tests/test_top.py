@@ -64,6 +64,10 @@ def test_who_holds_how_much_of_a_kv_budget_has_its_table() -> None:
     status.models[0].kv_share.CopyFrom(share)
     line = line_with(lines_of(status), "demo", "12 of 16 MiB", "8 MiB", "3 MiB", "4 MiB")
     assert line.split()[-1] == "2.5" and "90 MiB" in line and "80 MiB" in line
+    status.models[0].piggyback.kv_share.granted_bytes = 5 << 20
+    assert line_with(lines_of(status), "host KV it has") and line_with(
+        lines_of(status), "demo", "5 of 9 MiB"
+    )
 
 
 def test_what_models_have_in_common_has_its_table_where_there_is_anything() -> None:

@@ -57,9 +57,7 @@ class Engine:
         """Of the KV memory of all models."""
         self._runtimes, self._host = build_runtimes(settings, device, store, self.kv_sharing)
         queue = layer_queue_for(device.torch_device)
-        self._stepping = Stepping(
-            self._runtimes, self._host, poll_arrivals, self.kv_sharing.balance, queue
-        )
+        self._stepping = Stepping(self._runtimes, self._host, poll_arrivals, self.kv_sharing, queue)
         placement = Placement(self._require_place, self._join, self._leave)
         self._changes = ModelChanges(device, store, self.kv_sharing, placement)
         self._tiers = TiersInForce()

@@ -1,16 +1,14 @@
 """Moves KV memory between models as their load changes, within one budget for all."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
-from typing import Protocol
 
 from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_budget_terms import DEVICE_KV, KvBudgetTerms
-from omniserve.engine.kv_moves import KvMoveBook
+from omniserve.engine.kv_member import KvHolder, KvMember
 from omniserve.settings import KvShareStats, ModelSettings
 from scheduler.kv_grants import KvClaims, share_out
-from scheduler.kv_memory import KvDemand
 
 _SLICE_S = 1e-3
 """Longest time in which memory is given back before a step, about a layer's..."""
@@ -20,71 +18,17 @@ _PIECE_BYTES = 1 << 20
 _PATIENT_PERIOD_S = 0.01
 """Best-effort work alone moves memory no more often."""
 _IDLE_PERIOD_S = 0.5
+_HASTY_PAUSE_S = 2e-3
+"""Of a step's layers, between two slices amid them."""
 
 DropStanding = Callable[[str], bool]
+"""Asked, where latency-sensitive requests wait for memory, to drop best-effort steps of a model
+that stand between two layers and hold it; says whether there was one."""
 
 
-class KvBooks(Protocol):
-    """What one model's scheduler holds and lacks; `KvMemory` says it of the device, `HostKvMemory`
-    of the host."""
-
-    @property
-    def blocks_per_extent(self) -> int: ...
-
-    @property
-    def num_granted(self) -> int: ...
-
-    @property
-    def is_urgent_work_short(self) -> bool: ...
-
-    @property
-    def is_urgent_work_stuck(self) -> bool: ...
-
-    @property
-    def is_patient_work_short(self) -> bool: ...
-
-    @property
-    def is_in_use(self) -> bool: ...
-
-    def demand(self) -> KvDemand: ...
-
-    def grant(self, num_extents: int) -> list[int]: ...
-
-    def withdraw(self, num_extents: int) -> list[int]: ...
-
-
-class KvHolder(Protocol):
-    """A model, as far as it holds KV memory."""
-
-    @property
-    def memory(self) -> KvBooks: ...
-
-    def give_way(self, num_blocks: int) -> None:
-        """Lets requests let go of so many blocks, now or soon; 0: of no more than they did."""
-        ...
-
-    def reserve_extents(self, extents: Sequence[int]) -> None: ...
-
-    def give_back_extents(self, extents: Sequence[int]) -> None: ...
-
-
-class _Member:
-    def __init__(self, holder: KvHolder, block_bytes: int, most_bytes: int, now_s: float) -> None:
-        self.holder = holder
-        self.block_bytes = block_bytes
-        self.most_bytes = most_bytes
-        self.last_use_s = now_s
-        self.short_since_s = inf
-        self.book = KvMoveBook()
-        self.is_yielding = False
-
-    @property
-    def unit_bytes(self) -> int:
-        return self.block_bytes * self.holder.memory.blocks_per_extent
-
-    @property
-    def granted_bytes(self) -> int:
-        return self.holder.memory.num_granted * self.block_bytes
+def drop_nothing(model: str) -> bool:
+    """No step ever stands."""
+    return False
 
 
 class KvArbiter:
@@ -109,12 +53,12 @@ class KvArbiter:
         self.budget = None if num_bytes is None else KvBudget(num_bytes, terms)
         self._clock = clock
         self._patience_s = patience_s
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, KvMember] = {}
         self._departing_bytes: dict[str, int] = {}
         self._resting: set[str] = set()
         """Models that are asleep: they have nothing, and their floors stay theirs."""
         self._is_owed = False
-        self._next_patient_s = self._next_idle_s = 0.0
+        self._next_patient_s = self._next_idle_s = self._next_hasty_s = 0.0
 
     def expect(self, *models: ModelSettings) -> None:
         """Keeps room for models that are about to be loaded; one that rests has it already.
@@ -142,7 +86,7 @@ class KvArbiter:
         needs `num_longest` for the longest request that it takes."""
         if self.budget is None:
             return
-        member = _Member(holder, block_bytes, num_blocks * block_bytes, self._clock())
+        member = KvMember(holder, block_bytes, num_blocks * block_bytes, self._clock())
         unit_bytes = member.unit_bytes
         longest_bytes = -(-num_longest * block_bytes // unit_bytes) * unit_bytes
         self.budget.settle(model, unit_bytes, longest_bytes)
@@ -177,12 +121,8 @@ class KvArbiter:
             return None
         return self.budget.reach_bytes(model, self._members[model].unit_bytes)
 
-    def balance(self, drop_standing: DropStanding = lambda model: False) -> None:
-        """Moves what should be moved now, as far as there is time for it.
-
-        `drop_standing` is asked, where latency-sensitive requests wait, to drop steps of a model
-        that stand between two layers and hold what they wait for; it says whether there was one.
-        """
+    def balance(self, drop_standing: DropStanding = drop_nothing) -> None:
+        """Before a step: moves what should be moved now, as far as there is time for it."""
         if self.budget is None:
             return
         now_s = self._clock()
@@ -194,6 +134,27 @@ class KvArbiter:
                 return
         self._next_patient_s = now_s + _PATIENT_PERIOD_S
         self._next_idle_s = now_s + _IDLE_PERIOD_S
+        slice_s = _URGENT_SLICE_S if is_urgent else _SLICE_S
+        self._move(now_s, now_s + slice_s, drop_standing)
+
+    def hasten(self, drop_standing: DropStanding = drop_nothing) -> None:
+        """Between two layers of a step: moves what latency-sensitive requests wait for, which takes
+        no more than about a third of the time."""
+        if self.budget is None:
+            return
+        memories = [member.holder.memory for member in self._members.values()]
+        if not any(memory.is_urgent_work_stuck for memory in memories):
+            return
+        now_s = self._clock()
+        if now_s < self._next_hasty_s:
+            return
+        is_stuck = self._move(now_s, now_s + _SLICE_S, drop_standing)
+        pause_s = _HASTY_PAUSE_S if is_stuck else _PATIENT_PERIOD_S
+        self._next_hasty_s = self._clock() + pause_s
+
+    def _move(self, now_s: float, until_s: float, drop_standing: DropStanding) -> bool:
+        """Whether latency-sensitive requests lacked memory that their model is to have."""
+        assert self.budget is not None
         is_overdue = self._is_overdue(now_s)
         claims = {
             name: self._claims(name, member, now_s, is_overdue)
@@ -211,9 +172,9 @@ class KvArbiter:
             member.holder.memory.is_urgent_work_stuck and targets[name] > member.granted_bytes
             for name, member in self._members.items()
         )
-        until_s = now_s + (_URGENT_SLICE_S if is_urgent else _SLICE_S)
-        self._shrink(targets, until_s, drop_standing if is_stuck else None)
+        self._shrink(targets, until_s, drop_standing if is_stuck else drop_nothing)
         self._grow(targets)
+        return is_stuck
 
     def stats(self, model: str) -> KvShareStats | None:
         """None without a budget."""
@@ -244,7 +205,7 @@ class KvArbiter:
         since_s = min((member.short_since_s for member in self._members.values()), default=inf)
         return now_s - since_s > self._patience_s
 
-    def _claims(self, model: str, member: _Member, now_s: float, is_overdue: bool) -> KvClaims:
+    def _claims(self, model: str, member: KvMember, now_s: float, is_overdue: bool) -> KvClaims:
         """Where it is overdue, what best-effort requests hold is shared out as what they lack is:
         whoever has least goes first."""
         assert self.budget is not None
@@ -272,7 +233,7 @@ class KvArbiter:
         self,
         targets: dict[str, int],
         until_s: float,
-        drop_standing: Callable[[str], bool] | None,
+        drop_standing: DropStanding,
     ) -> None:
         """Takes from those that have too much; what requests hold they are told to let go."""
         for name, member in self._members.items():
@@ -282,7 +243,7 @@ class KvArbiter:
                 num_left = num_extents - num_taken
                 num_blocks = num_left * member.holder.memory.blocks_per_extent
                 member.holder.give_way(num_blocks)
-                if drop_standing is not None and drop_standing(name):
+                if drop_standing(name):
                     # Now those that were in its step can let go.
                     member.holder.give_way(num_blocks)
                 member.is_yielding = True
@@ -293,7 +254,7 @@ class KvArbiter:
             if num_taken:
                 member.book.note_out(num_taken * member.unit_bytes, self._clock())
 
-    def _take(self, member: _Member, num_extents: int, until_s: float) -> int:
+    def _take(self, member: KvMember, num_extents: int, until_s: float) -> int:
         """Gives back so many extents, as far as there is time and nobody holds them."""
         at_once = max(1, _PIECE_BYTES // member.unit_bytes)
         num_taken = 0
@@ -313,15 +274,22 @@ class KvArbiter:
         for name, member in sorted(self._members.items(), key=_is_patient):
             num_extents = min(targets[name] - member.granted_bytes, spare) // member.unit_bytes
             if num_extents > 0:
+                granted_bytes = member.granted_bytes
                 extents = member.holder.memory.grant(num_extents)
                 member.holder.reserve_extents(extents)
-                num_bytes = len(extents) * member.unit_bytes
+                num_bytes = member.granted_bytes - granted_bytes
                 spare -= num_bytes
-                member.book.note_in(num_bytes, self._clock())
+                if num_bytes:
+                    member.book.note_in(num_bytes, self._clock())
             if member.granted_bytes < targets[name]:
                 self._is_owed = True
             else:
                 member.book.note_plenty(self._clock())
+        for name, member in self._members.items():
+            # A prompt that comes has nothing of others' floors.
+            reach = min(member.most_bytes, self.budget.reach_bytes(name, member.unit_bytes))
+            num_bytes = max(0, min(spare, reach - member.granted_bytes))
+            member.holder.memory.note_spare(num_bytes // member.block_bytes)
 
 
 def _resting_claims(floor_bytes: int) -> KvClaims:
@@ -339,6 +307,6 @@ def _resting_claims(floor_bytes: int) -> KvClaims:
     )
 
 
-def _is_patient(item: tuple[str, _Member]) -> bool:
+def _is_patient(item: tuple[str, KvMember]) -> bool:
     _, member = item
     return not member.holder.memory.is_urgent_work_short

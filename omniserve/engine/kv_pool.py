@@ -64,9 +64,13 @@ class ElasticKvPool(DeviceKvPool):
             memory.keep(start, stop)
 
     def reserve(self, extents: Sequence[int]) -> None:
-        """Raises OSError where the device has no memory for them."""
-        for start, stop in self._runs(extents):
-            self._memory.reserve(start, stop)
+        """Raises OSError where the device has no memory for them; then it has none of them."""
+        try:
+            for start, stop in self._runs(extents):
+                self._memory.reserve(start, stop)
+        except OSError:
+            self.give_back(extents)
+            raise
 
     def give_back(self, extents: Sequence[int]) -> None:
         for start, stop in self._runs(extents):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cpu_attn.host.shared_memory import huge_page_bytes
 from omniserve.devices.device import Device
 from omniserve.engine.host_model_kv import HostModelKv
-from omniserve.engine.kv_arbiter import DropStanding, KvArbiter
+from omniserve.engine.kv_arbiter import DropStanding, KvArbiter, drop_nothing
 from omniserve.engine.kv_budget import KvBudget
 from omniserve.engine.kv_budget_terms import HOST_KV
 from omniserve.engine.kv_pool import DeviceKvPool
@@ -120,12 +120,15 @@ class KvSharing:
         self.device.remove(model)
         self.host.remove(model)
 
-    def balance(self, drop_standing: DropStanding) -> None:
-        """Moves what should be moved now, as far as there is time for it; `drop_standing` as
-        `KvArbiter.balance` says, of the device."""
+    def balance(self, drop_standing: DropStanding = drop_nothing) -> None:
+        """Moves what should be moved now, as far as there is time for it."""
         # The host's first: whoever yields on the device goes there.
         self.host.balance()
         self.device.balance(drop_standing)
+
+    def hasten(self, drop_standing: DropStanding = drop_nothing) -> None:
+        """Amid a step: goes on with what latency-sensitive requests wait for."""
+        self.device.hasten(drop_standing)
 
     def check_integrity(self) -> None:
         """Raises an AssertionError where models have more than there is."""

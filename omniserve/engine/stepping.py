@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from omniserve.devices.layer_queue import LayerQueue
 from omniserve.engine.begun_step import BegunStep
-from omniserve.engine.kv_arbiter import DropStanding
+from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.layer_waits import LayerWaits
 from omniserve.engine.model_runtime import ModelRuntime
 from omniserve.engine.riding import Riding
@@ -35,17 +35,17 @@ class Stepping:
         runtimes: Mapping[str, ModelRuntime],
         host: HostLink | None,
         poll_arrivals: Callable[[], None] | None,
-        balance_memory: Callable[[DropStanding], None],
+        kv_sharing: KvSharing,
         queue: LayerQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`runtimes` are looked at anew at every decision; `poll_arrivals` is called at the layer
-        boundaries at which a step may stop, `balance_memory` before every step, with what drops a
-        model's step for its memory; `queue` is the device's, where it has one."""
+        boundaries at which a step may stop; `kv_sharing` moves memory before every step, and at
+        those boundaries where it is urgent; `queue` is the device's, where it has one."""
         self._runtimes = runtimes
         self._host = host
         self._poll_arrivals = poll_arrivals
-        self._balance_memory = balance_memory
+        self._kv_sharing = kv_sharing
         self._queue = queue
         self._clock = clock
         self._turns = ModelTurns()
@@ -85,7 +85,7 @@ class Stepping:
         """As `Engine.step`; for callers in inference mode."""
         if self._host is not None:
             self._attend(self._host)
-        self._balance_memory(self._drop_standing)
+        self._kv_sharing.balance(self._drop_standing)
         is_alone = len(self._runtimes) == 1 and not self._parked
         demands = {
             name: runtime.demand(is_alone=is_alone) for name, runtime in self._runtimes.items()
@@ -208,6 +208,8 @@ class Stepping:
                 self._queue.await_room()
             if self._poll_arrivals is not None:
                 self._poll_arrivals()
+            if not is_alone:
+                self._kv_sharing.hasten(self._drop_standing)
             for each in self._runtimes.values():
                 each.note_landed_copies()
             now_s = self._clock()
