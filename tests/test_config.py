@@ -188,6 +188,7 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
         "max_waiting",
         "default_model",
         "demote_after_tokens",
+        "sleep_after_s",
     }
     assert "Checkpoint directory in Hugging Face layout" in text
 

@@ -121,7 +121,8 @@ class SimulatedEngine:
 
     def _step(self) -> Iterator[None]:
         self._host.poll()
-        yield from self._waiting.until(self._clock.now_s + self.kv_sharing.balance())
+        moving_s = self.kv_sharing.balance(self._drop_standing)
+        yield from self._waiting.until(self._clock.now_s + moving_s)
         is_alone = len(self.models) == 1 and not self._parked
         demands = {name: model.demand(is_alone=is_alone) for name, model in self.models.items()}
         has_work = False
@@ -224,6 +225,9 @@ class SimulatedEngine:
             if runs_through:
                 continue
             self._receive_all()
+            if len(self.models) > 1:
+                moving_s = self.kv_sharing.hasten(self._drop_standing)
+                yield from self._waiting.until(self._clock.now_s + moving_s)
             if self._stands_back(standing):
                 running.park(self._clock.now_s)
                 self._parked.append(running)
@@ -231,6 +235,21 @@ class SimulatedEngine:
         model.finish(step)
         if model.is_pipeline_full:
             yield from self._collect(model)
+
+    def _drop_standing(self, model: str) -> bool:
+        """As `omniserve.engine.stepping.Stepping` drops steps for the memory that they hold."""
+        dropped = [
+            each
+            for each in self._parked
+            if each.model.name == model
+            and not each.standing.is_urgent
+            and each.step.may_be_dropped
+            and each.model.scheduler.memory.is_awaited(each.step.plan)
+        ]
+        self._parked = [each for each in self._parked if each not in dropped]
+        for each in dropped:
+            each.model.drop(each.step)
+        return bool(dropped)
 
     def _next_look_s(self, standing: StandingStep) -> float:
         """When latency-sensitive work that is here already may become urgent."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from omniserve.engine.kv_arbiter import KvArbiter
+from omniserve.engine.kv_arbiter import DropStanding, KvArbiter, drop_nothing
 from omniserve.simulate.clock import Clock
 from omniserve.simulate.engine.model import SimulatedModel
 from scheduler.kv_memory import KvMemory
@@ -50,9 +50,15 @@ class KvSharing:
         holder = _SimulatedKv(model, block_bytes, self._clock)
         self.arbiter.add(model.name, holder, block_bytes, settings.num_blocks, num_longest)
 
-    def balance(self) -> float:
-        """Moves what should be moved now; returns the seconds that it takes."""
-        self.arbiter.balance()
+    def balance(self, drop_standing: DropStanding = drop_nothing) -> float:
+        """Before a step: moves what should be moved now; returns the seconds that it takes."""
+        self.arbiter.balance(drop_standing)
+        return self._clock.take_spent_s()
+
+    def hasten(self, drop_standing: DropStanding) -> float:
+        """Between two layers: moves what latency-sensitive requests wait for; returns as
+        `balance`."""
+        self.arbiter.hasten(drop_standing)
         return self._clock.take_spent_s()
 
 
