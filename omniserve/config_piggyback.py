@@ -177,16 +177,19 @@ class PiggybackPlanner:
         return min(max(share // _MIB, 1) * _MIB, MAX_DEFAULT_HOST_KV_BYTES)
 
 
-def describe_piggybacking(models: Mapping[str, PiggybackSettings | PiggybackOff]) -> str:
-    """For people: what each model got, or why it got nothing."""
-    return ", ".join(f"{name} {_describe(each)}" for name, each in models.items())
+def describe_piggybacking(
+    models: Mapping[str, PiggybackSettings | PiggybackOff], host_kv_bytes: int | None
+) -> str:
+    """For people: what each model got, or why it got nothing; `host_kv_bytes` is of all."""
+    most = "" if host_kv_bytes is None else "at most "
+    return ", ".join(f"{name} {_describe(each, most)}" for name, each in models.items())
 
 
-def _describe(piggyback: PiggybackSettings | PiggybackOff) -> str:
+def _describe(piggyback: PiggybackSettings | PiggybackOff, most: str) -> str:
     if isinstance(piggyback, PiggybackOff):
         return f"off ({piggyback.reason})"
     threads = _show_count(piggyback.host_attention_threads, "host thread")
-    return f"on ({threads}, {_show_size(piggyback.host_kv_bytes)} of host KV)"
+    return f"on ({threads}, {most}{_show_size(piggyback.host_kv_bytes)} of host KV)"
 
 
 def _key(index: int, key: str) -> KeyPath:

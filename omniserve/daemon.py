@@ -60,7 +60,8 @@ async def serve(
     check_free(config)
     tls = Tls.of(config.tls, config_path)
     _tell_who_may_connect(config)
-    log_event(_logger, "piggybacking", models=describe_piggybacking(config.piggybacking()))
+    piggybacking = describe_piggybacking(config.piggybacking(), config.host.kv_bytes)
+    log_event(_logger, "piggybacking", models=piggybacking)
     supervision = supervision_of(config, log_settings)
     await Daemon(config, config_path, announce, supervision, tls).run()
 

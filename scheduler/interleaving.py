@@ -27,6 +27,9 @@ class Claim(NamedTuple):
     """The same for those that have had no token yet."""
     step_s: float = 0.0
     """What their next step is reckoned to take."""
+    lead_s: float = 0.0
+    """By so much those that decode are to be ahead of that time before best-effort work of other
+    models delays them: a prompt that comes then has something to take from them."""
 
     @property
     def begin_by_s(self) -> float:
@@ -40,6 +43,13 @@ class Claim(NamedTuple):
     def due_s(self) -> float:
         """When their next step has to be done."""
         return self.begin_by_s + self.step_s
+
+    def lends_until_s(self, *, by_decodes_only: bool) -> float:
+        """When that step has to be done if those that decode keep their lead."""
+        begin_by_s = self.decodes_begin_by_s - self.lead_s
+        if not by_decodes_only:
+            begin_by_s = min(begin_by_s, self.prompts_begin_by_s)
+        return begin_by_s + self.step_s
 
 
 @dataclass(slots=True)
@@ -107,13 +117,12 @@ class StandingStep:
 
 
 def spare_s(claims: Iterable[Claim], now_s: float, *, by_decodes_only: bool = False) -> float:
-    """Time that others may take of the device before these, one after the other as they are due,
-    so that each is in time; infinite without any."""
+    """Time that best-effort work may take of the device before these, one after the other as they
+    are due, so that each is in time and keeps its lead; infinite without any."""
     least_s, ends_s = inf, now_s
     # In order of the times themselves: what is the same for all need not be reckoned.
     for due_s, step_s in sorted(
-        (each.decodes_begin_by_s + each.step_s if by_decodes_only else each.due_s, each.step_s)
-        for each in claims
+        (each.lends_until_s(by_decodes_only=by_decodes_only), each.step_s) for each in claims
     ):
         ends_s += step_s
         least_s = min(least_s, due_s - ends_s)

@@ -93,7 +93,7 @@ class Scheduler:
         )
         self._first_tokens = FirstTokens()
         self._claim = UrgentClaim(
-            self._queues, self._first_tokens, self._control, self.ttft_forecast
+            self._queues, self._first_tokens, self._control, self._planner, self.ttft_forecast
         )
         self.memory = KvMemory(
             self._queues, self._residency, self._preemptor, self._first_tokens, self._claim.forget

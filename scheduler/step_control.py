@@ -1,7 +1,6 @@
 """How long a step may take, and what became of that: predictions, held to real steps."""
 
 from collections.abc import Iterable, Sequence
-from math import inf
 
 from scheduler.aim import Aims
 from scheduler.pace import Allowed, Pace
@@ -97,16 +96,16 @@ class StepControl:
             by_lost_s=max(fastest_s, found.by_lost_s),
         )
 
-    def decodes_claim(self, decodes: Sequence[Request], now_s: float) -> tuple[float, float]:
-        """Time that other models may take before a step with these has to begin, and what that
-        step takes at least."""
+    def decodes_claim(self, decodes: Sequence[Request], now_s: float) -> tuple[Allowed, float]:
+        """Time until the next tokens of these have to be there, and what a step with them takes at
+        least."""
         if not self._refits or not decodes:
-            return inf, 0.0
+            return Allowed(), 0.0
         load = StepLoad(self.costs, self._coldness)
         load.add_decodes([request.num_scheduled for request in decodes])
         fastest_s = load.seconds
         starts_s = max(now_s, self._urgent_until_s)
-        return self.pace.allowed(decodes, starts_s, fastest_s).by_all_s - fastest_s, fastest_s
+        return self.pace.allowed(decodes, starts_s, fastest_s), fastest_s
 
     def beside_s(self, plan: StepPlan, num_rows: int) -> float | None:
         """What a plan in flight takes if its weights are read for `num_rows` other rows anyway;

@@ -166,12 +166,8 @@ class StepPlanner:
             patience_s = _PATIENCE * self._first_tokens.tightest_s(self._control.now_s)
             patience_s = max(patience_s, _LEAST_STEPS * step.load.seconds_with(0, 1))
         # Decodes must be ahead by what it then takes from them.
-        lead_s = _LEAD * self._pressure.next_prompt_s(self._control.now_s)
         allowed = self._allowed
-        needed_share = self._first_tokens.needed_share(self._control.now_s)
-        lead_cap = min(_LEAD_CAP_BUSY, max(_LEAD_CAP_IDLE, needed_share))
-        lent_s = allowed.by_savable_s - min(lead_s, lead_cap * allowed.most_lent_s)
-        lent_s = min(lent_s, allowed.by_lost_s)
+        lent_s = allowed.by_all_s - self.lead_s(allowed, self._control.now_s)
         max_s = min(max_s, max(0.0, lent_s))
         # By themselves decodes all go on: what one holds while it gets nothing is of no use.
         decodes_s = 0.0 if step.has_rows else min(step.budget_s, max_s)
@@ -193,6 +189,16 @@ class StepPlanner:
             self._classes.admit_waiting(service_class, step, self._control.now_s)
         else:
             self._classes.hold_back(service_class, self._control.now_s)
+
+    def lead_s(self, allowed: Allowed, now_s: float) -> float:
+        """By so much decodes with these times are to be ahead of them before best-effort work
+        delays them. Who is lost has no lead to keep."""
+        if allowed.by_savable_s == inf:
+            return 0.0
+        lead_s = _LEAD * self._pressure.next_prompt_s(now_s)
+        lead_cap = min(_LEAD_CAP_BUSY, max(_LEAD_CAP_IDLE, self._first_tokens.needed_share(now_s)))
+        lent_s = allowed.by_savable_s - min(lead_s, lead_cap * allowed.most_lent_s)
+        return allowed.by_all_s - min(lent_s, allowed.by_lost_s)
 
     @property
     def _is_memory_short(self) -> bool:

@@ -6,6 +6,7 @@ from scheduler.interleaving import Claim
 from scheduler.queues import RequestQueues
 from scheduler.request import ServiceClass
 from scheduler.step_control import StepControl
+from scheduler.step_planner import StepPlanner
 
 
 class UrgentClaim:
@@ -19,11 +20,13 @@ class UrgentClaim:
         queues: RequestQueues,
         first_tokens: FirstTokens,
         control: StepControl,
+        planner: StepPlanner,
         forecast: FirstTokenForecast,
     ) -> None:
         self._queues = queues
         self._first_tokens = first_tokens
         self._control = control
+        self._planner = planner
         self._forecast = forecast
         self._found: Claim | None = None
         """As it was found last, while nothing has changed since."""
@@ -51,11 +54,12 @@ class UrgentClaim:
         if self._found is None:
             running = self._queues.running[ServiceClass.LATENCY_SENSITIVE]
             decodes = [each for each in running if each.is_decoding]
-            spare_s, decodes_s = self._control.decodes_claim(decodes, now_s)
+            allowed, decodes_s = self._control.decodes_claim(decodes, now_s)
             self._found = Claim(
                 self.awaits_first_token,
-                now_s + spare_s,
+                now_s + allowed.by_all_s - decodes_s,
                 now_s + self._forecast.spare_s(now_s),
                 decodes_s + self._forecast.next_chunk_s(),
+                self._planner.lead_s(allowed, now_s) if decodes else 0.0,
             )
         return self._found

@@ -50,7 +50,8 @@ class Layer:
     due_s: float
     """Of the step, then."""
     claims: dict[str, Claim]
-    """Of other models, that the policy knew when it chose this layer."""
+    """Of other models, that the policy knew when it chose this layer, and could have begun: not of
+    those of which a latency-sensitive step stands already."""
 
 
 @dataclass
@@ -114,8 +115,11 @@ class SharedDevice:
         else:
             step = self._begin(turn)
         while step.next_layer < step.num_layers:
+            standing = {each.model for each in self._parked if each.is_urgent}
             claims = {
-                name: job.claim for name in self._names if (job := self._first(name)) is not None
+                name: job.claim
+                for name in self._names
+                if name not in standing and (job := self._first(name)) is not None
             }
             self.layers.append(Layer(self.now_s, step, step.due_s, claims))
             self.now_s += step.layer_s

@@ -304,9 +304,12 @@ def test_asked_for_where_there_is_no_core_for_it(tmp_path: Path) -> None:
 def test_what_people_read_of_it(tmp_path: Path) -> None:
     one = {"host_kv_bytes": "16MiB", "host_attention_threads": 1}
     config = load(tmp_path, {"host_kv_bytes": "1.5GiB"}, {"enabled": False}, one)
-    assert describe_piggybacking(config.piggybacking(EIGHT_CORES)) == (
+    assert describe_piggybacking(config.piggybacking(EIGHT_CORES), None) == (
         "a on (2 host threads, 1.5 GiB of host KV), b off (enabled is false), "
         "c on (1 host thread, 16.0 MiB of host KV)"
+    )
+    assert "c on (1 host thread, at most 16.0 MiB of host KV)" in describe_piggybacking(
+        config.piggybacking(EIGHT_CORES), GIB
     )
 
 

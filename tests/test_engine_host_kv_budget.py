@@ -177,6 +177,44 @@ def test_tokens_equal_transformers_while_memory_goes_to_the_busy_model_and_back(
         assert stats is not None and stats.num_tokens > 50 and stats.host_kv_used_bytes == 0
 
 
+@pytest.mark.parametrize("pipeline_depth", [1, 2])
+def test_tokens_are_right_where_both_memories_are_shared_and_short(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], pipeline_depth: int
+) -> None:
+    """Latency-sensitive work of one model sends best-effort work of the other to the host."""
+    settings = EngineSettings(
+        DeviceSettings("cpu", 1, kv_bytes=500_000),
+        tuple(model_of(path, max_resident_decodes=None) for path in checkpoints.values()),
+        BUDGET,
+    )
+    device = replace(open_device(settings.device), pipeline_depth=pipeline_depth)
+    with closing(Engine(settings, device=device)) as engine:
+        engine.warm_up()
+        rng = random.Random(pipeline_depth)
+        requests = [
+            replace(each, service_class="latency_sensitive", tier="interactive")
+            if rng.random() < 0.3
+            else each
+            for seed in range(3)
+            for name in "ab"
+            for each in prompts(5, name, 20 + seed)
+        ]
+
+        def look(step: int) -> None:
+            if step % 8 == 0:
+                check_memory(engine)
+
+        ended = run_all(engine, requests, arrivals_per_step=1, after_step=look)
+        for request in requests:
+            found = ended[request.request_id].token_ids
+            assert len(found) == request.sampling.max_tokens
+            oracle = oracles[request.model]
+            assert oracle.compare(request.prompt_token_ids, found).num_wrong == 0
+        offloads = [stats.piggyback.num_swaps_out for stats in engine.stats() if stats.piggyback]
+        assert len(offloads) == 2 and sum(offloads) > 0
+        assert all(share_of(engine, name).num_moves_in for name in "ab")
+
+
 def test_a_model_that_goes_idle_gives_its_pages_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +312,29 @@ def test_models_that_come_and_go_take_their_parts_and_give_them_back(
         )
         # Nor is anything kept for it on the device.
         assert arbiter.budget.common_bytes == BUDGET - floor_bytes
+
+
+def test_the_floor_of_a_model_that_sleeps_is_lent_and_there_when_it_wakes(
+    engine: Engine, checkpoints: dict[str, Path], oracles: dict[str, Oracle]
+) -> None:
+    budget = engine.kv_sharing.host.budget
+    assert budget is not None
+    floors = {name: budget.floor_bytes(name) for name in "ab"}
+    run_all(engine, prompts(4, "b", 31))
+    engine.begin_sleep(1, "b")
+    assert isinstance(settled(engine)[-1], Unloaded)
+    run_all(engine, prompts(9, "a", 32), after_step=lambda step: check_memory(engine, "a"))
+    assert pool_of(engine, "a").resident_bytes > BUDGET - floors["b"]
+    engine.begin_load(2, model_of(checkpoints["b"]))
+    assert isinstance(settled(engine)[-1], Loaded)
+    assert {name: budget.floor_bytes(name) for name in "ab"} == floors
+    requests = prompts(4, "b", 33)
+    ended = run_all(engine, requests, after_step=lambda step: check_memory(engine))
+    for request in requests:
+        found = ended[request.request_id].token_ids
+        assert oracles["b"].compare(request.prompt_token_ids, found).num_wrong == 0
+    stats = stats_of(engine, "b").piggyback
+    assert stats is not None and stats.num_tokens > 0
 
 
 def test_a_floor_of_less_than_a_page_is_refused(checkpoints: dict[str, Path]) -> None:

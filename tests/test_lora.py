@@ -16,14 +16,19 @@ from lora_builders import (
     merged,
     write_adapted,
 )
-from weight_builders import last_logits, load
+from safetensors.torch import load_file
+from weight_builders import CPU, last_logits, load
 
 from omniserve.adapter_checkpoint import inspect_adapter
 from omniserve.cli import main
 from omniserve.errors import CheckpointError
 from omniserve.models.decoder import DecoderModel
+from omniserve.models.linear import can_pack
+from omniserve.models.loading import load_config, open_model, read_model
 from omniserve.models.lora import DeltaPart, LinearDelta
-from omniserve.models.weight_store import WeightStore
+from omniserve.models.row_ops import TorchRowOps
+from omniserve.models.weight_sharing import weight_sharing
+from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.synthetic.adapter import write_adapter
 from omniserve.synthetic.create import write_checkpoint
 
@@ -162,6 +167,45 @@ def test_an_adapter_costs_its_deltas_and_the_base_may_go_first(
         pass
     del adapted
     assert len(store) == 0
+
+
+def test_a_base_that_is_there_is_not_read_again_unless_its_files_have_changed(
+    family: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(family[0], tmp_path / "base"))
+    adapters, store = family[1], WeightStore()
+    base_bytes = sum(each.nbytes for each in load_file(base / "model.safetensors").values())
+
+    def read(adapter: Path) -> tuple[DecoderModel, int]:
+        told: list[tuple[int, int]] = []
+        weights = ModelWeights(store, CPU, can_pack(CPU, torch.float32))
+        opened = open_model(base, load_config(base), adapter)
+        model = read_model(
+            opened, weights, torch.float32, 64, TorchRowOps(), lambda *each: told.append(each)
+        )
+        own_bytes = sum(each.nbytes for each in load_file(adapter / WEIGHTS).values())
+        assert told[-1][0] == told[-1][1]
+        return model, told[-1][1] - own_bytes
+
+    first, num_read = read(adapters[0])
+    assert num_read == base_bytes
+    second, num_read = read(adapters[1])
+    assert num_read == 0
+    expected = logits_of(second)
+    total = sum(each.num_bytes for each in first.weights.held)
+    shared = weight_sharing({"first": first.weights, "second": second.weights})["first"]
+    assert total - shared.shared_bytes == shared.own_bytes < total / 10
+    again, _ = read(adapters[0])
+    assert again.weights.digests == first.weights.digests
+    del first, again
+    third, num_read = read(adapters[2])
+    assert num_read == 0 and torch.equal(logits_of(second), expected)
+    # Written anew, with other weights.
+    write_checkpoint(base, arch="qwen3", preset="tiny", seed=9, force=True)
+    changed, num_read = read(adapters[1])
+    assert num_read == base_bytes and not torch.equal(logits_of(changed), expected)
+    del second, third, changed
+    assert len(store) == len(store.parts) == 0
 
 
 # What adapter_config.json may say

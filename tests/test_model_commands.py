@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -236,7 +237,41 @@ async def test_http_clients_are_told_when_to_come_again_and_later_that_it_is_gon
         assert "retry-after" not in answer.headers
 
 
-@pytest.mark.parametrize("words", [[], ["load"], ["load", "x", "--entry", "y"], ["unload"]])
+@pytest.mark.asyncio
+async def test_a_model_is_put_to_sleep_woken_and_unloaded_in_its_sleep(
+    site: ModelSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with console_of(site) as console:
+        assert await console.run("wake", "demo") == EXIT_OK
+        assert capsys.readouterr().out == "demo was awake\n"
+        assert await console.run("sleep", "demo") == EXIT_OK
+        assert capsys.readouterr().out == "demo is asleep\n"
+        listed = await console.servers.inference.ListModels(pb.ListModelsRequest())
+        assert [(each.name, each.state) for each in listed.models] == [("demo", "asleep")]
+        address = console.servers.admin_address
+        assert await asyncio.to_thread(main, ["status", "--admin", address]) == EXIT_OK
+        seen = capsys.readouterr().out
+        assert "asleep" in seen and "interactive" in seen
+        assert await console.run("wake", "demo") == EXIT_OK
+        assert re.fullmatch(r"demo woke in \d+\.\d s\n", capsys.readouterr().out)
+        assert await console.run("sleep", "demo", "--json") == EXIT_OK
+        assert json.loads(capsys.readouterr().out) == {"name": "demo", "state": "asleep"}
+        assert await console.run("wake", "demo", "--json") == EXIT_OK
+        woken = json.loads(capsys.readouterr().out)
+        assert woken["state"] == "serving" and woken["wake_s"] > 0
+        for verb in ("sleep", "wake"):
+            assert await console.run(verb, "nowhere") == EXIT_FAILURE
+            assert "model 'nowhere' is not loaded; there: demo" in capsys.readouterr().err
+        await console.run("sleep", "demo")
+        assert await console.run("unload", "demo") == EXIT_OK
+        assert "demo: unloaded; it was asleep" in capsys.readouterr().out
+        assert await console.run("sleep", "demo") == EXIT_FAILURE
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["load"], ["load", "x", "--entry", "y"], ["unload"], ["sleep"], ["wake", "a", "b"]],
+)
 def test_what_is_meant_has_to_be_said(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["model", *words])

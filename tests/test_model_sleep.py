@@ -1,5 +1,6 @@
 """Models of an engine that fall asleep and wake while others run, in this process."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from omniserve.settings import (
     ModelInfo,
     ModelSettings,
 )
+from omniserve.synthetic.adapter import write_adapter
 from omniserve.synthetic.create import write_checkpoint
 from omniserve.synthetic.finetune import write_finetune
 
@@ -271,3 +273,36 @@ def test_an_engine_keeps_the_floors_of_models_that_it_never_loaded(
         run.add(name, "latency_sensitive")
     run.settle()
     run.check(oracles)
+
+
+# Adapters
+
+
+def test_an_adapter_sleeps_beside_its_base_and_wakes_as_it_was(
+    checkpoints: dict[str, Path], oracles: dict[str, Oracle], tmp_path: Path
+) -> None:
+    path = write_adapter(checkpoints["llama"], tmp_path / "adapter", seed=4)
+    base = settings_of(checkpoints, "llama")
+    adapter = replace(base, name="adapter", path=str(path), base=base.path)
+    run = Run(make_engine(base, adapter, poll_arrivals=lambda: None))
+    store = run.engine._changes._store
+    before = [run.add("adapter", "best_effort") for _ in range(2)]
+    run.settle()
+    both = store.num_bytes
+    digest = sleep(run, "adapter").digest
+    assert 0 < store.num_bytes < both and digest != info_of(run, "llama").digest
+    run.add("llama", "latency_sensitive")
+    run.settle()
+    assert isinstance(wake(run, adapter, digest), Loaded)
+    assert store.num_bytes == both
+    run.requests |= {"again": replace(run.requests[before[0]], request_id="again")}
+    run.tokens["again"] = []
+    run.engine.add(run.requests["again"])
+    run.settle()
+    assert run.tokens["again"] == run.tokens[before[0]] != []
+    # What it adds is scaled by its configuration, which is part of what it is.
+    sleep(run, "adapter")
+    config = path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 99}))
+    refused = wake(run, adapter, digest)
+    assert isinstance(refused, Refused) and "its files have changed" in refused.message

@@ -7,7 +7,8 @@ from builders_control import COSTS, SETTINGS, Clocked, chat, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler import Objectives, Request, Scheduler, ServiceClass
+from scheduler import Objectives, Request, Scheduler, ServiceClass, StepResult
+from scheduler.interleaving import background_s, spare_s
 from scheduler.plan_shape import shape_of
 from scheduler.step_time import StepShape
 
@@ -37,6 +38,41 @@ def test_best_effort_work_fills_steps_but_objectives_hold() -> None:
     # It is used up: a token comes at nearly the time at which it has to, as the tier is paced.
     assert 0.7 * 15e-3 < tpot_s(finished["ls"]) <= 15e-3
     assert len(finished) == 9
+
+
+def test_decodes_keep_the_lead_before_other_models_that_they_keep_before_their_own() -> None:
+    clocked = Clocked()
+    clocked.scheduler.add(chat("ls", clocked.now_s))
+    clocked.step()
+    claim = clocked.scheduler.claim(clocked.now_s)
+    # One and a half times the prompt that came; at the start less than a step may take at most.
+    assert claim is not None
+    prompt_s = clocked.now_s
+    assert 0.5 * prompt_s < claim.lead_s <= 1.5 * prompt_s
+    assert spare_s([claim], clocked.now_s) == pytest.approx(
+        claim.begin_by_s - clocked.now_s - claim.lead_s
+    )
+    # Alone they soon have it, and lend the rest.
+    for _ in range(8):
+        clocked.step()
+    later = clocked.scheduler.claim(clocked.now_s)
+    assert later is not None
+    assert later.lead_s > 0.0 and background_s([later], clocked.now_s) > 0.0
+
+
+def test_where_nobody_came_lately_or_nothing_is_known_there_is_no_lead() -> None:
+    clocked = Clocked()
+    clocked.scheduler.add(chat("ls", clocked.now_s, max_tokens=200))
+    clocked.step()
+    claim = clocked.scheduler.claim(clocked.now_s + 600.0)
+    assert claim is not None and claim.lead_s == 0.0
+    unknown = Scheduler(SETTINGS)
+    unknown.add(chat("ls"))
+    plan = unknown.schedule(now_s=0.0)
+    assert plan is not None
+    unknown.complete(plan, StepResult({"ls": 1}), now_s=1.0)
+    claim = unknown.claim(1.0)
+    assert claim is not None and (claim.begin_by_s, claim.lead_s) == (inf, 0.0)
 
 
 def test_without_step_times_tokens_alone_limit() -> None:

@@ -141,7 +141,7 @@ def _summary(config: "Config") -> dict[str, object]:
         "tenants": [tenant.name for tenant in config.tenants],
         "listen": config.listen.model_dump(mode="json"),
         "tls": config.tls is not None,
-        "piggybacking": describe_piggybacking(config.piggybacking()),
+        "piggybacking": describe_piggybacking(config.piggybacking(), config.host.kv_bytes),
     }
 
 
@@ -152,7 +152,7 @@ def _summary_line(config: "Config") -> str:
         "models " + ", ".join(model.name for model in config.models),
         "tiers " + ", ".join(f"{tier.name} ({tier.service_class})" for tier in config.tiers),
         _addresses(config),
-        f"piggybacking {describe_piggybacking(config.piggybacking())}",
+        f"piggybacking {describe_piggybacking(config.piggybacking(), config.host.kv_bytes)}",
     ]
     if config.tenants:
         parts.insert(2, "tenants " + ", ".join(tenant.name for tenant in config.tenants))

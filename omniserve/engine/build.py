@@ -24,8 +24,9 @@ from omniserve.engine.policy_settings import (
 from omniserve.engine.step_graphs import GraphSettings
 from omniserve.engine.text import TextModel
 from omniserve.errors import CheckpointError
+from omniserve.models.kept_weights import KeptModel, RecalledWeights
 from omniserve.models.linear import can_pack
-from omniserve.models.loading import load_config, open_model, read_model
+from omniserve.models.loading import load_config, open_model, read_model, recall_model
 from omniserve.models.model_digest import model_digest
 from omniserve.models.weight_store import ModelWeights, WeightStore
 from omniserve.piggyback.build import (
@@ -118,8 +119,10 @@ def build_model(
     store: WeightStore,
     budgets: KvBudgets,
     progress: Progress,
+    kept: KeptModel | None = None,
 ) -> BuiltModel:
-    """Checks all that can be checked, then reads the weights and allocates. In any thread.
+    """Checks all that can be checked, then reads the weights and allocates. In any thread. Weights
+    that were `kept` while the model slept are not read.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
@@ -155,19 +158,15 @@ def build_model(
     require_memory(settings, opened, device.torch_device, store)
     # What is imported before is there for the next one.
     began_s = time.monotonic()
-    model = read_model(
-        opened,
-        ModelWeights(
-            store,
-            device.torch_device,
-            can_pack(device.torch_device, dtype),
-            partial(require_room, settings, device.torch_device),
-        ),
-        dtype,
-        max_model_len,
-        device.row_ops(dtype),
-        partial(progress, "reading"),
-    )
+    room = partial(require_room, settings, device.torch_device)
+    row_ops, on_read = device.row_ops(dtype), partial(progress, "reading")
+    if kept is None:
+        is_packed = can_pack(device.torch_device, dtype)
+        weights = ModelWeights(store, device.torch_device, is_packed, room)
+        model = read_model(opened, weights, dtype, max_model_len, row_ops, on_read)
+    else:
+        recalled = RecalledWeights(store, device.torch_device, kept, room, on_read)
+        model = recall_model(opened, recalled, max_model_len, row_ops)
     capture = device.graph_capture()
     # One block more than the scheduler knows: the scratch block of captured graphs.
     num_scratch = 0 if capture is None else 1

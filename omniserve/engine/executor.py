@@ -95,6 +95,11 @@ class Executor:
         return self._model.deltas_of(layer, rows)
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether its model adds something to another one."""
+        return self._model.is_adapter
+
+    @property
     def weights(self) -> ModelWeights:
         """Those that its model holds."""
         return self._model.weights

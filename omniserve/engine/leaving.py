@@ -35,14 +35,17 @@ class Leaving:
         news: Iterable[News],
         kv_sharing: KvSharing,
         note_gone: Callable[[str], None] | None = None,
+        remains_of: Callable[[ModelRuntime], Remains] = lambda runtime: runtime,
     ) -> None:
         """`news` are what is to be told once nothing is left of it; `note_gone` has what becomes of
-        its part of the KV budget then, unless that is for all again."""
+        its part of the KV budget then, unless that is for all again; `remains_of` what becomes of
+        its weights."""
         self.name = name
         self.news = tuple(news)
         self.stage = Stage.STEPPING
         self._kv_sharing = kv_sharing
         self._note_gone = note_gone or kv_sharing.remove
+        self._remains_of = remains_of
         self._runtime: ModelRuntime | None = None
         self._memory: MemoryReturn | None = None
 
@@ -79,4 +82,4 @@ class Leaving:
             runtime.leave_host()
             self._kv_sharing.retire(self.name)
             self._runtime = None
-            self.give_back(runtime)
+            self.give_back(self._remains_of(runtime))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from omniserve.devices.device import Device
+from omniserve.engine.keeping import KeptModels, keeps_weights
 from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.leaving import Leaving, Stage, TakeOut
 from omniserve.engine.model_load import ModelLoad, Prepare
@@ -46,6 +47,7 @@ class ModelChanges:
         self._store = store
         self._kv_sharing = kv_sharing
         self._placement = placement
+        self._kept = KeptModels()
         self._waiting: deque[ModelLoad] = deque()
         self._load: ModelLoad | None = None
         self._trial: Trial | None = None
@@ -64,8 +66,12 @@ class ModelChanges:
 
     def begin_sleep(self, question: int, model: str) -> None:
         """At any time. As an unload, but what is the model's of a KV budget stays its own."""
-        kv_sharing = self._kv_sharing
-        self._leaving.append(Leaving(model, [Unloaded(question)], kv_sharing, kv_sharing.rest))
+        news, kv_sharing = [Unloaded(question)], self._kv_sharing
+        if keeps_weights(self._device.torch_device):
+            leaving = Leaving(model, news, kv_sharing, kv_sharing.rest, self._kept.remains)
+        else:
+            leaving = Leaving(model, news, kv_sharing, kv_sharing.rest)
+        self._leaving.append(leaving)
 
     def begin_unload(self, question: int, model: str) -> None:
         """At any time. `Unloaded` will be among the news, also where there is no such model.
@@ -135,7 +141,11 @@ class ModelChanges:
             self._load = self._trial = None
             leaving.news = (_refused(load, None), *leaving.news)
         if not is_there(leaving.name):
-            leaving.end()
+            kept = self._kept.take(leaving.name)
+            if kept is None:
+                leaving.end()
+            else:
+                leaving.give_back(kept)
             return []
         return leaving.take_out(self._placement.leave)
 
@@ -151,7 +161,7 @@ class ModelChanges:
             self._news.append(_refused(load, error))
             return
         self._load, self._said = load, None
-        load.start(self._device, self._store, self._kv_sharing.budgets)
+        load.start(self._device, self._store, self._kv_sharing.budgets, self._kept.take(name))
 
     def _note_load(self, load: ModelLoad) -> None:
         if not load.is_done:

@@ -13,6 +13,7 @@ from omniserve.engine.build import BuiltModel, build_model
 from omniserve.engine.kv_sharing import KvBudgets
 from omniserve.engine.load_log import LoadLog
 from omniserve.errors import CheckpointError, ConfigError, OmniServeError
+from omniserve.models.kept_weights import KeptModel
 from omniserve.models.weight_store import WeightStore
 from omniserve.settings import LoadPhase, ModelSettings
 
@@ -55,11 +56,18 @@ class ModelLoad:
         self._is_ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, device: Device, store: WeightStore, budgets: KvBudgets) -> None:
-        """Begins; to be asked for `is_done` from then on."""
+    def start(
+        self,
+        device: Device,
+        store: WeightStore,
+        budgets: KvBudgets,
+        kept: KeptModel | None = None,
+    ) -> None:
+        """Begins; to be asked for `is_done` from then on. `kept` are the weights of a model that
+        slept."""
         self._thread = threading.Thread(
             target=self._run,
-            args=(device, store, budgets),
+            args=(device, store, budgets, kept),
             name=f"load-{self.settings.name}",
             daemon=True,
         )
@@ -78,7 +86,9 @@ class ModelLoad:
         """Whether there is a built model, an error, or, where it was ended, neither."""
         return self._thread is not None and not self._thread.is_alive()
 
-    def _run(self, device: Device, store: WeightStore, budgets: KvBudgets) -> None:
+    def _run(
+        self, device: Device, store: WeightStore, budgets: KvBudgets, kept: KeptModel | None
+    ) -> None:
         switch_s = sys.getswitchinterval()
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
@@ -86,7 +96,7 @@ class ModelLoad:
             sys.setswitchinterval(_SWITCH_S)
             self.settings = self._prepare(self.settings)
             with torch.inference_mode():
-                built = build_model(self.settings, device, store, budgets, self._note)
+                built = build_model(self.settings, device, store, budgets, self._note, kept)
             self._require_same(built)
             self.built = built
         except LoadEnded:

@@ -73,6 +73,11 @@ class ModelRuntime:
         return self._executor.num_layers
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether the model adds something to another one."""
+        return self._executor.is_adapter
+
+    @property
     def weights(self) -> ModelWeights:
         """Those that the model holds, alone or with others."""
         return self._executor.weights

@@ -1,7 +1,8 @@
 """A decoder-only model cut where its attention is: `pre` and `post` of every layer."""
 
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from omniserve.models.linear import Linear
 from omniserve.models.lora import ALL_ROWS, LayerDelta, RowDelta, add_deltas
 from omniserve.models.rotary import RotaryTable
 from omniserve.models.row_ops import RowOps
-from omniserve.models.weight_store import ModelWeights
+from omniserve.models.weight_store import ModelWeights, StoredWeight
 
 _SILU = ("silu", "swish")
 # What transformers' experts do with their weights, besides what the shapes say.
@@ -135,19 +136,54 @@ class DecoderLayer:
         return residual + self._mlp(normed, deltas)
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class ModelParts:
+    """All that the weights of a checkpoint make of a model; it may be part of several."""
+
+    embedding: Tensor
+    head: Linear
+    norm: Norm
+    layers: tuple[DecoderLayer, ...]
+    held: Mapping[bytes, StoredWeight]
+    """What `ModelWeights` is to hold for it, in the order in which it was made."""
+
+    @classmethod
+    def of(cls, module: Any, weights: ModelWeights, row_ops: RowOps) -> Self:
+        """Takes a module apart: its parameters go to `weights`, and are released."""
+        before = weights.by_digest
+        embedding, head = cls._ends(module, weights)
+        norm = Norm(module.model.norm, weights)
+        # Of fine-tunes with the same layer both have the one object.
+        layers = tuple(
+            weights.one_of(DecoderLayer(layer, weights, row_ops)) for layer in module.model.layers
+        )
+        after = weights.by_digest
+        held = {digest: weight for digest, weight in after.items() if digest not in before}
+        return cls(embedding, head, norm, layers, held)
+
+    @staticmethod
+    def _ends(module: Any, weights: ModelWeights) -> tuple[Tensor, Linear]:
+        """Embedding and output head."""
+        embedding, head = module.model.embed_tokens.weight, module.lm_head
+        if head.weight is embedding:
+            return weights.embedding_and_head(embedding)
+        return weights.tensor(embedding), weights.linear([head])
+
+
 class DecoderModel:
     """`embed`, the layers, and `logits` of a loaded transformers model."""
 
     def __init__(
         self,
         module: Any,
+        parts: ModelParts,
         family: Family,
         max_model_len: int,
         weights: ModelWeights,
         row_ops: RowOps,
         deltas: Sequence[LayerDelta | None] = (),
     ) -> None:
-        """Takes the module apart: its parameters go to `weights`, and are released.
+        """`parts` are of a module like this one, and held by `weights`.
 
         `deltas` are what an adapter adds to each layer; none where the model is no adapter.
         """
@@ -158,15 +194,12 @@ class DecoderModel:
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self.weights = weights
-        self._embedding, self._head = self._ends(module, weights)
+        self._parts: ModelParts | None = parts
+        self._embedding, self._head, self._norm = parts.embedding, parts.head, parts.norm
         self.dtype = self._embedding.dtype
-        self._norm = Norm(module.model.norm, weights)
         self._row_ops = row_ops
         self.rotary = RotaryTable(module.model.rotary_emb, max_model_len, self.dtype, weights)
-        # Of fine-tunes with the same layer both have the one object.
-        self.layers = [
-            weights.one_of(DecoderLayer(layer, weights, row_ops)) for layer in module.model.layers
-        ]
+        self.layers = list(parts.layers)
         self._deltas = list(deltas)
         self.windows: tuple[Window, ...] = tuple(
             family.window(config, index) for index in range(len(self.layers))
@@ -174,14 +207,6 @@ class DecoderModel:
         self.num_heads = self.layers[0].num_heads
         self.num_kv_heads = self.layers[0].num_kv_heads
         self.head_dim = self.layers[0].head_dim
-
-    @staticmethod
-    def _ends(module: Any, weights: ModelWeights) -> tuple[Tensor, Linear]:
-        """Embedding and output head."""
-        embedding, head = module.model.embed_tokens.weight, module.lm_head
-        if head.weight is embedding:
-            return weights.embedding_and_head(embedding)
-        return weights.tensor(embedding), weights.linear([head])
 
     @property
     def num_layers(self) -> int:
@@ -192,8 +217,13 @@ class DecoderModel:
         delta = self._deltas[layer] if self._deltas else None
         return () if delta is None else (RowDelta(rows, delta),)
 
+    @property
+    def is_adapter(self) -> bool:
+        return bool(self._deltas)
+
     def take_apart(self) -> Iterator[None]:
         """Drops layers and weights one after the other; it can compute nothing any more."""
+        self._parts = None
         self._deltas.clear()
         while self.layers:
             self.layers.pop()

@@ -24,6 +24,11 @@ class PlainLinear:
         self._weight = weight
         self._bias = bias
 
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias."""
+        return self._weight, self._bias
+
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self._weight, self._bias)
 

@@ -1,6 +1,6 @@
 """From a checkpoint directory to a model whose layers can be run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from omniserve.adapter_checkpoint import AdapterSummary, inspect_adapter
 from omniserve.checkpoint import inspect_checkpoint
 from omniserve.errors import CheckpointError
 from omniserve.models.adapter_loading import adapter_bytes, read_deltas
-from omniserve.models.decoder import DecoderModel
+from omniserve.models.decoder import DecoderModel, ModelParts
 from omniserve.models.families import family_of
+from omniserve.models.kept_weights import RecalledWeights
 from omniserve.models.lora import LayerDelta
 from omniserve.models.rotary import check_rope
 from omniserve.models.row_ops import RowOps
@@ -56,14 +57,22 @@ class OpenedModel:
     module: Any
     """transformers' own, on the meta device."""
     weights: WeightMap
+    files: tuple[str, ...]
+    """Names of those that say what it computes."""
     adapter: AdapterSummary | None = None
     """What is added to the model, where it is the base of one."""
 
-    @property
-    def file_bytes(self) -> int:
-        """That are to be read."""
-        of_adapter = 0 if self.adapter is None else adapter_bytes(self.adapter)
-        return self.weights.file_bytes + of_adapter
+    def key(self) -> Hashable:
+        """Of its files as they are now: another one once any of them was written to or replaced;
+        None where they cannot be looked at."""
+        try:
+            found = [(self.path / name).stat() for name in self.files]
+        except OSError:
+            return None
+        return tuple(
+            (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+            for each in found
+        )
 
     @property
     def num_adapter_parameters(self) -> int:
@@ -92,11 +101,13 @@ def open_model(path: Path, config: Any, adapter: Path | None = None) -> OpenedMo
         name: tuple(parameter.shape)
         for name, parameter in module.named_parameters(remove_duplicate=False)
     }
+    tensors = inspect_checkpoint(path).tensors
     try:
-        weights = WeightMap(inspect_checkpoint(path).tensors, shapes, tied)
+        weights = WeightMap(tensors, shapes, tied)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return OpenedModel(path, config, module, weights, summary)
+    files = {"config.json", *(tensor.file for tensor in tensors.values())}
+    return OpenedModel(path, config, module, weights, tuple(sorted(files)), summary)
 
 
 def read_model(
@@ -110,13 +121,18 @@ def read_model(
     """Reads the weights and has `weights` lay them out for its device, a layer at a time.
 
     Beside the model itself, host memory for about one layer, or for the output head, is needed
-    meanwhile; for an accelerator that of the embedding too. May be called in any thread. What was
-    opened is used up.
+    meanwhile; for an accelerator that of the embedding too. Of an adapter whose base was read
+    already, for any model that is here, only its own file is read. May be called in any thread.
+    What was opened is used up.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
-    total = opened.file_bytes
+    key = (opened.key(), dtype, weights.device, weights.packed, type(row_ops))
+    # The layers, and all that belongs to them, of a base that is here already.
+    parts = None if opened.adapter is None else weights.store.parts.get(key)
+    total = opened.weights.file_bytes if parts is None else 0
+    total += 0 if opened.adapter is None else adapter_bytes(opened.adapter)
     done = 0
 
     def note(num_bytes: int) -> None:
@@ -131,8 +147,58 @@ def read_model(
         deltas = read_deltas(opened.adapter, weights, dtype, note)
     with torch.inference_mode(), WeightFiles(opened.path, note) as files:
         module = _Filled(opened, files, dtype)
+        if parts is None:
+            parts = ModelParts.of(module, weights, row_ops)
+            if key[0] is not None and opened.key() == key[0]:
+                parts = weights.store.parts.setdefault(key, parts)
+        else:
+            weights.hold(parts.held)
         family = family_of(opened.config)
-        return DecoderModel(module, family, max_model_len, weights, row_ops, deltas)
+        return DecoderModel(module, parts, family, max_model_len, weights, row_ops, deltas)
+
+
+def recall_model(
+    opened: OpenedModel, weights: RecalledWeights, max_model_len: int, row_ops: RowOps
+) -> DecoderModel:
+    """A model whose weights were kept while it slept; no file is read. As `read_model` otherwise.
+
+    The model is no adapter.
+    """
+    assert opened.adapter is None
+    with torch.inference_mode():
+        module, family = _Unfilled(opened, weights), family_of(opened.config)
+        parts = ModelParts.of(module, weights, row_ops)
+        model = DecoderModel(module, parts, family, max_model_len, weights, row_ops)
+    weights.release()
+    return model
+
+
+class _Unfilled:
+    """A module as `DecoderModel` takes it apart, whose parameters are nowhere."""
+
+    def __init__(self, opened: OpenedModel, weights: RecalledWeights) -> None:
+        self._module = opened.module
+        self.config = opened.config
+        self.model = opened.module.model
+        self.model.rotary_emb = _rotary_of(opened)
+        if weights.recalls_tied_head:
+            self._module.lm_head.weight = self.model.embed_tokens.weight
+        else:
+            shape = self._module.lm_head.weight
+            self._module.lm_head.weight = torch.nn.Parameter(shape.detach(), requires_grad=False)
+
+    def num_parameters(self) -> int:
+        return int(self._module.num_parameters())
+
+    @property
+    def lm_head(self) -> Any:
+        return self._module.lm_head
+
+
+def _rotary_of(opened: OpenedModel) -> Any:
+    """It has no weights: it is computed anew."""
+    with torch.device("cpu"):
+        return type(opened.module.model.rotary_emb)(opened.config)
 
 
 class _Filled:
@@ -144,13 +210,15 @@ class _Filled:
     def __init__(self, opened: OpenedModel, files: WeightFiles, dtype: torch.dtype) -> None:
         self._opened = opened
         self._module = opened.module
+        self._num_parameters = int(opened.module.num_parameters()) + opened.num_adapter_parameters
         self._files = files
         self._dtype = dtype
         self.config = opened.config
         self.model = _FilledBody(self)
 
     def num_parameters(self) -> int:
-        return int(self._module.num_parameters()) + self._opened.num_adapter_parameters
+        """Also when it is taken apart."""
+        return self._num_parameters
 
     @property
     def body(self) -> Any:
@@ -186,9 +254,7 @@ class _Filled:
         return module
 
     def rotary(self) -> Any:
-        """It has no weights: it is computed anew."""
-        with torch.device("cpu"):
-            return type(self.body.rotary_emb)(self.config)
+        return _rotary_of(self._opened)
 
 
 class _FilledBody:

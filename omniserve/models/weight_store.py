@@ -1,6 +1,6 @@
 """The weights of all models of a process, each of them once: what is equal is shared."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -12,7 +12,7 @@ from omniserve.models.linear import Linear, PlainLinear, fused_parameters, packe
 from omniserve.models.weight_digest import combined_digest, weight_digest
 
 if TYPE_CHECKING:
-    from omniserve.models.decoder import DecoderLayer
+    from omniserve.models.decoder import DecoderLayer, ModelParts
 
 _NO_BIAS = bytes(32)
 
@@ -34,6 +34,8 @@ class WeightStore:
     def __init__(self) -> None:
         self._weights: WeakValueDictionary[bytes, StoredWeight] = WeakValueDictionary()
         self._layers: WeakValueDictionary[Hashable, DecoderLayer] = WeakValueDictionary()
+        self.parts: WeakValueDictionary[Hashable, ModelParts] = WeakValueDictionary()
+        """What was made of checkpoints, by what they were read from and for."""
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -70,9 +72,12 @@ class ModelWeights:
         bytes before each weight that no other model has; it may raise what it likes."""
         self._require_room = require_room
         self.device = device
-        self._store = store
-        self._packed = packed
+        self.packed = packed
+        self.store = store
         self._held: dict[bytes, StoredWeight] = {}
+        self._order: list[bytes] = []
+        self.has_tied_head = False
+        """Whether the embedding is the output head as well."""
 
     @property
     def held(self) -> Iterable[StoredWeight]:
@@ -80,10 +85,24 @@ class ModelWeights:
         return self._held.values()
 
     @property
+    def by_digest(self) -> Mapping[bytes, StoredWeight]:
+        """Those that it holds now."""
+        return dict(self._held)
+
+    def hold(self, weights: Mapping[bytes, StoredWeight]) -> None:
+        """What another model holds already."""
+        self._held |= weights
+
+    @property
     def digests(self) -> tuple[bytes, ...]:
         """Of the held, in the order in which they were asked for first: equal for models whose
         weights are."""
         return tuple(self._held)
+
+    @property
+    def order(self) -> tuple[bytes, ...]:
+        """Digests in the order in which weights were asked for, some of them more than once."""
+        return tuple(self._order)
 
     def tensor(self, source: Tensor) -> Tensor:
         """A tensor on the device that equals `source`, which may be it: nobody may change it."""
@@ -106,9 +125,10 @@ class ModelWeights:
 
     def embedding_and_head(self, embedding: Tensor) -> tuple[Tensor, Linear]:
         """A tied output head beside the embedding, which must stay as it is."""
+        self.has_tied_head = True
         digest = weight_digest(embedding)
         weight = self._tensor(digest, embedding)
-        if not self._packed:
+        if not self.packed:
             return weight, PlainLinear(weight, None)
         return weight, self._linear([digest, _NO_BIAS], lambda: (weight, None))
 
@@ -124,7 +144,7 @@ class ModelWeights:
 
     def one_of(self, layer: "DecoderLayer") -> "DecoderLayer":
         """`layer`, or one of another model that computes the same with the same weights."""
-        return self._store.one_of(layer)
+        return self.store.one_of(layer)
 
     def take_apart(self) -> Iterator[None]:
         """Lets go of one weight after the other; the model's layers are gone already."""
@@ -149,12 +169,12 @@ class ModelWeights:
             weight, bias = parameters()
             num_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
             self._require_room(num_bytes)
-            if self._packed:
+            if self.packed:
                 return StoredWeight(packed_linear(weight, bias), num_bytes)
             bias = None if bias is None else bias.to(self.device)
             return StoredWeight(PlainLinear(weight.to(self.device), bias), num_bytes)
 
-        kind = f"{'packed' if self._packed else 'plain'} linear {self.device}"
+        kind = f"{'packed' if self.packed else 'plain'} linear {self.device}"
         value = self._hold(kind, parts, lay_out).value
         assert not isinstance(value, Tensor)
         return value
@@ -162,6 +182,9 @@ class ModelWeights:
     def _hold(
         self, kind: str, parts: list[bytes], make: Callable[[], StoredWeight]
     ) -> StoredWeight:
-        digest = combined_digest(kind, parts)
-        weight = self._held[digest] = self._store.find(digest, make)
+        return self._take(combined_digest(kind, parts), make)
+
+    def _take(self, digest: bytes, make: Callable[[], StoredWeight]) -> StoredWeight:
+        weight = self._held[digest] = self.store.find(digest, make)
+        self._order.append(digest)
         return weight
