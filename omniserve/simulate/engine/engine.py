@@ -258,6 +258,8 @@ class SimulatedEngine:
             # It may take longer than was predicted, so that somebody else would come late.
             claims.pop(standing.model, None)
             return now_s if self._inbox or claims or self._parked else inf
+        if self.kv_sharing.is_awaited:
+            return now_s
         if self._inbox:
             # Came while the step was laid out: whoever runs layers looks behind the first one.
             return now_s
