@@ -149,6 +149,20 @@ def test_an_adapter_has_a_base_whose_path_starts_at_the_file(
     assert load_config(write(tmp_path, again)) == config
 
 
+def test_the_example_of_three_models_leaves_memory_that_is_nobodys_floor() -> None:
+    config = load_config(DEMO.with_name("models.yaml"))
+    settings = config.engine_settings()
+    assert [model.name for model in settings.models] == ["chat", "support", "batch"]
+    assert [config.default_tier(model.name).name for model in settings.models] == [
+        *("interactive", "interactive", "batch")
+    ]
+    budget = settings.device.kv_bytes
+    assert budget is not None
+    floors = [model.device_kv_floor_bytes for model in settings.models]
+    assert floors == [64 << 20, 32 << 20, 0] and 96 << 20 <= budget - (96 << 20)
+    assert all(model.device_kv_bytes <= budget for model in settings.models)
+
+
 def test_what_is_shown_means_the_same_when_read_again(tmp_path: Path) -> None:
     config = load_config(DEMO)
     shown = config.model_dump(mode="json", exclude_none=True)
@@ -174,6 +188,7 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
         "max_waiting",
         "default_model",
         "demote_after_tokens",
+        "sleep_after_s",
     }
     assert "Checkpoint directory in Hugging Face layout" in text
 

@@ -94,7 +94,7 @@ def test_nobody_is_late_by_those_that_ride() -> None:
     for each in of_stream(joint, "chat"):
         assert each.ttft_s is not None and each.ttft_s <= 0.06
         assert each.tpot_s is not None and each.tpot_s <= 0.025
-    assert tokens_per_s(joint, "other") > 0.95 * tokens_per_s(alone, "other")
+    assert tokens_per_s(joint, "other") > 0.8 * tokens_per_s(alone, "other")
 
 
 def test_what_two_have_in_common_with_a_third_they_share() -> None:

@@ -7,7 +7,7 @@ from omniserve.simulate.engine.step import SimulatedStep
 from scheduler import StandingStep
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class BegunStep:
     """A step on the device, and what the policy knows of it."""
 

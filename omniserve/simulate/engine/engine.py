@@ -121,9 +121,8 @@ class SimulatedEngine:
 
     def _step(self) -> Iterator[None]:
         self._host.poll()
-        yield from self._waiting.until(
-            self._clock.now_s + self.kv_sharing.balance(self._drop_standing)
-        )
+        moving_s = self.kv_sharing.balance(self._drop_standing)
+        yield from self._waiting.until(self._clock.now_s + moving_s)
         is_alone = len(self.models) == 1 and not self._parked
         demands = {name: model.demand(is_alone=is_alone) for name, model in self.models.items()}
         has_work = False
@@ -154,21 +153,6 @@ class SimulatedEngine:
         # Otherwise what was left has just been let go of.
         if has_work:
             yield from self._await_others()
-
-    def _drop_standing(self, model: str) -> bool:
-        """Best-effort steps of the model that hold what latency-sensitive requests wait for are
-        not gone on with. Whether there was such a step."""
-        dropped = [
-            each
-            for each in self._parked
-            if each.standing.model == model
-            and each.may_be_dropped
-            and each.model.scheduler.memory.is_awaited(each.step.plan)
-        ]
-        for each in dropped:
-            self._parked = [other for other in self._parked if other is not each]
-            each.model.scheduler.drop(each.step.plan, self._clock.now_s)
-        return bool(dropped)
 
     def _begin(self, turn: Turn, claim: Claim | None) -> BegunStep | None:
         model = self.models[turn.model]
@@ -241,6 +225,9 @@ class SimulatedEngine:
             if runs_through:
                 continue
             self._receive_all()
+            if len(self.models) > 1:
+                moving_s = self.kv_sharing.hasten(self._drop_standing)
+                yield from self._waiting.until(self._clock.now_s + moving_s)
             if self._stands_back(standing):
                 running.park(self._clock.now_s)
                 self._parked.append(running)
@@ -249,6 +236,21 @@ class SimulatedEngine:
         if model.is_pipeline_full:
             yield from self._collect(model)
 
+    def _drop_standing(self, model: str) -> bool:
+        """As `omniserve.engine.stepping.Stepping` drops steps for the memory that they hold."""
+        dropped = [
+            each
+            for each in self._parked
+            if each.model.name == model
+            and not each.standing.is_urgent
+            and each.step.may_be_dropped
+            and each.model.scheduler.memory.is_awaited(each.step.plan)
+        ]
+        self._parked = [each for each in self._parked if each not in dropped]
+        for each in dropped:
+            each.model.drop(each.step)
+        return bool(dropped)
+
     def _next_look_s(self, standing: StandingStep) -> float:
         """When latency-sensitive work that is here already may become urgent."""
         claims, now_s = self._claims(), self._clock.now_s
@@ -256,6 +258,8 @@ class SimulatedEngine:
             # It may take longer than was predicted, so that somebody else would come late.
             claims.pop(standing.model, None)
             return now_s if self._inbox or claims or self._parked else inf
+        if self.kv_sharing.is_awaited:
+            return now_s
         if self._inbox:
             # Came while the step was laid out: whoever runs layers looks behind the first one.
             return now_s

@@ -36,14 +36,23 @@ class KvSharing:
         """Without a budget nothing moves."""
         self._clock = _WorkClock(clock)
         self.arbiter = KvArbiter(num_bytes, self._clock)
+        self._models: list[SimulatedModel] = []
 
     @property
     def num_bytes(self) -> int | None:
         """Of all models together; None where each has its own."""
         return None if self.arbiter.budget is None else self.arbiter.budget.num_bytes
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether latency-sensitive requests cannot go on before memory has moved."""
+        if self.num_bytes is None:
+            return False
+        return any(model.scheduler.memory.is_urgent_work_stuck for model in self._models)
+
     def add(self, model: SimulatedModel) -> None:
         """An expected model has its part."""
+        self._models.append(model)
         settings = model.scheduler.settings
         block_bytes = model.profile.kv_bytes_per_token * settings.block_size
         num_longest = -(-settings.max_model_len // settings.block_size)
@@ -51,8 +60,14 @@ class KvSharing:
         self.arbiter.add(model.name, holder, block_bytes, settings.num_blocks, num_longest)
 
     def balance(self, drop_standing: DropStanding = drop_nothing) -> float:
-        """Moves what should be moved now; returns the seconds that it takes."""
+        """Before a step: moves what should be moved now; returns the seconds that it takes."""
         self.arbiter.balance(drop_standing)
+        return self._clock.take_spent_s()
+
+    def hasten(self, drop_standing: DropStanding) -> float:
+        """Between two layers: moves what latency-sensitive requests wait for; returns as
+        `balance`."""
+        self.arbiter.hasten(drop_standing)
         return self._clock.take_spent_s()
 
 

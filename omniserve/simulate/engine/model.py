@@ -188,6 +188,11 @@ class SimulatedModel:
             step.lane_ids = self.lanes.end_step(step.lanes)
         self._in_flight.append(step)
 
+    def drop(self, step: SimulatedStep) -> None:
+        """It is not gone on with; its tokens are computed again."""
+        self.scheduler.drop(step.plan, self._clock.now_s)
+        self._settle()
+
     def collect(self) -> tuple[list[str], tuple[Request, ...]]:
         """The oldest step in flight is done: requests with a token more, and those that ended."""
         step = self._in_flight.popleft()

@@ -63,6 +63,11 @@ class SimulatedStep:
             to_layer - from_layer + 1
         )
 
+    @property
+    def may_be_dropped(self) -> bool:
+        """Whether no row of it is, or was, on the host."""
+        return self.lanes is None or not self.lanes.counts.any()
+
     def num_rows_at(self, layer: int) -> int:
         """That enter it."""
         num_rows = self.resident.num_decode_rows + self.resident.num_prefill_tokens
