@@ -6,7 +6,7 @@ while a step waits, so two steps never pass each other to and fro. Best-effort w
 that fit into what latency-sensitive requests can spare, as at ConServe's safepoints.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -129,12 +129,19 @@ def spare_s(claims: Iterable[Claim], now_s: float, *, by_decodes_only: bool = Fa
     return least_s
 
 
-def background_s(claims: Collection[Claim], now_s: float) -> float:
-    """Time for layers of a step without latency-sensitive rows; none while one of these waits for a
-    first token. Prompts that no step can bring nearer theirs claim nothing."""
-    if any(claim.awaits_first_token for claim in claims):
+def background_s(claims: Mapping[str, Claim], now_s: float, model: str) -> float:
+    """Time for layers of a step of `model` without latency-sensitive rows; none while a request
+    waits for a first token. Prompts that no step can bring nearer theirs claim nothing.
+
+    Decodes of its own model ask for no lead: best-effort requests that the step holds up could
+    otherwise be nowhere else meanwhile.
+    """
+    if any(claim.awaits_first_token for claim in claims.values()):
         return -inf
-    return spare_s(claims, now_s, by_decodes_only=True)
+    own = claims.get(model)
+    if own is not None and own.lead_s:
+        claims = {**claims, model: own._replace(lead_s=0.0)}
+    return spare_s(claims.values(), now_s, by_decodes_only=True)
 
 
 def gives_way(step: StandingStep, claim: Claim, now_s: float) -> bool:
@@ -181,7 +188,7 @@ def stands_back(
     a step's own model pass it only where it has no latency-sensitive rows.
     """
     if not step.is_urgent:
-        return background_s(claims.values(), now_s) < step.layer_s
+        return background_s(claims, now_s, step.model) < step.layer_s
     for model, claim in claims.items():
         if model == step.model:
             step.inherit(claim)

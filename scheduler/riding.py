@@ -59,7 +59,7 @@ def room_beside(
     num_rows = host.num_best_effort_rows
     if not claims:
         return Room(limits.all_rows - num_rows)
-    gap_s = background_s(claims.values(), now_s)
+    gap_s = background_s(claims, now_s, host.model)
     if gap_s == inf:
         return Room(limits.best_effort_beside_ls - num_rows)
     return Room(limits.all_rows - num_rows, gap_share * gap_s - host.riding_layer_s)

@@ -136,7 +136,7 @@ class ModelTurns:
         demands: Mapping[str, ModelDemand],
         now_s: float,
     ) -> Turn:
-        if background_s(claims.values(), now_s) >= background[0].layer_s:
+        if background_s(claims, now_s, background[0].model) >= background[0].layer_s:
             self._num_ls_turns = 0
             return Turn(background[0].model, background[0])
         # Where nothing is known of times, it is for a first token.

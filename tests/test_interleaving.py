@@ -180,17 +180,21 @@ def test_time_for_others_is_reckoned_over_all_that_are_due() -> None:
     assert spare_s(claims, 0.0) == pytest.approx(0.015)
     assert spare_s([], 0.0) == inf
     prompt = Claim(False, inf, 0.001)
-    assert background_s([*claims, prompt], 0.0) == pytest.approx(0.015)
-    assert background_s([Claim(True)], 0.0) == -inf
+    assert background_s(
+        dict(zip("abc", [*claims, prompt], strict=True)), 0.0, "d"
+    ) == pytest.approx(0.015)
+    assert background_s({"a": Claim(True)}, 0.0, "b") == -inf
 
 
 def test_best_effort_work_leaves_decodes_their_lead_and_nobody_else_is_held_up_by_it() -> None:
     claim = Claim(False, 0.03, step_s=0.02, lead_s=0.01)
-    assert spare_s([claim], 0.0) == background_s([claim], 0.0) == pytest.approx(0.02)
+    assert spare_s([claim], 0.0) == pytest.approx(0.02)
+    assert background_s({"a": claim}, 0.0, "b") == pytest.approx(0.02)
+    assert background_s({"a": claim}, 0.0, "a") == pytest.approx(0.03)
     # Prompts have none.
     beside_prompt = claim._replace(prompts_begin_by_s=0.015)
     assert spare_s([beside_prompt], 0.0) == pytest.approx(0.015)
-    assert background_s([beside_prompt], 0.0) == pytest.approx(0.02)
+    assert background_s({"a": beside_prompt}, 0.0, "b") == pytest.approx(0.02)
     assert not claim.is_hurried(0.025)
     assert claim.due_s == pytest.approx(0.05)
     background = begun("b", make_plan(be_s=0.1), 10, None)

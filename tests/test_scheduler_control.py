@@ -57,7 +57,7 @@ def test_decodes_keep_the_lead_before_other_models_that_they_keep_before_their_o
         clocked.step()
     later = clocked.scheduler.claim(clocked.now_s)
     assert later is not None
-    assert later.lead_s > 0.0 and background_s([later], clocked.now_s) > 0.0
+    assert later.lead_s > 0.0 and background_s({"m": later}, clocked.now_s, "other") > 0.0
 
 
 def test_where_nobody_came_lately_or_nothing_is_known_there_is_no_lead() -> None:

@@ -264,7 +264,7 @@ class SimulatedEngine:
             # Came while the step was laid out: whoever runs layers looks behind the first one.
             return now_s
         # Behind the next layer at once, where there is no time even for that.
-        spare_s = background_s(claims.values(), now_s) - standing.layer_s
+        spare_s = background_s(claims, now_s, standing.model) - standing.layer_s
         look_s = max(now_s, now_s + spare_s)
         for name in claims:
             lanes = self.models[name].lanes
