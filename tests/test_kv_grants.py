@@ -33,19 +33,21 @@ def budgets(draw: st.DrawFn) -> tuple[int, dict[str, KvClaims]]:
         left_of_floors, left_of_grants = left_of_floors - floor, left_of_grants - granted
         cached = draw(st.integers(0, granted))
         num_bytes = st.integers(0, 300)
+        wants = [draw(num_bytes) for _ in range(4)]
         models[name] = KvClaims(
             unit=unit,
             most=max(floor, draw(st.integers(1, 150)) * unit),
             floor=floor,
             granted=granted,
             cached=cached,
-            urgent_running=draw(num_bytes),
-            urgent_waiting=draw(num_bytes),
-            patient_running=draw(num_bytes),
-            patient_waiting=draw(num_bytes),
+            urgent_running=wants[0],
+            urgent_waiting=wants[1],
+            patient_running=wants[2],
+            patient_waiting=wants[3],
             urgent_since_s=draw(st.floats(0, 9)),
             patient_since_s=draw(st.floats(0, 9)),
-            idle_s=draw(st.sampled_from([0.0, 2.0, 100.0])),
+            # Whoever wants anything has work.
+            idle_s=0.0 if any(wants) else draw(st.sampled_from([0.0, 2.0, 100.0])),
         )
     return budget, models
 
