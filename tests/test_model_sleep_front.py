@@ -529,6 +529,26 @@ async def test_a_model_that_nobody_asked_for_has_its_time_from_when_the_engine_i
 
 
 @pytest.mark.asyncio
+async def test_a_model_that_came_has_its_time_whatever_its_name_was_used_for_before(
+    site: ModelSite, clock: Clock
+) -> None:
+    await with_tiers(site, clock, {**BATCH, "sleep_after_s": 30})
+    await site.models.sleep("demo")
+    held = hold_wakes(site, ConfigError("no memory"))
+    held.release.set()
+    with pytest.raises(EngineUnavailable):
+        await complete(site.service, request_of())
+    clock.now_s += 100
+    held.error = None
+    await site.models.load(WantedName("demo"))
+    site.models.idle.look()
+    assert site.states() == {"demo": "serving"}
+    clock.now_s += 31
+    site.models.idle.look()
+    assert site.states() == {"demo": "asleep"}
+
+
+@pytest.mark.asyncio
 async def test_models_fall_asleep_by_themselves_while_somebody_watches(site: ModelSite) -> None:
     tiers = [{**BATCH, "sleep_after_s": 0.05}]
     assert (await site.reload(site.demo, tiers=tiers)).is_accepted
