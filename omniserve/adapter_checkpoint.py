@@ -76,7 +76,7 @@ class AdapterSummary:
 
     def out_features(self, layer: int, projection: str) -> int:
         """Of the base."""
-        return _shapes(self.base)[_module(layer, projection)][0]
+        return self.base.tensors[f"{_module(layer, projection)}.weight"].shape[0]
 
 
 def inspect_files(path: str | os.PathLike[str], base: str | os.PathLike[str] | None) -> None:

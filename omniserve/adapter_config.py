@@ -3,6 +3,7 @@ projections of a base it means."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
@@ -126,6 +127,10 @@ class AdapterConfig:
             problem = error.args[0].decode(errors="replace")
             text = f"{self.path}: {key}: {expression!r:.80}: {problem:.200}"
             raise CheckpointError(text) from None
+        except UnicodeEncodeError:
+            # JSON has names for halves of characters.
+            problem = "holds half a character"
+            raise CheckpointError(f"{self.path}: {key}: {expression!r:.80}: {problem}") from None
         return compiled
 
     def _means(self, name: str, is_target: "_Matcher") -> bool:
@@ -207,9 +212,12 @@ def _rank(path: Path, key: str, value: object) -> int:
 
 
 def _alpha(path: Path, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise CheckpointError(f"{path}: {key} is {value!r:.80}, not a number")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float):
+        # A whole number of JSON may be larger than any float.
+        with suppress(OverflowError):
+            if isfinite(number := float(value)):
+                return number
+    raise CheckpointError(f"{path}: {key} is {value!r:.80}, not a number")
 
 
 def _pattern(path: Path, config: dict[str, Any], key: str, check: Any) -> dict[str, Any]:

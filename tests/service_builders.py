@@ -188,6 +188,8 @@ class ScriptedEngine:
     asleep: set[str] = field(default_factory=set)
     load_s: float = 0.0
     """What it says that loads took."""
+    digest: str = ""
+    """What it says of every model."""
     forgotten: list[str] = field(default_factory=list)
 
     @property
@@ -204,6 +206,7 @@ class ScriptedEngine:
             num_parameters=1,
             eos_token_ids=(0,),
             load_s=self.load_s,
+            digest=self.digest,
         )
         return {model.name: replace(info, name=model.name) for model in self.settings.models}
 

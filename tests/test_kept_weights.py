@@ -169,10 +169,16 @@ def test_where_host_memory_lacks_the_files_are_read(
     path = write_checkpoint(tmp_path / "m", arch="llama", preset="tiny", seed=3)
     settings = make_model_settings(Path(shutil.copytree(path, tmp_path / "copy")), name="m")
     run = Run(make_engine(settings, poll_arrivals=lambda: None))
-    monkeypatch.setattr(keeping, "available_bytes", lambda: 1000)
-    digest = sleep(run, "m").digest
-    assert "weights_not_kept" in [each.getMessage() for each in caplog.records]
-    assert isinstance(wake(run, settings, digest), Loaded)
+    for free_bytes in ([1000], [1 << 40, 1 << 40, 1000]):
+        # From the begin on, or since another one has taken it.
+        left = iter(free_bytes)
+        monkeypatch.setattr(keeping, "available_bytes", left.__next__)
+        caplog.clear()
+        digest = sleep(run, "m").digest
+        assert next(left, None) is None
+        assert "weights_not_kept" in [each.getMessage() for each in caplog.records]
+        assert len(run.engine._changes._kept._store._weights) == 0
+        assert isinstance(wake(run, settings, digest), Loaded)
     run.add("m", "best_effort")
     run.settle()
     run.check({"m": Oracle(path)})

@@ -12,6 +12,7 @@ from test_model_changes import Run, news_of
 
 from omniserve.engine.core import Engine
 from omniserve.engine.model_news import Loaded, Refused, Unloaded
+from omniserve.errors import ConfigError
 from omniserve.settings import (
     AsleepModel,
     DeviceSettings,
@@ -256,6 +257,31 @@ def test_a_wake_that_fails_leaves_its_floor_to_all(
     (path / "config.json").unlink()
     assert isinstance(wake(run, in_budget(path, 200_000), digest), Refused)
     assert budget.common_bytes == KV_BYTES - budget.floor_bytes("qwen3") > common_bytes
+
+
+def test_nothing_is_kept_for_a_model_that_finds_no_place_as_it_wakes(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (in_budget(checkpoints[name], 200_000) for name in ("qwen3", "llama"))
+    run, common_bytes = make_budget_engine(a, b)
+    budget = run.engine.kv_sharing.device.budget
+    assert budget is not None
+    digest = sleep(run, "llama").digest
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("others have the cores")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("omniserve.engine.core.require_place", refuse)
+        refused = wake(run, b, digest)
+    assert isinstance(refused, Refused) and refused.message == "others have the cores"
+    assert budget.common_bytes == KV_BYTES - budget.floor_bytes("qwen3") > common_bytes
+    # A model of its name finds all as it was before the first one came.
+    assert isinstance(wake(run, b, ""), Loaded)
+    assert budget.common_bytes == common_bytes
+    # One that is there has no part in what others are refused for its name.
+    assert isinstance(wake(run, b, ""), Refused)
+    assert budget.common_bytes == common_bytes and info_of(run, "llama")
 
 
 def test_an_engine_keeps_the_floors_of_models_that_it_never_loaded(

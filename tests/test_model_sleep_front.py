@@ -529,6 +529,26 @@ async def test_a_model_that_nobody_asked_for_has_its_time_from_when_the_engine_i
 
 
 @pytest.mark.asyncio
+async def test_a_model_that_came_has_its_time_whatever_its_name_was_used_for_before(
+    site: ModelSite, clock: Clock
+) -> None:
+    await with_tiers(site, clock, {**BATCH, "sleep_after_s": 30})
+    await site.models.sleep("demo")
+    held = hold_wakes(site, ConfigError("no memory"))
+    held.release.set()
+    with pytest.raises(EngineUnavailable):
+        await complete(site.service, request_of())
+    clock.now_s += 100
+    held.error = None
+    await site.models.load(WantedName("demo"))
+    site.models.idle.look()
+    assert site.states() == {"demo": "serving"}
+    clock.now_s += 31
+    site.models.idle.look()
+    assert site.states() == {"demo": "asleep"}
+
+
+@pytest.mark.asyncio
 async def test_models_fall_asleep_by_themselves_while_somebody_watches(site: ModelSite) -> None:
     tiers = [{**BATCH, "sleep_after_s": 0.05}]
     assert (await site.reload(site.demo, tiers=tiers)).is_accepted
@@ -555,8 +575,30 @@ def test_what_wakes_took_is_what_the_next_one_is_expected_to_take() -> None:
         forecast.note("a", wake_s)
     assert forecast.whole_s("a", 50.0) == 2.0
     assert forecast.whole_s("b", 50.0) == 50.0
-    forecast.forget("a")
-    assert forecast.whole_s("a", 50.0) == 50.0
+
+
+@pytest.mark.asyncio
+async def test_what_a_model_took_to_wake_says_nothing_of_the_next_one_of_its_name(
+    site: ModelSite, clock: Clock
+) -> None:
+    async def expected() -> str:
+        await site.models.sleep("demo")
+        held = hold_wakes(site)
+        waiting = asyncio.create_task(complete(site.service, request_of(request_id="w")))
+        await until(lambda: bool(held.begun))
+        clock.now_s += 40
+        held.release.set()
+        await waiting
+        return (await events_of(site, "w"))["model asleep"]
+
+    assert [await expected() for _ in range(2)] == [
+        f"it is expected to wake in {wake_s} s" for wake_s in ("0.0", "40.0")
+    ]
+    await site.models.unload("demo", None, force=False)
+    site.engine.load_script = None
+    await site.models.load(WantedName("demo"))
+    site.engine.digest, site.engine.load_s = "another", 7.0
+    assert await expected() == "it is expected to wake in 7.0 s"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def keeps_weights(device: torch.device) -> bool:
 
 
 class KeptModels:
-    """Of one engine. Models come here from threads, one at a time."""
+    """Of one engine. Models come here from threads, sometimes several at once."""
 
     def __init__(self) -> None:
         self._store = KeptStore()
@@ -46,7 +46,7 @@ class KeptModels:
         try:
             if lacking_bytes > free_bytes:
                 raise MemoryError
-            yield from self._store.keep(weights, kept)
+            yield from self._store.keep(weights, kept, _require_room)
         except (MemoryError, RuntimeError):
             # torch has no error of its own for host memory that cannot be had.
             log_event(
@@ -60,6 +60,12 @@ class KeptModels:
             )
             return
         self._models[name] = KeptModel(weights.order, kept, weights.has_tied_head)
+
+
+def _require_room(num_bytes: int) -> None:
+    """Before each weight: others take memory meanwhile, models that fall asleep as well."""
+    if num_bytes > available_bytes():
+        raise MemoryError
 
 
 class _Keeping:

@@ -169,6 +169,9 @@ class ModelLoads:
         # No await from here on: the engine has it, and so requests find it.
         standing = service.roster.get(config.name)
         assert standing is not None
+        if not load.was_served:
+            # Of another one that had its name.
+            service.model_requests.forget_uses(config.name)
         order = [each.name for each in service.roster]
         service.set_models(service.models.with_model(standing.config, served).ordered(order))
         service.roster.put(

@@ -16,16 +16,13 @@ class WakeForecast:
     def __init__(self) -> None:
         self._seconds: dict[str, deque[float]] = {}
 
-    def note(self, model: str, wake_s: float) -> None:
-        self._seconds.setdefault(model, deque(maxlen=_NUM_WAKES)).append(wake_s)
+    def note(self, digest: str, wake_s: float) -> None:
+        """`digest` is the model's, for another one of its name may take another time."""
+        self._seconds.setdefault(digest, deque(maxlen=_NUM_WAKES)).append(wake_s)
 
-    def forget(self, model: str) -> None:
-        """A model of this name may be another one from now on."""
-        self._seconds.pop(model, None)
-
-    def whole_s(self, model: str, load_s: float) -> float:
+    def whole_s(self, digest: str, load_s: float) -> float:
         """A wake from its begin; `load_s` is what the model's load took."""
-        seconds = self._seconds.get(model)
+        seconds = self._seconds.get(digest)
         return sum(seconds) / len(seconds) if seconds else load_s
 
 

@@ -75,7 +75,7 @@ class ModelWakes:
         """Until a model that is asleep, or waking, is awake, if it is woken now."""
         standing = self._service.roster.get(name)
         info = self._service.engine.models.get(name)
-        whole_s = self._forecast.whole_s(name, 0.0 if info is None else info.load_s)
+        whole_s = 0.0 if info is None else self._forecast.whole_s(info.digest, info.load_s)
         if standing is None or standing.state != "waking":
             return whole_s
         return left_s(whole_s, self._service.clock() - standing.since_s, standing.progress)
@@ -123,7 +123,9 @@ class ModelWakes:
         else:
             wake_s = task.result()
             self._num_deaths.pop(name, None)
-            self._forecast.note(name, wake_s)
+            info = self._service.engine.models.get(name)
+            if info is not None:
+                self._forecast.note(info.digest, wake_s)
             metrics.wakes.labels("awake").inc()
             metrics.wake_seconds.observe(wake_s)
             log_event(_logger, "model_awake", model=name, wake_s=round(wake_s, 3))
@@ -145,7 +147,6 @@ class ModelWakes:
         service = self._service
         is_expected = isinstance(error, OmniServeError)
         reason = str(error) if is_expected else type(error).__name__
-        self._forecast.forget(name)
         self._num_deaths.pop(name, None)
         standing = service.roster.get(name)
         if standing is None or standing.state != "waking":

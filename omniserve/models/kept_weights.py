@@ -73,11 +73,18 @@ class KeptStore:
             if digest not in self._weights
         )
 
-    def keep(self, weights: ModelWeights, into: dict[bytes, KeptWeight]) -> Iterator[None]:
-        """Copies one weight after the other."""
+    def keep(
+        self,
+        weights: ModelWeights,
+        into: dict[bytes, KeptWeight],
+        require_room: Callable[[int], None] = lambda num_bytes: None,
+    ) -> Iterator[None]:
+        """Copies one weight after the other; `require_room` is asked for so many bytes before each
+        that is not kept yet, and may raise what it likes."""
         for digest, stored in tuple(weights.by_digest.items()):
             kept = self._weights.get(digest)
             if kept is None:
+                require_room(stored.num_bytes)
                 kept = self._weights[digest] = KeptWeight.of(stored)
             into[digest] = kept
             yield
