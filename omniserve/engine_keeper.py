@@ -71,9 +71,11 @@ class EngineKeeper:
             reason = await self._run_one_process()
             healthy_s = self._user.healthy_s
             process, self.process = self.process, None
-            self._user.lost()
-            if process is not None:
-                await process.close()
+            try:
+                self._user.lost()
+            finally:
+                if process is not None:
+                    await process.close()
             if not self._user.was_ever_ready:
                 return reason
             delay_s = backoff.next_delay_s(healthy_s)
