@@ -9,8 +9,6 @@ from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import re2
-
 from omniserve.checkpoint import read_json
 from omniserve.errors import CheckpointError
 
@@ -119,6 +117,9 @@ class AdapterConfig:
         if len(expression) > _MAX_EXPRESSION_CHARS:
             problem = f"longer than {_MAX_EXPRESSION_CHARS} characters"
             raise CheckpointError(f"{self.path}: {key}: {problem}")
+        # An engine in somebody's own process does without, unless it has adapters.
+        import re2
+
         options = re2.Options()
         options.log_errors = False
         try:

@@ -6,9 +6,11 @@ from math import inf
 
 import msgspec
 import pytest
+from colocate_builders import make_cell
 from load_builders import raw_server, response
 from run_builders import make_request, make_run
 
+from omniserve.bench.colocate.goals import wait_goal
 from omniserve.bench.colocate.layer_waits import (
     LayerWaits,
     WaitCounts,
@@ -105,6 +107,18 @@ def test_words() -> None:
         "p99 at most 1 layers, at most 3 ms, of 100 steps; a layer takes 2.00 ms on average"
     )
     assert "more than 2 layers" in make_waits(make_counts(0, 0, 1)).text
+
+
+@pytest.mark.parametrize(
+    ("within", "num_steps", "verdicts"),
+    [((0, 99, 100), 100, [True]), ((0, 98, 100), 100, [False]), ((0, 0, 0), 0, [])],
+)
+def test_goal(within: tuple[int, ...], num_steps: int, verdicts: list[bool]) -> None:
+    """Of no steps nothing can be said."""
+    waits = make_waits(make_counts(*within, num_steps=num_steps))
+    cell = make_cell("control", (1.0, 300.0))
+    cell = replace(cell, windows=(replace(cell.windows[0], layer_waits=waits),))
+    assert [goal.is_met for goal in wait_goal("two models", cell)] == verdicts
 
 
 def test_a_window_keeps_them_through_a_file() -> None:

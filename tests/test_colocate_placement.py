@@ -46,6 +46,23 @@ def test_cores_and_priority_are_those_of_all_that_it_starts(tmp_path: Path) -> N
     assert group is None or group.endswith(f"nice {LEAST_NICE}\n")
 
 
+def test_a_kernel_that_is_told_too_often_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where several servers are started at one time."""
+    told: list[tuple[str, str]] = []
+
+    def write(path: Path, text: str) -> int:
+        told.append((str(path), text))
+        if len(told) < 3:
+            raise BlockingIOError
+        return len(text)
+
+    monkeypatch.setattr(Path, "write_text", write)
+    asyncio.run(Placement(nice=LEAST_NICE).tell_autogroup(7))
+    assert told == [("/proc/7/autogroup", str(LEAST_NICE))] * 3
+    asyncio.run(ANYWHERE.tell_autogroup(7))
+    assert len(told) == 3
+
+
 @pytest.mark.parametrize("placement", [ANYWHERE, Placement(nice=0)])
 def test_nothing_said_changes_nothing(tmp_path: Path, placement: Placement) -> None:
     lines, _ = asyncio.run(said_by(tmp_path, placement))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from omniserve.devices import cuda_memory
 from omniserve.devices.cuda_driver import CudaDriver
 from omniserve.devices.cuda_memory import open_memory, open_pages
 from omniserve.devices.device import Device
@@ -96,6 +97,17 @@ def test_a_device_without_virtual_memory_and_a_driver_without_the_calls_are_told
 def test_an_accelerator_without_shared_pages_refuses_the_key() -> None:
     with pytest.raises(ConfigError, match=r"^device\.kv_bytes: memory of a npu device cannot move"):
         Device(SimpleNamespace(type="npu"), "npu", 2).elastic_page_bytes()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("call", ["cuMemGetAllocationGranularity", "cuMemCreate"])
+def test_a_driver_that_fails_at_the_start_is_told_with_the_key(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(cuMemGetAllocationGranularity=GRANULARITY, cuMemCreate=1)
+    library.errors = {call: 801}
+    monkeypatch.setattr(cuda_memory, "CudaDriver", lambda index: CudaDriver(index, library))
+    with pytest.raises(ConfigError, match=rf"^device\.kv_bytes: .* \({call}: error 801\)"):
+        open_pages(8 * GRANULARITY, torch.device("cpu"))
 
 
 @pytest.mark.accelerator

@@ -163,3 +163,10 @@ def test_bootstrap_pins_a_supported_torch() -> None:
     assert found is not None
     (torch,) = (r for r in declared("options", "install_requires") if r.name == "torch")
     assert torch.specifier.contains(found[1])
+
+
+def test_an_engine_in_a_process_of_ones_own_needs_four_packages_alone() -> None:
+    """As the README says: torch, numpy, numba and transformers."""
+    daemons = ("fastapi", "grpc", "msgspec", "prometheus_client", "re2", "zmq")
+    code = f"import sys; sys.modules.update(dict.fromkeys({daemons})); import omniserve.engine.core"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

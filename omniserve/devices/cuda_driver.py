@@ -1,7 +1,7 @@
 """The virtual memory calls of the CUDA driver (its manual, section "Virtual Memory Management").
 
 Unproven on hardware: no CUDA machine has run this module. What is built on it is proven with a
-driver that keeps strict books instead (tests/test_device_pages.py).
+driver that keeps strict books instead (tests/test_virtual_memory.py).
 """
 
 import ctypes

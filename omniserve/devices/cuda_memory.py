@@ -25,18 +25,17 @@ def open_pages(num_bytes: int, device: torch.device) -> DevicePages:
     torch.empty(1, device=device)
     try:
         pages = DevicePages(CudaDriver(device.index or 0))
-    except OSError as error:
-        raise ConfigError(
-            f"device.kv_bytes: memory of this cuda device cannot move between models ({error}); "
-            "leave it out and give every model its device_kv_bytes"
-        ) from error
-    try:
         pages.create(num_bytes // pages.page_bytes)
     except OutOfDeviceMemory as error:
         free_bytes, _ = torch.cuda.mem_get_info(device)
         raise ConfigError(
             f"device.kv_bytes: the cuda device cannot allocate {num_bytes} bytes, "
             f"{free_bytes} are free; give less"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"device.kv_bytes: memory of this cuda device cannot move between models ({error}); "
+            "leave it out and give every model its device_kv_bytes"
         ) from error
     return pages
 

@@ -29,10 +29,14 @@ class GraphCapture(Protocol):
 class AcceleratorGraphs:
     """Graphs of a device whose torch module has them in CUDA's fashion."""
 
-    def __init__(self, module: ModuleType, graph_type: Callable[[], Any]) -> None:
-        """module: torch.cuda or one like it; graph_type: its class of graphs."""
+    def __init__(
+        self, module: ModuleType, graph_type: Callable[[], Any], **options: object
+    ) -> None:
+        """module: torch.cuda or one like it; graph_type: its class of graphs; options: of each
+        recording."""
         self._module: Any = module
         self._graph_type = graph_type
+        self._options = options
         # One pool for all: no two graphs run at once, and none reads what another left there.
         self._pool = self._module.graph_pool_handle()
 
@@ -44,7 +48,7 @@ class AcceleratorGraphs:
             work()
         self._module.current_stream().wait_stream(stream)
         graph = self._graph_type()
-        with self._module.graph(graph, pool=self._pool):
+        with self._module.graph(graph, pool=self._pool, **self._options):
             work()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -53,7 +57,10 @@ class AcceleratorGraphs:
 def graph_capture_for(device: torch.device) -> GraphCapture | None:
     """None where there is nothing to gain: a CPU runs what it is told at once."""
     if device.type == "cuda":
-        return AcceleratorGraphs(torch.cuda, torch.cuda.CUDAGraph)
+        # Threads that load a model or give one's memory back go on meanwhile. By default whatever
+        # they allocate would fail, and the recording with it.
+        mode = "thread_local"
+        return AcceleratorGraphs(torch.cuda, torch.cuda.CUDAGraph, capture_error_mode=mode)
     if device.type == "npu":
         from omniserve.devices import npu
 

@@ -66,9 +66,9 @@ def _of_scene(result: SceneResult, num_be: int) -> Iterator[GoalResult]:
 
 
 def wait_goal(title: str, own: Cell) -> Iterator[GoalResult]:
-    """Where a daemon served both of two models."""
+    """Where a daemon served both of two models, and some step could have waited."""
     waits = own.layer_waits
-    if waits is not None:
+    if waits is not None and waits.layers.num_steps:
         yield GoalResult(
             title,
             "LS wait behind layers of the other model, p99",

@@ -1,12 +1,13 @@
 """The share of the machine that a server is started with."""
 
-import contextlib
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 LEAST_NICE = 19
 """The kernel's lowest priority: of a core that others want, next to nothing."""
+_TRIES, _AGAIN_S = 50, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,19 @@ class Placement:
         if self.nice:
             os.nice(self.nice)
 
-    def tell_autogroup(self, process_id: int) -> None:
+    async def tell_autogroup(self, process_id: int) -> None:
         """A kernel that groups processes by session weighs these groups, whatever the processes in
-        them are told."""
-        if self.nice:
-            with contextlib.suppress(OSError):
+        them are told. From all but root it hears of one group in a tenth of a second."""
+        for _ in range(_TRIES if self.nice else 0):
+            try:
                 Path(f"/proc/{process_id}/autogroup").write_text(str(self.nice))
+            except BlockingIOError:
+                await asyncio.sleep(_AGAIN_S)
+            except OSError:
+                # A kernel that knows no such groups, or a process that has ended.
+                return
+            else:
+                return
 
 
 ANYWHERE = Placement()

@@ -65,8 +65,13 @@ class ServerProcess:
                 )
             except OSError as error:
                 raise ServerFailed(f"{name}: {command[0]}: {error.strerror}") from None
-        placement.tell_autogroup(process.pid)
-        return cls(name, process, log_path)
+        server = cls(name, process, log_path)
+        try:
+            await placement.tell_autogroup(process.pid)
+        except BaseException:
+            await server.stop()
+            raise
+        return server
 
     @property
     def log(self) -> str:

@@ -15,12 +15,6 @@ class BegunStep:
     step: SimulatedStep
     standing: StandingStep
 
-    @property
-    def may_be_dropped(self) -> bool:
-        """As in the engine: nobody waits for its tokens, and no row from the host has joined it."""
-        lanes = self.step.lanes
-        return not self.standing.is_urgent and (lanes is None or not lanes.counts.any())
-
     def pass_layers(self, num_layers: int, started_s: float) -> None:
         """So many more are done, the first of which began at `started_s` on the device."""
         self.model.pass_layers(self.step, num_layers, started_s)
