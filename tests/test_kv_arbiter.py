@@ -68,6 +68,10 @@ class Model:
     def granted_bytes(self) -> int:
         return self.memory.num_granted * self.block_bytes
 
+    @property
+    def running(self) -> list[Request]:
+        return [each for queue in self.scheduler._queues.running.values() for each in queue]
+
     def give_way(self, num_blocks: int) -> None:
         self.memory.give_way(num_blocks)
 
@@ -97,8 +101,8 @@ class Model:
         )
         return request_id
 
-    def begin(self) -> bool:
-        plan = self.scheduler.schedule()
+    def begin(self, *, latency_sensitive_only: bool = False) -> bool:
+        plan = self.scheduler.schedule(latency_sensitive_only=latency_sensitive_only)
         self.scheduler.take_copies()
         if plan is None:
             return False
@@ -206,6 +210,49 @@ def test_a_step_that_stands_is_dropped_for_a_latency_sensitive_request_of_anothe
     b.complete()
     run(arbiter, clock, a, b, num_steps=200)
     assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
+
+
+def test_where_a_step_is_dropped_nobody_lets_go_of_more_than_is_wanted() -> None:
+    """What others let go of before counts."""
+    arbiter, clock, a, b = make_pair((0, 480))
+    fill(arbiter, clock, a)
+    for number in range(10, 13):
+        name = a.add(LS, [number] * 16, 9)
+        # While one step samples, another one is for others alone.
+        a.scheduler._queues.by_id[name].needs_known_tokens = True
+    for _ in range(5):
+        a.step()
+    assert a.begin(latency_sensitive_only=True)
+    assert a.begin() and not a.plans[1].has_latency_sensitive
+    a.complete()
+    held = {each.request_id: len(each.block_ids) for each in a.running}
+    assert held == {"a7": 6, "a8": 5, "a9": 5, "a2": 6}
+    for number in range(2):
+        b.add(LS, [number] * 20, 4)
+    arbiter.balance(lambda name: name == "a" and a.drop_standing())
+    assert not a.plans and (a.granted_bytes, b.granted_bytes) == (480, 480)
+    assert [each.request_id for each in a.running] == ["a7", "a8"]
+    run(arbiter, clock, a, b, num_steps=200)
+    assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
+
+
+def test_a_request_that_was_to_let_go_goes_on_once_its_model_has_given_enough() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    assert a.begin()
+    b.add(LS, [1] * 20, 4)
+    arbiter.balance()
+    withheld = dict(a.scheduler._preemptor.yielding)
+    assert withheld
+    # Others end meanwhile, so that it need not.
+    for each in a.running:
+        if each.request_id not in withheld:
+            a.scheduler.abort(each.request_id)
+    a.complete()
+    arbiter.balance()
+    assert b.begin()
+    assert {each.request_id for each in a.running} == {*withheld}
+    assert a.begin() and {rows.request_id for rows in a.plans[0].rows} >= {*withheld}
 
 
 def test_amid_a_step_memory_moves_for_latency_sensitive_requests_alone() -> None:

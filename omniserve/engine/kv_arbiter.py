@@ -248,15 +248,14 @@ class KvArbiter:
             num_extents = (member.granted_bytes - targets[name]) // member.unit_bytes
             num_taken = self._take(member, num_extents, until_s)
             if num_taken < num_extents and self._clock() < until_s:
-                num_left = num_extents - num_taken
-                num_blocks = num_left * member.holder.memory.blocks_per_extent
-                member.holder.give_way(num_blocks)
-                if drop_standing(name):
-                    # Now those that were in its step can let go.
-                    member.holder.give_way(num_blocks)
-                member.is_yielding = True
-                num_taken += self._take(member, num_left, until_s)
-            elif member.is_yielding and num_extents <= 0:
+                _give_way(member, num_extents - num_taken)
+                was_dropped = drop_standing(name)
+                num_taken += self._take(member, num_extents - num_taken, until_s)
+                if was_dropped and num_taken < num_extents and self._clock() < until_s:
+                    # Now those that were in its step can let go, of what is still held.
+                    _give_way(member, num_extents - num_taken)
+                    num_taken += self._take(member, num_extents - num_taken, until_s)
+            if member.is_yielding and num_taken >= num_extents:
                 member.holder.give_way(0)
                 member.is_yielding = False
             if num_taken:
@@ -313,6 +312,12 @@ def _resting_claims(floor_bytes: int) -> KvClaims:
         patient_running=0,
         patient_waiting=0,
     )
+
+
+def _give_way(member: KvMember, num_extents: int) -> None:
+    """What requests hold of so many extents they are to let go."""
+    member.holder.give_way(num_extents * member.holder.memory.blocks_per_extent)
+    member.is_yielding = True
 
 
 def _is_patient(item: tuple[str, KvMember]) -> bool:
