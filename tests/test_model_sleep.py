@@ -18,6 +18,7 @@ from omniserve.settings import (
     EngineSettings,
     ModelInfo,
     ModelSettings,
+    PiggybackSettings,
 )
 from omniserve.synthetic.adapter import write_adapter
 from omniserve.synthetic.create import write_checkpoint
@@ -256,6 +257,22 @@ def test_a_wake_that_fails_leaves_its_floor_to_all(
     (path / "config.json").unlink()
     assert isinstance(wake(run, in_budget(path, 200_000), digest), Refused)
     assert budget.common_bytes == KV_BYTES - budget.floor_bytes("qwen3") > common_bytes
+
+
+def test_a_wake_that_finds_no_place_leaves_its_floor_to_all(checkpoints: dict[str, Path]) -> None:
+    """It is refused before anything is read."""
+    a, b = (in_budget(checkpoints[name], 200_000) for name in ("qwen3", "llama"))
+    run, common_bytes = make_budget_engine(a, b)
+    budget = run.engine.kv_sharing.device.budget
+    assert budget is not None
+    digest = sleep(run, "llama").digest
+    hungry = replace(b, piggyback=PiggybackSettings(1 << 20, host_attention_threads=9999))
+    refused = wake(run, hungry, digest)
+    assert isinstance(refused, Refused) and "cores that this process can spare" in refused.message
+    assert budget.common_bytes == KV_BYTES - budget.floor_bytes("qwen3") > common_bytes
+    # One of its name that comes later is a new one.
+    assert isinstance(wake(run, in_budget(checkpoints["llama"], 100_000), ""), Loaded)
+    assert 0 < budget.floor_bytes("llama") <= 100_000
 
 
 def test_an_engine_keeps_the_floors_of_models_that_it_never_loaded(

@@ -152,13 +152,16 @@ class ModelChanges:
     def _begin_next(self, is_there: Callable[[str], bool]) -> None:
         load = self._waiting.popleft()
         name = load.settings.name
+        if is_there(name):
+            error = ConfigError(f"models.{name}: there is a model of this name already")
+            self._news.append(_refused(load, error))
+            return
         try:
-            if is_there(name):
-                raise ConfigError(f"models.{name}: there is a model of this name already")
             self._placement.require_place(load.settings)
             self._kv_sharing.expect(load.settings)
         except ConfigError as error:
-            self._news.append(_refused(load, error))
+            # One that slept does not sleep on: what was kept for it goes as well.
+            self._take_back(load, error).give_back(self._kept.take(name))
             return
         self._load, self._said = load, None
         load.start(self._device, self._store, self._kv_sharing.budgets, self._kept.take(name))
