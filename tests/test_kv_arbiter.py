@@ -14,7 +14,7 @@ from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.errors import ConfigError
 from omniserve.settings import ModelSettings
 from scheduler import Objectives, Request, Scheduler, SchedulerSettings, ServiceClass, StepResult
-from scheduler.kv_memory import KvMemory
+from scheduler.kv_memory import KvDemand, KvMemory
 
 BLOCK_SIZE = 4
 BUDGET = 960
@@ -265,6 +265,48 @@ def test_amid_a_step_memory_moves_for_latency_sensitive_requests_alone() -> None
     b.add(LS, [1] * 20, 4)
     arbiter.hasten()
     assert b.begin(), "no step had to end before"
+
+
+def test_memory_moves_however_long_it_takes_to_reckon_who_gets_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reckon = KvMemory.demand
+    for move, service_class in (("balance", LS), ("balance", BE), ("hasten", LS)):
+        arbiter, clock, a, b = make_pair()
+        fill(arbiter, clock, a)
+        b.add(service_class, [1] * 20, 4)
+        clock.now_s += 1.0
+
+        def take_long(self: KvMemory, clock: Clock = clock) -> KvDemand:
+            clock.now_s += 0.02
+            return reckon(self)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(KvMemory, "demand", take_long)
+            getattr(arbiter, move)()
+        assert b.begin()
+        b.complete()
+
+
+def test_amid_a_step_two_thirds_of_the_time_are_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    arbiter, clock, a, b = make_pair((0, 0))
+    fill(arbiter, clock, a)
+    b.add(LS, [1] * 20, 4)
+    reckon, begun_s = KvMemory.demand, []
+
+    def take_long(self: KvMemory) -> KvDemand:
+        begun_s.append(clock.now_s)
+        clock.now_s += 0.02
+        return reckon(self)
+
+    monkeypatch.setattr(KvMemory, "demand", take_long)
+    for _ in range(100):
+        clock.now_s += 0.01
+        arbiter.hasten()
+    assert 3 < len(begun_s)
+    assert all(
+        later - before >= 0.1 for before, later in zip(begun_s[:-2:2], begun_s[2::2], strict=True)
+    )
 
 
 def test_no_step_is_dropped_for_best_effort_requests() -> None:

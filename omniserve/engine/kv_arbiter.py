@@ -19,7 +19,9 @@ _PATIENT_PERIOD_S = 0.01
 """Best-effort work alone moves memory no more often."""
 _IDLE_PERIOD_S = 0.5
 _HASTY_PAUSE_S = 2e-3
-"""Of a step's layers, between two slices amid them."""
+"""Of a step's layers, between two slices amid them; at least..."""
+_HASTY_PAUSES = 2
+"""...so many times what the one before took."""
 
 DropStanding = Callable[[str], bool]
 """Asked, where latency-sensitive requests wait for memory, to drop best-effort steps of a model
@@ -134,8 +136,7 @@ class KvArbiter:
                 return
         self._next_patient_s = now_s + _PATIENT_PERIOD_S
         self._next_idle_s = now_s + _IDLE_PERIOD_S
-        slice_s = _URGENT_SLICE_S if is_urgent else _SLICE_S
-        self._move(now_s, now_s + slice_s, drop_standing)
+        self._move(now_s, _URGENT_SLICE_S if is_urgent else _SLICE_S, drop_standing)
 
     def hasten(self, drop_standing: DropStanding = drop_nothing) -> None:
         """Between two layers of a step: moves what latency-sensitive requests wait for, which takes
@@ -148,11 +149,12 @@ class KvArbiter:
         now_s = self._clock()
         if now_s < self._next_hasty_s:
             return
-        is_stuck = self._move(now_s, now_s + _SLICE_S, drop_standing)
+        is_stuck = self._move(now_s, _SLICE_S, drop_standing)
+        done_s = self._clock()
         pause_s = _HASTY_PAUSE_S if is_stuck else _PATIENT_PERIOD_S
-        self._next_hasty_s = self._clock() + pause_s
+        self._next_hasty_s = done_s + max(pause_s, _HASTY_PAUSES * (done_s - now_s))
 
-    def _move(self, now_s: float, until_s: float, drop_standing: DropStanding) -> bool:
+    def _move(self, now_s: float, slice_s: float, drop_standing: DropStanding) -> bool:
         """Whether latency-sensitive requests lacked memory that their model is to have."""
         assert self.budget is not None
         is_overdue = self._is_overdue(now_s)
@@ -172,6 +174,8 @@ class KvArbiter:
             member.holder.memory.is_urgent_work_stuck and targets[name] > member.granted_bytes
             for name, member in self._members.items()
         )
+        # Reckoning takes time as well: with many requests it may be more than the slice.
+        until_s = self._clock() + slice_s
         self._shrink(targets, until_s, drop_standing if is_stuck else drop_nothing)
         self._grow(targets)
         return is_stuck
