@@ -72,8 +72,8 @@ class Model:
     def running(self) -> list[Request]:
         return [each for queue in self.scheduler._queues.running.values() for each in queue]
 
-    def give_way(self, num_blocks: int) -> None:
-        self.memory.give_way(num_blocks)
+    def give_way(self, num_extents: int) -> None:
+        self.memory.give_way(num_extents)
 
     def reserve_extents(self, extents: Sequence[int]) -> None:
         assert not self.pages & set(extents), "granted twice"
@@ -385,6 +385,28 @@ def test_room_is_kept_for_models_that_begin_asleep() -> None:
     arbiter.balance()
     add_to(arbiter, Model("b", 40))
     assert arbiter.budget.floor_bytes("b") == 240
+
+
+def test_extents_that_many_hold_in_part_are_vacated_at_once() -> None:
+    """Those that let go come back into what is free in extents that others hold: to ask the
+    youngest again and again would free none."""
+    clock = Clock()
+    arbiter = KvArbiter(1600, clock)
+    a, b = (Model(name, 10, 4, num_blocks=160, max_model_len=200) for name in "ab")
+    add_to(arbiter, a, 0)
+    add_to(arbiter, b, 800)
+    for number in range(6):
+        a.add(BE, [number] * 3, 190)
+    run(arbiter, clock, a, num_steps=60)
+    held_by = [{block_id // 4 for block_id in each.block_ids} for each in a.running]
+    assert sum(map(len, held_by)) > 2 * len(set.union(*held_by)), "they grow side by side"
+    for number in range(3):
+        b.add(LS, [number] * 150, 40)
+    arbiter.balance()
+    assert b.granted_bytes >= 3 * 38 * 10
+    before = a.scheduler.counts.num_preemptions
+    run(arbiter, clock, a, b, num_steps=10)
+    assert a.scheduler.counts.num_preemptions == before
 
 
 def test_memory_comes_back_when_the_load_does() -> None:

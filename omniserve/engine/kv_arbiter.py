@@ -320,7 +320,7 @@ def _resting_claims(floor_bytes: int) -> KvClaims:
 
 def _give_way(member: KvMember, num_extents: int) -> None:
     """What requests hold of so many extents they are to let go."""
-    member.holder.give_way(num_extents * member.holder.memory.blocks_per_extent)
+    member.holder.give_way(num_extents)
     member.is_yielding = True
 
 
