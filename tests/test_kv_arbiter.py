@@ -449,6 +449,28 @@ def test_a_model_without_work_gives_all_back_in_the_end() -> None:
     assert a.granted_bytes == 0 and a.pages == set()
 
 
+def test_what_there_was_no_time_to_give_back_goes_before_the_next_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    run(arbiter, clock, a, b, num_steps=100)
+    clock.now_s += 100.0
+    give_back = a.give_back_extents
+
+    def take_long(extents: Sequence[int]) -> None:
+        clock.now_s += 0.01
+        give_back(extents)
+
+    monkeypatch.setattr(a, "give_back_extents", take_long)
+    monkeypatch.setattr("omniserve.engine.kv_arbiter._PIECE_BYTES", 4 * 40)
+    num_granted = [a.granted_bytes // 40]
+    while num_granted[-1] and len(num_granted) < 10:
+        arbiter.balance()
+        num_granted.append(a.granted_bytes // 40)
+    assert num_granted == [23, 19, 15, 11, 7, 3, 0]
+
+
 def test_two_that_need_more_than_there_is_both_end() -> None:
     """Each holds what the other one needs; the younger one begins anew."""
     for service_class in ServiceClass:

@@ -178,6 +178,8 @@ class KvArbiter:
         until_s = self._clock() + slice_s
         self._shrink(targets, until_s, drop_standing if is_stuck else drop_nothing)
         self._grow(targets)
+        # What there was no time for is gone on with before the next step.
+        self._is_owed |= self._clock() >= until_s
         return is_stuck
 
     def stats(self, model: str) -> KvShareStats | None:
