@@ -166,6 +166,20 @@ class BlockManager:
         released.update(block_ids)
         return sum(released[block_id] == self._ref_counts[block_id] for block_id in block_ids)
 
+    def extents_freed(self, block_ids: Sequence[int], released: "Counter[int]") -> set[int]:
+        """Extents of which nobody would hold a block any more, were this table freed after those
+        in `released`; adds it."""
+        released.update(block_ids)
+        at_once, blocks_of = self._plain_free.extent_blocks, self._plain_free.blocks_of
+        freed = {each // at_once for each in block_ids if released[each] == self._ref_counts[each]}
+        if at_once == 1:
+            return freed
+        return {
+            extent
+            for extent in freed
+            if all(released[each] == self._ref_counts[each] for each in blocks_of(extent))
+        }
+
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
         """Raise IntegrityError unless `owners`, all block tables alive, explain every reference."""
         held: Counter[int] = Counter()

@@ -79,9 +79,10 @@ class ElasticHostBlocks:
         """Have so many extents less, or as many as nobody holds; which ones."""
         return self._books.withdraw(num_extents)
 
-    def count_freed(self, block_ids: Sequence[int], released: "Counter[int]") -> int:
-        """Blocks that would become free with this table, after those in `released`; adds it."""
-        return self._books.count_freed(block_ids, released)
+    def extents_freed(self, block_ids: Sequence[int], released: "Counter[int]") -> set[int]:
+        """Extents of which nobody would hold a block any more, were this table freed after those
+        in `released`; adds it."""
+        return self._books.extents_freed(block_ids, released)
 
     def check_integrity(self, tables: Iterable[Sequence[int]] | None = None) -> None:
         if tables is not None:

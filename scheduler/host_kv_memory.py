@@ -88,10 +88,10 @@ class HostKvMemory:
     def note_spare(self, num_blocks: int) -> None:
         """Nobody asks: what is lacked on the host is asked for beforehand."""
 
-    def give_way(self, num_blocks: int) -> None:
-        """Let offloaded requests let go of so many blocks, now or at their next token; 0 takes back
-        what was asked for before."""
-        self._yielder.give_way(num_blocks, self._blocks)
+    def give_way(self, num_extents: int) -> None:
+        """Let offloaded requests let go of so many extents, now or at their next token; 0 takes
+        back what was asked for before."""
+        self._yielder.give_way(num_extents, self._blocks)
 
     def _num_to_come(self) -> int:
         """That offloaded requests lack to their ends, and those that may join them need."""

@@ -32,5 +32,10 @@ class HostStay:
     """Once the copy under way has landed, the request is to be computed again from its start."""
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether its blocks are let go of once the copy under way has landed."""
+        return self.phase is Phase.SWAPPING_IN or self.is_cancelled
+
+    @property
     def is_copying(self) -> bool:
         return self.phase in (Phase.SWAPPING_OUT, Phase.SWAPPING_IN)

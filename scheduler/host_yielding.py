@@ -1,15 +1,15 @@
 """Offloaded requests that let go of the host's memory for other models."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from scheduler.elastic_host_blocks import ElasticHostBlocks
-from scheduler.host_stay import Phase
+from scheduler.host_stay import HostStay, Phase
 from scheduler.piggyback import Piggyback
 from scheduler.queues import RequestQueues
 from scheduler.request import Request, Status
 from scheduler.returning import Returner
 from scheduler.timeline import Reason
+from scheduler.vacating import holders_to_vacate
 
 
 class HostYielder:
@@ -23,21 +23,16 @@ class HostYielder:
         self._yielding: dict[str, Request] = {}
         """Those that are in the lanes, or on their way to the host."""
 
-    def give_way(self, num_blocks: int, blocks: ElasticHostBlocks) -> None:
-        """Let go of so many held blocks: those of requests at a token boundary now, of others when
-        they get there, unless it is asked for less by then."""
+    def give_way(self, num_extents: int, blocks: ElasticHostBlocks) -> None:
+        """Let go of all blocks of so many extents: those of requests at a token boundary now, of
+        others when they get there, unless it is asked for less by then."""
         self._yielding.clear()
-        released: Counter[int] = Counter()
-        num_freed = sum(blocks.count_freed(table, released) for table in self._freeing_tables())
-        for victim in list(reversed(self._queues.offloaded)):
-            if num_freed >= num_blocks:
-                return
-            stay = victim.stay
-            assert stay is not None
-            if stay.phase is Phase.SWAPPING_IN or stay.is_cancelled:
-                continue
-            num_freed += blocks.count_freed(stay.block_ids, released)
-            if stay.phase is Phase.AT_BOUNDARY:
+        offloaded = reversed(self._queues.offloaded)
+        staying = [request for request in offloaded if not _stay(request).is_leaving]
+        for victim in holders_to_vacate(
+            blocks, num_extents, self._freeing_tables(), staying, lambda each: _stay(each).block_ids
+        ):
+            if victim.phase is Phase.AT_BOUNDARY:
                 self._yield(victim)
             else:
                 self._yielding[victim.request_id] = victim
@@ -62,6 +57,10 @@ class HostYielder:
             stay = request.stay
             if stay is None:
                 continue
-            is_leaving = stay.phase is Phase.SWAPPING_IN or stay.is_cancelled
-            if is_leaving or request.status is Status.FINISHED:
+            if stay.is_leaving or request.status is Status.FINISHED:
                 yield stay.block_ids
+
+
+def _stay(request: Request) -> HostStay:
+    assert request.stay is not None
+    return request.stay

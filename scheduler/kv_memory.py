@@ -139,11 +139,11 @@ class KvMemory:
         """So many blocks more it would be granted at once, if it wanted them."""
         self._residency.num_spare_blocks = num_blocks
 
-    def give_way(self, num_blocks: int) -> None:
-        """Let requests let go of so many blocks, now or as plans in flight complete and copies to
+    def give_way(self, num_extents: int) -> None:
+        """Let requests let go of so many extents, now or as plans in flight complete and copies to
         the host land; 0 takes back what was asked for before."""
         self._note_change()
-        self._preemptor.give_way(num_blocks)
+        self._preemptor.give_way(num_extents)
 
     def is_awaited(self, plan: StepPlan) -> bool:
         """Whether requests that were told to `give_way` can do so once this plan is over."""

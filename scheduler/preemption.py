@@ -11,6 +11,7 @@ from scheduler.queues import RequestQueues
 from scheduler.request import Request, ServiceClass, Status
 from scheduler.residency import Residency
 from scheduler.timeline import Event, Reason
+from scheduler.vacating import holders_to_vacate
 
 
 class Room(Enum):
@@ -108,29 +109,29 @@ class Preemptor:
         self._unreported_ids.pop(request.request_id, None)
         self.yielding.pop(request.request_id, None)
 
-    def give_way(self, num_blocks: int) -> None:
-        """Let go of so many held blocks for other models, as far as their holders are idle.
+    def give_way(self, num_extents: int) -> None:
+        """Let go of all blocks of so many extents for other models, as far as holders are idle.
 
         Best-effort requests yield before latency-sensitive ones, the youngest first. Those in
         flight get no more rows and yield when it is asked for again, unless it is 0 by then.
         """
         self.yielding.clear()
         self._offloader.send_departing()
-        released: Counter[int] = Counter()
         draining = [each for each in self._queues.draining.values() if each.num_plans_in_flight]
         freeing = [*self._offloader.freeing_requests(), *draining]
-        num_freed = count_freed(freeing, self._residency.blocks, released)
-        for service_class in (ServiceClass.BEST_EFFORT, ServiceClass.LATENCY_SENSITIVE):
-            for victim in list(reversed(self._queues.running[service_class])):
-                if num_freed >= num_blocks:
-                    return
-                if victim.request_id in self._offloader.departing:
-                    continue
-                num_freed += self._residency.blocks.count_freed(victim.block_ids, released)
-                if not victim.num_plans_in_flight:
-                    self._evict(victim, Reason.OTHER_MODEL)
-                elif not self._offloader.send_away(victim, Reason.OTHER_MODEL):
-                    self.yielding[victim.request_id] = victim
+        staying = [
+            request
+            for service_class in (ServiceClass.BEST_EFFORT, ServiceClass.LATENCY_SENSITIVE)
+            for request in reversed(self._queues.running[service_class])
+            if request.request_id not in self._offloader.departing
+        ]
+        for victim in holders_to_vacate(
+            self._residency.blocks, num_extents, map(_table, freeing), staying, _table
+        ):
+            if not victim.num_plans_in_flight:
+                self._evict(victim, Reason.OTHER_MODEL)
+            elif not self._offloader.send_away(victim, Reason.OTHER_MODEL):
+                self.yielding[victim.request_id] = victim
 
     def is_awaited(self, plan: StepPlan) -> bool:
         """Whether requests that are to let go of what they hold can do so once this plan, which is
@@ -244,6 +245,10 @@ class Preemptor:
             self._queues.preempt(victim)
             self._unreported_ids[victim.request_id] = None
             self._just_preempted_ids.add(victim.request_id)
+
+
+def _table(request: Request) -> list[int]:
+    return request.block_ids
 
 
 def _why_yields(victim: Request, request: Request) -> Reason:

@@ -74,8 +74,8 @@ class Sharer:
     def used_bytes(self) -> int:
         return self.blocks.num_used_blocks * self.block_bytes
 
-    def give_way(self, num_blocks: int) -> None:
-        self.memory.give_way(num_blocks)
+    def give_way(self, num_extents: int) -> None:
+        self.memory.give_way(num_extents)
         self.simulation.begin_copies()
 
     def reserve_extents(self, extents: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from omniserve.engine.kv_arbiter import KvArbiter
 from omniserve.errors import ConfigError
 from omniserve.settings import ModelSettings
 from scheduler import Objectives, Request, Scheduler, SchedulerSettings, ServiceClass, StepResult
-from scheduler.kv_memory import KvMemory
+from scheduler.kv_memory import KvDemand, KvMemory
 
 BLOCK_SIZE = 4
 BUDGET = 960
@@ -68,8 +68,12 @@ class Model:
     def granted_bytes(self) -> int:
         return self.memory.num_granted * self.block_bytes
 
-    def give_way(self, num_blocks: int) -> None:
-        self.memory.give_way(num_blocks)
+    @property
+    def running(self) -> list[Request]:
+        return [each for queue in self.scheduler._queues.running.values() for each in queue]
+
+    def give_way(self, num_extents: int) -> None:
+        self.memory.give_way(num_extents)
 
     def reserve_extents(self, extents: Sequence[int]) -> None:
         assert not self.pages & set(extents), "granted twice"
@@ -97,8 +101,8 @@ class Model:
         )
         return request_id
 
-    def begin(self) -> bool:
-        plan = self.scheduler.schedule()
+    def begin(self, *, latency_sensitive_only: bool = False) -> bool:
+        plan = self.scheduler.schedule(latency_sensitive_only=latency_sensitive_only)
         self.scheduler.take_copies()
         if plan is None:
             return False
@@ -208,6 +212,49 @@ def test_a_step_that_stands_is_dropped_for_a_latency_sensitive_request_of_anothe
     assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
 
 
+def test_where_a_step_is_dropped_nobody_lets_go_of_more_than_is_wanted() -> None:
+    """What others let go of before counts."""
+    arbiter, clock, a, b = make_pair((0, 480))
+    fill(arbiter, clock, a)
+    for number in range(10, 13):
+        name = a.add(LS, [number] * 16, 9)
+        # While one step samples, another one is for others alone.
+        a.scheduler._queues.by_id[name].needs_known_tokens = True
+    for _ in range(5):
+        a.step()
+    assert a.begin(latency_sensitive_only=True)
+    assert a.begin() and not a.plans[1].has_latency_sensitive
+    a.complete()
+    held = {each.request_id: len(each.block_ids) for each in a.running}
+    assert held == {"a7": 6, "a8": 5, "a9": 5, "a2": 6}
+    for number in range(2):
+        b.add(LS, [number] * 20, 4)
+    arbiter.balance(lambda name: name == "a" and a.drop_standing())
+    assert not a.plans and (a.granted_bytes, b.granted_bytes) == (480, 480)
+    assert [each.request_id for each in a.running] == ["a7", "a8"]
+    run(arbiter, clock, a, b, num_steps=200)
+    assert not a.scheduler.has_unfinished and not b.scheduler.has_unfinished
+
+
+def test_a_request_that_was_to_let_go_goes_on_once_its_model_has_given_enough() -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    assert a.begin()
+    b.add(LS, [1] * 20, 4)
+    arbiter.balance()
+    withheld = dict(a.scheduler._preemptor.yielding)
+    assert withheld
+    # Others end meanwhile, so that it need not.
+    for each in a.running:
+        if each.request_id not in withheld:
+            a.scheduler.abort(each.request_id)
+    a.complete()
+    arbiter.balance()
+    assert b.begin()
+    assert {each.request_id for each in a.running} == {*withheld}
+    assert a.begin() and {rows.request_id for rows in a.plans[0].rows} >= {*withheld}
+
+
 def test_amid_a_step_memory_moves_for_latency_sensitive_requests_alone() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)
@@ -218,6 +265,48 @@ def test_amid_a_step_memory_moves_for_latency_sensitive_requests_alone() -> None
     b.add(LS, [1] * 20, 4)
     arbiter.hasten()
     assert b.begin(), "no step had to end before"
+
+
+def test_memory_moves_however_long_it_takes_to_reckon_who_gets_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reckon = KvMemory.demand
+    for move, service_class in (("balance", LS), ("balance", BE), ("hasten", LS)):
+        arbiter, clock, a, b = make_pair()
+        fill(arbiter, clock, a)
+        b.add(service_class, [1] * 20, 4)
+        clock.now_s += 1.0
+
+        def take_long(self: KvMemory, clock: Clock = clock) -> KvDemand:
+            clock.now_s += 0.02
+            return reckon(self)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(KvMemory, "demand", take_long)
+            getattr(arbiter, move)()
+        assert b.begin()
+        b.complete()
+
+
+def test_amid_a_step_two_thirds_of_the_time_are_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    arbiter, clock, a, b = make_pair((0, 0))
+    fill(arbiter, clock, a)
+    b.add(LS, [1] * 20, 4)
+    reckon, begun_s = KvMemory.demand, []
+
+    def take_long(self: KvMemory) -> KvDemand:
+        begun_s.append(clock.now_s)
+        clock.now_s += 0.02
+        return reckon(self)
+
+    monkeypatch.setattr(KvMemory, "demand", take_long)
+    for _ in range(100):
+        clock.now_s += 0.01
+        arbiter.hasten()
+    assert 3 < len(begun_s)
+    assert all(
+        later - before >= 0.1 for before, later in zip(begun_s[:-2:2], begun_s[2::2], strict=True)
+    )
 
 
 def test_no_step_is_dropped_for_best_effort_requests() -> None:
@@ -298,6 +387,28 @@ def test_room_is_kept_for_models_that_begin_asleep() -> None:
     assert arbiter.budget.floor_bytes("b") == 240
 
 
+def test_extents_that_many_hold_in_part_are_vacated_at_once() -> None:
+    """Those that let go come back into what is free in extents that others hold: to ask the
+    youngest again and again would free none."""
+    clock = Clock()
+    arbiter = KvArbiter(1600, clock)
+    a, b = (Model(name, 10, 4, num_blocks=160, max_model_len=200) for name in "ab")
+    add_to(arbiter, a, 0)
+    add_to(arbiter, b, 800)
+    for number in range(6):
+        a.add(BE, [number] * 3, 190)
+    run(arbiter, clock, a, num_steps=60)
+    held_by = [{block_id // 4 for block_id in each.block_ids} for each in a.running]
+    assert sum(map(len, held_by)) > 2 * len(set.union(*held_by)), "they grow side by side"
+    for number in range(3):
+        b.add(LS, [number] * 150, 40)
+    arbiter.balance()
+    assert b.granted_bytes >= 3 * 38 * 10
+    before = a.scheduler.counts.num_preemptions
+    run(arbiter, clock, a, b, num_steps=10)
+    assert a.scheduler.counts.num_preemptions == before
+
+
 def test_memory_comes_back_when_the_load_does() -> None:
     arbiter, clock, a, b = make_pair()
     fill(arbiter, clock, a)
@@ -336,6 +447,28 @@ def test_a_model_without_work_gives_all_back_in_the_end() -> None:
     clock.now_s += 100
     arbiter.balance()
     assert a.granted_bytes == 0 and a.pages == set()
+
+
+def test_what_there_was_no_time_to_give_back_goes_before_the_next_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arbiter, clock, a, b = make_pair()
+    fill(arbiter, clock, a)
+    run(arbiter, clock, a, b, num_steps=100)
+    clock.now_s += 100.0
+    give_back = a.give_back_extents
+
+    def take_long(extents: Sequence[int]) -> None:
+        clock.now_s += 0.01
+        give_back(extents)
+
+    monkeypatch.setattr(a, "give_back_extents", take_long)
+    monkeypatch.setattr("omniserve.engine.kv_arbiter._PIECE_BYTES", 4 * 40)
+    num_granted = [a.granted_bytes // 40]
+    while num_granted[-1] and len(num_granted) < 10:
+        arbiter.balance()
+        num_granted.append(a.granted_bytes // 40)
+    assert num_granted == [23, 19, 15, 11, 7, 3, 0]
 
 
 def test_two_that_need_more_than_there_is_both_end() -> None:

@@ -30,11 +30,11 @@ class HostModelKv:
         assert memory is not None
         return memory
 
-    def give_way(self, num_blocks: int) -> None:
-        """Lets offloaded requests let go of so many blocks; copies to the device that this takes
+    def give_way(self, num_extents: int) -> None:
+        """Lets offloaded requests let go of so many extents; copies to the device that this takes
         begin."""
         self._runtime.scheduler.journal.advance(self._clock())
-        self.memory.give_way(num_blocks)
+        self.memory.give_way(num_extents)
         piggyback = self._runtime.piggyback
         if piggyback is not None:
             piggyback.begin_copies()

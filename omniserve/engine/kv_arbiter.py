@@ -19,7 +19,9 @@ _PATIENT_PERIOD_S = 0.01
 """Best-effort work alone moves memory no more often."""
 _IDLE_PERIOD_S = 0.5
 _HASTY_PAUSE_S = 2e-3
-"""Of a step's layers, between two slices amid them."""
+"""Of a step's layers, between two slices amid them; at least..."""
+_HASTY_PAUSES = 2
+"""...so many times what the one before took."""
 
 DropStanding = Callable[[str], bool]
 """Asked, where latency-sensitive requests wait for memory, to drop best-effort steps of a model
@@ -134,8 +136,7 @@ class KvArbiter:
                 return
         self._next_patient_s = now_s + _PATIENT_PERIOD_S
         self._next_idle_s = now_s + _IDLE_PERIOD_S
-        slice_s = _URGENT_SLICE_S if is_urgent else _SLICE_S
-        self._move(now_s, now_s + slice_s, drop_standing)
+        self._move(now_s, _URGENT_SLICE_S if is_urgent else _SLICE_S, drop_standing)
 
     def hasten(self, drop_standing: DropStanding = drop_nothing) -> None:
         """Between two layers of a step: moves what latency-sensitive requests wait for, which takes
@@ -148,11 +149,12 @@ class KvArbiter:
         now_s = self._clock()
         if now_s < self._next_hasty_s:
             return
-        is_stuck = self._move(now_s, now_s + _SLICE_S, drop_standing)
+        is_stuck = self._move(now_s, _SLICE_S, drop_standing)
+        done_s = self._clock()
         pause_s = _HASTY_PAUSE_S if is_stuck else _PATIENT_PERIOD_S
-        self._next_hasty_s = self._clock() + pause_s
+        self._next_hasty_s = done_s + max(pause_s, _HASTY_PAUSES * (done_s - now_s))
 
-    def _move(self, now_s: float, until_s: float, drop_standing: DropStanding) -> bool:
+    def _move(self, now_s: float, slice_s: float, drop_standing: DropStanding) -> bool:
         """Whether latency-sensitive requests lacked memory that their model is to have."""
         assert self.budget is not None
         is_overdue = self._is_overdue(now_s)
@@ -172,8 +174,12 @@ class KvArbiter:
             member.holder.memory.is_urgent_work_stuck and targets[name] > member.granted_bytes
             for name, member in self._members.items()
         )
+        # Reckoning takes time as well: with many requests it may be more than the slice.
+        until_s = self._clock() + slice_s
         self._shrink(targets, until_s, drop_standing if is_stuck else drop_nothing)
         self._grow(targets)
+        # What there was no time for is gone on with before the next step.
+        self._is_owed |= self._clock() >= until_s
         return is_stuck
 
     def stats(self, model: str) -> KvShareStats | None:
@@ -248,15 +254,14 @@ class KvArbiter:
             num_extents = (member.granted_bytes - targets[name]) // member.unit_bytes
             num_taken = self._take(member, num_extents, until_s)
             if num_taken < num_extents and self._clock() < until_s:
-                num_left = num_extents - num_taken
-                num_blocks = num_left * member.holder.memory.blocks_per_extent
-                member.holder.give_way(num_blocks)
-                if drop_standing(name):
-                    # Now those that were in its step can let go.
-                    member.holder.give_way(num_blocks)
-                member.is_yielding = True
-                num_taken += self._take(member, num_left, until_s)
-            elif member.is_yielding and num_extents <= 0:
+                _give_way(member, num_extents - num_taken)
+                was_dropped = drop_standing(name)
+                num_taken += self._take(member, num_extents - num_taken, until_s)
+                if was_dropped and num_taken < num_extents and self._clock() < until_s:
+                    # Now those that were in its step can let go, of what is still held.
+                    _give_way(member, num_extents - num_taken)
+                    num_taken += self._take(member, num_extents - num_taken, until_s)
+            if member.is_yielding and num_taken >= num_extents:
                 member.holder.give_way(0)
                 member.is_yielding = False
             if num_taken:
@@ -313,6 +318,12 @@ def _resting_claims(floor_bytes: int) -> KvClaims:
         patient_running=0,
         patient_waiting=0,
     )
+
+
+def _give_way(member: KvMember, num_extents: int) -> None:
+    """What requests hold of so many extents they are to let go."""
+    member.holder.give_way(num_extents)
+    member.is_yielding = True
 
 
 def _is_patient(item: tuple[str, KvMember]) -> bool:

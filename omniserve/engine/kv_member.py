@@ -45,8 +45,8 @@ class KvHolder(Protocol):
     @property
     def memory(self) -> KvBooks: ...
 
-    def give_way(self, num_blocks: int) -> None:
-        """Lets requests let go of so many blocks, now or soon; 0: of no more than they did."""
+    def give_way(self, num_extents: int) -> None:
+        """Lets requests let go of so many extents, now or soon; 0: of no more than they did."""
         ...
 
     def reserve_extents(self, extents: Sequence[int]) -> None:

@@ -31,11 +31,11 @@ class ModelKv:
         # Asked for anew each time: measuring step times replaces the scheduler.
         return self._runtime.scheduler.memory
 
-    def give_way(self, num_blocks: int) -> None:
-        """Lets requests let go of so many blocks; copies to the host that this takes begin."""
+    def give_way(self, num_extents: int) -> None:
+        """Lets requests let go of so many extents; copies to the host that this takes begin."""
         scheduler = self._runtime.scheduler
         scheduler.journal.advance(self._clock())
-        scheduler.memory.give_way(num_blocks)
+        scheduler.memory.give_way(num_extents)
         if self._runtime.piggyback is not None:
             self._runtime.piggyback.begin_copies()
 

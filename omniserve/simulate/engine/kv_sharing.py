@@ -83,10 +83,10 @@ class _SimulatedKv:
     def memory(self) -> KvMemory:
         return self._model.scheduler.memory
 
-    def give_way(self, num_blocks: int) -> None:
+    def give_way(self, num_extents: int) -> None:
         scheduler = self._model.scheduler
         scheduler.journal.advance(self._clock())
-        scheduler.memory.give_way(num_blocks)
+        scheduler.memory.give_way(num_extents)
         if self._model.lanes is not None:
             self._model.lanes.begin_copies()
 
