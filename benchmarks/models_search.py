@@ -13,6 +13,8 @@ RATES = (0.5, 16.0)
 """LS requests per second between which is searched for where two vLLM servers hold their share."""
 MOST_BEHIND = 0.10
 """Of a layout's share, to the best one's: it is no more looked at."""
+STARVED_TOKENS_PER_S = 1.0
+"""With fewer the best-effort server gets nothing of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +40,26 @@ class PeerSearch:
 
     @property
     def share(self) -> float:
-        """Of the best at the rate."""
-        return max(each.share for each in self.windows if each.rate == self.rate)
+        """Of the pair at the rate."""
+        at_rate = (each for each in self.windows if each.rate == self.rate)
+        return max(each.share for each in at_rate if each.pair == self.pair)
 
 
 MeasurePeer = Callable[[Pair, float], Awaitable[Figures]]
 
 
 async def search_peer(candidates: Sequence[Pair], measure: MeasurePeer) -> PeerSearch:
-    """Rates are those of the candidate that is best at each; who is far behind it drops out."""
+    """Rates are those of the candidate that is best at each; who is far behind it drops out, and
+    so does one that shares nothing, its best-effort server being starved, where another does."""
     standing, windows = list(candidates), list[PeerWindow]()
 
     async def probe(rate: float) -> Probe:
         nonlocal standing
         here = [PeerWindow(pair, rate, await measure(pair, rate)) for pair in standing]
         windows.extend(here)
-        best = max(each.share for each in here)
-        standing = [each.pair for each in here if each.share >= best - MOST_BEHIND]
+        fed = [each for each in here if each.figures.be_tokens_per_s >= STARVED_TOKENS_PER_S]
+        best = max(each.share for each in fed or here)
+        standing = [each.pair for each in fed or here if each.share >= best - MOST_BEHIND]
         return Probe(rate, best)
 
     rate = nearest_rate(await search_rate(RATES, probe))

@@ -80,6 +80,18 @@ def test_the_rate_is_that_of_the_best_way_of_sharing() -> None:
     assert found.share == pytest.approx(1.0 - 0.2 * 1.84)
 
 
+def test_a_pair_that_starves_its_best_effort_server_is_not_the_peer() -> None:
+    async def measure(pair: Pair, rate: float) -> Figures:
+        share = max(0.0, 1.0 - 0.2 * rate)
+        if pair.layout == "nice":
+            return replace(make_figures(1.0), be_tokens_per_s=0.2)
+        return make_figures(share)
+
+    found = asyncio.run(search_peer([VLLM_HALF, VLLM_NICE], measure))
+    assert (found.pair, found.rate) == (VLLM_HALF, 1.84)
+    assert found.share == pytest.approx(1.0 - 0.2 * 1.84)
+
+
 def test_pairs_share_the_machine_as_they_are_called() -> None:
     scene = replace(make_scene("whole", "two", NUM_BE), frame=frame("whole", (0, 1, 2)))
     everybody = [each for system in ("omniserve", "vllm") for each in pairs(system, list(LAYOUTS))]
