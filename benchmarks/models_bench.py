@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models_equal import Trial, equal_or_nearest, search_equal, trial_of
-from models_layouts import Pair, ls_alone, one_daemon, pairs, server_plans
+from models_layouts import Pair, be_alone, ls_alone, one_daemon, pairs, server_plans
 from models_options import LS_RATE_WITHOUT_VLLM
 from models_plan import ModelsPlan, scene_of
 from models_search import PeerSearch, search_peer, unloaded_servers
@@ -90,6 +90,7 @@ class ModelsBench:
         chosen_peers = self._vllm if peer is None else [peer.pair]
         self._say(f"{rate:g} LS requests/s")
         alone, one = ls_alone(), one_daemon(self._plan.num_be)
+        without_ls = be_alone(self._plan.num_be)
         together = [*self._daemons, *chosen_peers]
         await self._want(
             run,
@@ -101,7 +102,7 @@ class ModelsBench:
         searches = [await self._search(run, turns, pair, rate, own) for pair in self._daemons]
         equal = [each.pair.contender(each.chosen.num_be) for each in searches]
         peers = [pair.contender(self._plan.num_be) for pair in chosen_peers]
-        records = await turns.rounds([alone, one, *equal, *peers], rate)
+        records = await turns.rounds([alone, without_ls, one, *equal, *peers], rate)
         return Result(
             unloaded,
             objectives,
@@ -181,6 +182,6 @@ class ModelsBench:
         num_unloaded = len(unloaded_servers(self._daemons, self._vllm))
         num_searched = 1 + num_pairs * self._plan.settings.search_windows
         num_peers = min(1, len(self._vllm)) if plan.ls_rate is None else len(self._vllm)
-        num_compared = plan.rounds * (2 + num_pairs + num_peers)
+        num_compared = plan.rounds * (3 + num_pairs + num_peers)
         num_windows = num_unloaded + self._num_rate_windows + num_searched + num_compared
         return Outlook(num_windows, 1, plan.window_s + plan.drain_s)

@@ -17,7 +17,7 @@ LAYOUTS: dict[Layout, str] = {
     "nice": f"all cores each, BE at nice {LEAST_NICE}",
 }
 NAMES: dict[System, str] = {"omniserve": "two daemons", "vllm": "two vLLM"}
-LS_ALONE, ONE = "ls-alone", "one-daemon"
+LS_ALONE, BE_ALONE, ONE = "ls-alone", "be-alone", "one-daemon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,11 @@ def ls_alone() -> Contender:
     return Contender(LS_ALONE, ALONE_SERVER, ())
 
 
+def be_alone(num_be: int) -> Contender:
+    """One daemon to which no LS request comes: what all the cores give to best-effort work."""
+    return Contender(BE_ALONE, ONE, (Route(ONE, num_be),))
+
+
 def one_daemon(num_be: int) -> Contender:
     return Contender(ONE, ONE, (Route(ONE, num_be),))
 
@@ -85,7 +90,7 @@ def short_title_of(key: str) -> str:
     return f"{NAMES[pair.system]}, {pair.layout}, {num_be} BE"
 
 
-_OWN = {LS_ALONE: "LS alone", ONE: "one daemon"}
+_OWN = {LS_ALONE: "LS alone", BE_ALONE: "BE alone", ONE: "one daemon"}
 
 
 def _pair_of(key: str) -> tuple[Pair, str]:

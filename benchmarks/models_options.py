@@ -31,8 +31,9 @@ FULL = ColocateOptions(
     ls_requests_in_kv=16,
     be_requests=16,
     scenes=(),
-    warm_up_s=6.0,
-    duration_s=15.0,
+    # Best-effort prompts of a backlog that begins take most of it where LS has the cores.
+    warm_up_s=18.0,
+    duration_s=20.0,
     drain_s=2.0,
     max_tries=2,
 )

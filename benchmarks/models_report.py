@@ -6,7 +6,7 @@ from typing import Any
 
 from models_bench import Result
 from models_goals import goals, joint, number, tokens
-from models_layouts import LS_ALONE, ONE, short_title_of, title_of
+from models_layouts import BE_ALONE, LS_ALONE, ONE, short_title_of, title_of
 from models_plan import ModelsPlan
 
 from omniserve.bench.colocate.control.figures import pooled
@@ -140,18 +140,25 @@ def _row(cell: Cell, own: Cell) -> list[str]:
     share = pooled(cell, joint, number)
     be_tokens = None if cell.contender == LS_ALONE else cell.spread(tokens)
     ratio = None if be_tokens is None or cell is own else own.ratio(cell, tokens)
+    latencies = ["-"] * 4 if cell.contender == BE_ALONE else _latencies(cell)
     return [
         title_of(cell.contender),
         str(sum(window.num_ls for window in cell.windows)),
         "-" if share is None else f"{100 * share:.1f}",
         _range(spread, 100),
+        *latencies,
+        _number(be_tokens),
+        _range(be_tokens),
+        "-" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})",
+    ]
+
+
+def _latencies(cell: Cell) -> list[str]:
+    return [
         _number(cell.spread(lambda each: each.ls_ttft_share), 100),
         _number(cell.spread(lambda each: each.ls_tpot_share), 100),
         _both(cell, lambda each: each.ls_ttft_p50_ms, lambda each: each.ls_ttft_p99_ms, 0),
         _both(cell, lambda each: each.ls_tpot_p50_ms, lambda each: each.ls_tpot_p99_ms, 1),
-        _number(be_tokens),
-        _range(be_tokens),
-        "-" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f}..{ratio.high:.2f})",
     ]
 
 

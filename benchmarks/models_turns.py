@@ -1,8 +1,9 @@
 """Windows of the benchmark of two models, under LS requests and a best-effort backlog."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from models_layouts import title_of
+from models_layouts import BE_ALONE, title_of
 
 from omniserve.bench.colocate.contenders import Contender, rotated
 from omniserve.bench.colocate.objectives import Objectives
@@ -54,5 +55,12 @@ class Turns:
             title=f"{title_of(contender.key)}, {rate:g} LS requests/s, {said}",
         )
         scene = self._run.scene
-        streams = self._workload.streams(scene, contender, rate, round_index, self._objectives)
+        arrivals = self._workload.arrivals(rate, round_index)
+        if contender.key == BE_ALONE:
+            # A run's streams have requests; this one's comes after the window.
+            late = replace(arrivals.requests[0], arrival_s=2 * plan.window_s)
+            arrivals = replace(arrivals, requests=(late,))
+        streams = self._workload.timed_streams(
+            scene, contender, arrivals, round_index, self._objectives
+        )
         return await self._run.window(WindowKey(scene.key, name), streams, options)

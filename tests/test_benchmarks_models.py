@@ -15,7 +15,7 @@ from daemon_process import ROOT
 from models_bench import Result
 from models_equal import Trial, equal_or_nearest, search_equal
 from models_goals import fairest_pair, goals
-from models_layouts import LAYOUTS, LS_ALONE, ONE, Pair, pairs, server_plans, title_of
+from models_layouts import BE_ALONE, LAYOUTS, LS_ALONE, ONE, Pair, pairs, server_plans, title_of
 from models_report import drawing
 from models_search import search_peer
 
@@ -240,11 +240,13 @@ def test_all_of_it_and_what_is_there_is_not_measured_again(
     found = json.loads((tmp_path / "out/models.json").read_text())
     cells = {cell["contender"]: cell["windows"] for cell in found["result"]["cells"]}
     pair = f"omniserve-all-be{found['result']['searches'][0]['chosen']['num_be']}"
-    assert set(cells) == {LS_ALONE, ONE, pair}
-    num_ls = {window["num_ls"] for windows in cells.values() for window in windows}
+    assert set(cells) == {LS_ALONE, BE_ALONE, ONE, pair}
+    assert cells[BE_ALONE][0]["num_ls"] == 0
+    with_ls = [windows for key, windows in cells.items() if key != BE_ALONE]
+    num_ls = {window["num_ls"] for windows in with_ls for window in windows}
     assert len(num_ls) == 1 and num_ls.pop() > 0, "everybody has the same arrivals"
     assert cells[LS_ALONE][0]["be_tokens_per_s"] == 0
-    assert all(cells[key][0]["be_tokens_per_s"] > 0 for key in (ONE, pair))
+    assert all(cells[key][0]["be_tokens_per_s"] > 0 for key in (BE_ALONE, ONE, pair))
     waits = cells[ONE][0]["layer_waits"]
     assert waits["layers"]["num_steps"] > 0 and waits["num_other_steps"] > 0
     assert waits["num_other_layers"] == 3

@@ -56,8 +56,12 @@ class Workload:
         objectives: Objectives | None,
     ) -> dict[str, tuple[str, Stream]]:
         """By name, each with the key of the server that it goes to; LS as the trace has it."""
-        arrivals = excerpt(self.ls_trace, rate, round_index * self.window_s, self.window_s)
+        arrivals = self.arrivals(rate, round_index)
         return self.timed_streams(scene, contender, arrivals, round_index, objectives)
+
+    def arrivals(self, rate: float, round_index: int) -> Trace:
+        """Of LS requests in a window of a round."""
+        return excerpt(self.ls_trace, rate, round_index * self.window_s, self.window_s)
 
     def timed_streams(
         self,
