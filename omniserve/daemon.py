@@ -209,6 +209,8 @@ class Daemon:
             self._front.refuse_new_requests()
         try:
             async with asyncio.timeout(grace_s):
+                if self._front is not None:
+                    await self._front.wait_models()
                 await self._engine.wait_idle()
         except TimeoutError:
             num_cut = self._engine.num_in_flight

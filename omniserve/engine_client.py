@@ -223,7 +223,8 @@ class EngineClient:
         Raises:
             UnknownModel: there is none of this name.
             CheckpointError: it cannot be loaded, or its files have changed; it is gone.
-            ConfigError: the memory does not suffice, or somebody unloaded it; it is gone.
+            ConfigError: the memory does not suffice, and it is still asleep; or somebody unloaded
+                it.
             EngineUnavailable: no engine is ready, or it died meanwhile; it is still asleep.
         """
         self._ready_process()

@@ -116,7 +116,7 @@ class EngineModels:
         (settings,) = (model for model in self._with_step_times() if model.name == name)
         try:
             return await self._load(send, settings, self.infos[name].digest, on_progress)
-        except (CheckpointError, ConfigError):
+        except CheckpointError:
             self._forget(name)
             raise
 
@@ -166,6 +166,8 @@ class EngineModels:
             self._forget(name)
         if is_there:
             await self._ask_to_unload(send, name)
+            # One that was being woken, or whose load came to its end before.
+            self._forget(name)
 
     async def _ask_to_unload(self, send: Send, name: str) -> None:
         """Returns once the engine says that nothing is left of it, or is gone itself."""

@@ -113,6 +113,11 @@ class Front:
         self._service.draining = True
         self._grpc.set_serving(False)
 
+    async def wait_models(self) -> None:
+        """Returns once no request waits for a model that wakes."""
+        if self._service.wake_queue is not None:
+            await self._service.wake_queue.wait_none()
+
     async def stop(self, grace_s: float) -> None:
         """Stops listening and gives calls that still run `grace_s` to end."""
         if self._idling is not None:

@@ -82,6 +82,9 @@ class AwaitsModels(Protocol):
     def num_waiting(self, model: str, tier: str) -> int:
         """Sequences that wait."""
 
+    async def wait_none(self) -> None:
+        """Returns once nobody waits."""
+
     async def awake(
         self, sequences: tuple[EngineRequest, ...], record: RequestRecord
     ) -> tuple[EngineRequest, ...]:

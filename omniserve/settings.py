@@ -115,6 +115,12 @@ class EngineSettings:
     asleep: tuple[AsleepModel, ...] = ()
     """Besides `models`: they are not loaded before somebody asks for them."""
 
+    @property
+    def asleep_piggybacks(self) -> dict[str, PiggybackSettings]:
+        """By model: what the host process has to have room for once they are awake."""
+        models = (each.settings for each in self.asleep)
+        return {each.name: each.piggyback for each in models if each.piggyback is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:

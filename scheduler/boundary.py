@@ -87,12 +87,15 @@ class Boundary:
         )
 
     def find_one_to_yield(self) -> Request | None:
-        """Whom to send back so that the oldest offloaded request gets a block; None if nobody."""
+        """Whom to send back so that the oldest offloaded request gets a block, itself where it can
+        never have all that it needs; None if nobody."""
         oldest = self._queues.offloaded.oldest if self._lacking else None
         if oldest is None or self._lacking.oldest is not oldest:
             return None
         if self._residency.can_grow or self._residency.has_blocks_to_come:
             return None
+        if not self._residency.fits_alone(oldest):
+            return oldest
         youngest = max((*self._line.values(), *self._lacking), key=_arrival_index)
         return None if youngest is oldest else youngest
 

@@ -42,7 +42,7 @@ class HostResidency:
 
     def can_take(self, request: Request, num_expected: int = 0) -> bool:
         """Whether a decode would find its place beside `num_expected` others that are to come."""
-        if self.lanes.num_free <= num_expected or not self._fits_alone(request):
+        if self.lanes.num_free <= num_expected or not self.fits_alone(request):
             return False
         shared = self._share(request)
         fits = self._fits_now(request, shared)
@@ -56,7 +56,7 @@ class HostResidency:
 
     def take(self, request: Request) -> HostStay | None:
         """A lane, and blocks for what is computed, if they and one token more find room."""
-        if not self.lanes.num_free or not self._fits_alone(request):
+        if not self.lanes.num_free or not self.fits_alone(request):
             return None
         shared = self._share(request)
         if not self._fits_now(request, shared):
@@ -114,7 +114,9 @@ class HostResidency:
         # The last token of a sequence is never computed, so it needs no place.
         return self._num_needed(request.max_total_tokens - 1)
 
-    def _fits_alone(self, request: Request) -> bool:
+    def fits_alone(self, request: Request) -> bool:
+        """Whether the host can ever hold all of a request; where models share its memory, one that
+        it could hold may have become too long."""
         return self.num_at_end(request) <= self._blocks.num_blocks
 
     def _fits_now(self, request: Request, shared: list[int]) -> bool:

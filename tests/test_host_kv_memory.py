@@ -153,6 +153,32 @@ def test_a_request_that_could_never_end_there_stays_on_the_device() -> None:
     assert is_done(a)
 
 
+def test_who_became_too_long_for_its_model_goes_back_to_the_device() -> None:
+    clock = Clock()
+    arbiter = make_arbiter(BUDGET, clock)
+
+    def make(name: str, floor_bytes: int) -> Sharer:
+        return Sharer(
+            name, HOSTING, arbiter, num_blocks=24, block_bytes=40, floor_bytes=floor_bytes
+        )
+
+    a = make("a", 120)
+    add(a, 1, max_tokens=66)
+    run(arbiter, clock, a, num_steps=6)
+    assert a.scheduler.num_offloaded == 1 and a.blocks.num_blocks == 24
+    # Its floor leaves the other one less than the request needs at its end.
+    b = make("b", 600)
+    assert a.blocks.num_blocks == 9
+    for _ in range(60):
+        if len(b.scheduler._queues.by_id) < 4:
+            add(b, 4)
+        run(arbiter, clock, a, b, num_steps=4)
+        if is_done(a):
+            break
+    assert is_done(a) and not is_done(b)
+    assert a.scheduler.counts.num_preemptions == 1
+
+
 def test_a_floor_beside_those_that_are_there_is_refused_where_it_does_not_fit() -> None:
     arbiter, *_ = make_pair((480, 240))
     piggyback = PiggybackSettings(BUDGET, host_kv_floor_bytes=280)

@@ -37,6 +37,22 @@ def site(tmp_path: Path, tiny_checkpoint: Path) -> ModelSite:
     return ModelSite(tmp_path, tiny_checkpoint)
 
 
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(site: ModelSite, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(site.service, "_clock", clock)
+    monkeypatch.setattr(site.service.model_requests, "_clock", clock)
+    monkeypatch.setattr(site.models.idle, "_ready_since_s", clock())
+    return clock
+
+
 def request_of(tier: str = "batch", request_id: str = "r", **keys: object) -> GenerationRequest:
     request = make_generation_request(tier=tier, request_id=request_id)
     return replace(request, **keys)  # type: ignore[arg-type]
@@ -256,7 +272,7 @@ async def test_a_deadline_holds_while_the_model_wakes(site: ModelSite) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "error",
-    [CheckpointError("/secret/path: gone"), ConfigError("no memory"), ZeroDivisionError()],
+    [CheckpointError("/secret/path: gone"), ZeroDivisionError()],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_model_that_cannot_wake_has_failed(
@@ -281,6 +297,66 @@ async def test_a_model_that_cannot_wake_has_failed(
     held.error = None
     await site.models.load(WantedName("demo"))
     await complete(site.service, request_of())
+
+
+@pytest.mark.asyncio
+async def test_a_model_that_there_is_no_room_to_wake_sleeps_on(
+    site: ModelSite, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await site.models.sleep("demo")
+    held = hold_wakes(site, ConfigError("models.demo: 3 GB at /secret/path are lacking"))
+    held.release.set()
+    requests = [asyncio.create_task(complete(site.service, request_of())) for _ in range(3)]
+    for each in requests:
+        with pytest.raises(
+            ModelUnavailable, match="no room to wake it; try again in 0.5 s"
+        ) as told:
+            await each
+        assert told.value.retry_after_s == 0.5
+    standing = site.service.roster.get("demo")
+    assert standing is not None and standing.state == "asleep"
+    assert standing.error == "models.demo: 3 GB at /secret/path are lacking"
+    assert "model_wake_refused" in [each.getMessage() for each in caplog.records]
+    metrics = site.service.metrics
+    assert sample(metrics, "omniserve_model_wakes_total", ('outcome="refused"',)) == 1
+    assert held.begun == ["demo"]
+
+    # Not for every request: each pause is longer than the one before it.
+    clock.now_s += 0.4
+    with pytest.raises(ModelUnavailable, match="try again in 0.1 s"):
+        await complete(site.service, request_of())
+    assert held.begun == ["demo"]
+    clock.now_s += 0.2
+    with pytest.raises(ModelUnavailable, match="try again in 1.0 s"):
+        await complete(site.service, request_of())
+    assert held.begun == ["demo"] * 2
+
+    # An operator may know better.
+    held.error = None
+    await site.models.wake("demo")
+    standing = site.service.roster.get("demo")
+    assert standing is not None and (standing.state, standing.error) == ("serving", "")
+    await complete(site.service, request_of())
+    await site.models.sleep("demo")
+    held.error = ConfigError("no memory")
+    with pytest.raises(ModelUnavailable, match="try again in 0.5 s"):
+        await complete(site.service, request_of())
+
+
+@pytest.mark.asyncio
+async def test_a_stop_may_wait_for_those_who_wait_for_a_wake(site: ModelSite) -> None:
+    queue = site.service.wake_queue
+    assert queue is not None
+    await queue.wait_none()
+    await site.models.sleep("demo")
+    held = hold_wakes(site)
+    request = asyncio.create_task(complete(site.service, request_of()))
+    idle = asyncio.create_task(queue.wait_none())
+    await until(lambda: bool(held.begun))
+    assert not idle.done()
+    held.release.set()
+    await idle
+    assert len((await request).choices[0].token_ids) == 5
 
 
 @pytest.mark.asyncio
@@ -434,22 +510,6 @@ def test_every_tier_that_used_a_model_has_a_say(
     assert due_s(uses, 100.0, "a", tiers_of(**tiers)) == due
 
 
-class Clock:
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def clock(site: ModelSite, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(site.service, "_clock", clock)
-    monkeypatch.setattr(site.service.model_requests, "_clock", clock)
-    monkeypatch.setattr(site.models.idle, "_ready_since_s", clock())
-    return clock
-
-
 async def with_tiers(site: ModelSite, clock: Clock, *tiers: dict[str, object]) -> None:
     """And a model that serves since now."""
     assert (await site.reload(site.demo, tiers=list(tiers))).is_accepted
@@ -534,7 +594,7 @@ async def test_a_model_that_came_has_its_time_whatever_its_name_was_used_for_bef
 ) -> None:
     await with_tiers(site, clock, {**BATCH, "sleep_after_s": 30})
     await site.models.sleep("demo")
-    held = hold_wakes(site, ConfigError("no memory"))
+    held = hold_wakes(site, CheckpointError("no such file"))
     held.release.set()
     with pytest.raises(EngineUnavailable):
         await complete(site.service, request_of())

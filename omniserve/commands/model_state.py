@@ -11,6 +11,12 @@ def model_state(model: pb.ModelStatus) -> str:
     return f"{words}, pinned" if model.pinned else words
 
 
+def trouble_words(model: pb.ModelStatus) -> str:
+    """Of a model with an error."""
+    what = "woken" if model.state == "asleep" else "loaded"
+    return f"model {model.name} could not be {what}: {model.error}"
+
+
 def progress_words(progress: pb.ModelProgress) -> str:
     phase = progress.phase.replace("_", " ")
     if progress.total_bytes <= 0:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from omniserve.bench.report.rows import TextTable
 from omniserve.charts.text import NOTHING, format_age, format_ms, format_rate, format_share
-from omniserve.commands.model_state import model_state
+from omniserve.commands.model_state import model_state, trouble_words
 from omniserve.terminal import printable
 from omniserve.v1 import omniserve_pb2 as pb
 
@@ -33,7 +33,7 @@ def head_lines(status: pb.Status) -> Iterator[str]:
         yield line
     for model in status.models:
         if model.error:
-            yield printable(f"model {model.name} could not be loaded: {model.error}")
+            yield printable(trouble_words(model))
     for problem in status.reload_error.splitlines():
         yield printable(f"the changed configuration file was refused: {problem}")
 

@@ -85,7 +85,10 @@ def build_runtimes(
         for model in settings.models
     ]
     hosted = [part.hosted for part in built if part.hosted is not None]
-    link, piggybacks = build_piggybacks(hosted, device) if hosted else (None, {})
+    link: HostLink | None = None
+    piggybacks: dict[str, Piggyback] = {}
+    if hosted:
+        link, piggybacks = build_piggybacks(hosted, device, settings.asleep_piggybacks)
     runtimes = {
         part.info.name: make_runtime(part, device, piggybacks.get(part.info.name)) for part in built
     }

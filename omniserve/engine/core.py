@@ -8,6 +8,7 @@ import torch
 from omniserve.decision import Decision
 from omniserve.devices.device import Device, open_device
 from omniserve.devices.layer_queue import layer_queue_for
+from omniserve.devices.thread_pins import ThreadPins
 from omniserve.engine.build import build_runtimes, join_kv, make_runtime
 from omniserve.engine.kv_sharing import KvSharing
 from omniserve.engine.model_changes import ModelChanges, Placement
@@ -52,6 +53,7 @@ class Engine:
         device = device or open_device(settings.device)
         self.device = device.description
         self._torch_device = device
+        self._asleep = settings.asleep_piggybacks
         store = WeightStore()
         self.kv_sharing = KvSharing(settings, device)
         """Of the KV memory of all models."""
@@ -60,6 +62,7 @@ class Engine:
         self._stepping = Stepping(self._runtimes, self._host, poll_arrivals, self.kv_sharing, queue)
         placement = Placement(self._require_place, self._join, self._leave)
         self._changes = ModelChanges(device, store, self.kv_sharing, placement)
+        self._pins = ThreadPins() if device.torch_device.type == "cpu" else None
         self._tiers = TiersInForce()
         self._sharing = WeightSharing()
         self._shares: Mapping[str, float] = {}
@@ -244,6 +247,8 @@ class Engine:
         """
         if not self._changes.are_under_way:
             return self._stepping.step()
+        if self._pins is not None and not self._lends_cores:
+            self._pins.update(is_wanted=self._changes.is_reading)
         ended = self._changes.advance(self._runtimes.__contains__)
         return ended + self._changes.without_trial(self._stepping.step())
 
@@ -251,11 +256,20 @@ class Engine:
         joining = self._changes.joining
         return [runtime for name, runtime in self._runtimes.items() if name != joining]
 
+    @property
+    def _lends_cores(self) -> bool:
+        """Whether the device's threads change with what the host's cores do."""
+        split = None if self._host is None else self._host.core_split
+        return split is not None and split.costs_device_threads
+
     def _require_place(self, model: ModelSettings) -> None:
         require_place(model, self._host, self._torch_device)
 
     def _join(self, load: ModelLoad) -> ModelRuntime:
         assert load.built is not None
+        if self._pins is not None:
+            # What a host process takes for its cores must not be what a load left.
+            self._pins.update(is_wanted=False)
         hosted = load.built.hosted
         piggyback = None if hosted is None else self._add_piggyback(hosted)
         try:
@@ -276,7 +290,7 @@ class Engine:
     def _add_piggyback(self, hosted: HostedModel) -> Piggyback:
         if self._host is not None:
             return add_piggyback(hosted, self._host, self._torch_device)
-        self._host, piggyback = open_piggyback(hosted, self._torch_device)
+        self._host, piggyback = open_piggyback(hosted, self._torch_device, self._asleep)
         self._stepping.use_host(self._host)
         return piggyback
 

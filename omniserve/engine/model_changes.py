@@ -92,6 +92,11 @@ class ModelChanges:
         return bool(self._waiting or self._load or self._leaving or self._news)
 
     @property
+    def is_reading(self) -> bool:
+        """Whether a thread reads and lays out weights."""
+        return self._load is not None and not self._load.is_done
+
+    @property
     def joining(self) -> str | None:
         """A model that takes part in steps and is not served yet."""
         return None if self._trial is None else self._trial.runtime.info.name
@@ -199,7 +204,10 @@ class ModelChanges:
     def _take_back(self, load: ModelLoad, error: CheckpointError | ConfigError | None) -> Leaving:
         """The load is over; it is refused once nothing is left of it."""
         self._load = self._trial = None
-        leaving = Leaving(load.settings.name, [_refused(load, error)], self._kv_sharing)
+        # A model that there is no room for now sleeps on, and its floors stay its own.
+        stays_asleep = load.is_wake and isinstance(error, ConfigError)
+        note_gone = self._kv_sharing.rest if stays_asleep else None
+        leaving = Leaving(load.settings.name, [_refused(load, error)], self._kv_sharing, note_gone)
         # Before an unload that was asked for meanwhile, which waits for it.
         self._leaving.insert(0, leaving)
         return leaving

@@ -73,6 +73,11 @@ class ModelLoad:
         )
         self._thread.start()
 
+    @property
+    def is_wake(self) -> bool:
+        """Whether it is of a model that slept."""
+        return self._digest != ""
+
     def end(self) -> None:
         """It comes to nothing; `is_done` soon after."""
         self._is_ended.set()

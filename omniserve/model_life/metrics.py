@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from omniserve.model_life.standing import ModelState
 
 LoadOutcome = Literal["loaded", "failed", "cancelled"]
-WakeOutcome = Literal["awake", "failed", "interrupted"]
+WakeOutcome = Literal["awake", "refused", "failed", "interrupted"]
 
 LOAD_BUCKETS_S = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 240, 480, 960)
 

@@ -38,7 +38,7 @@ class ModelStanding:
     progress: LoadProgress | None = None
     """While it is loading, or waking."""
     error: str = ""
-    """Why it failed."""
+    """Why it failed; of one that is asleep, why it could not be woken when that was tried last."""
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from omniserve.errors import (
+    ConfigError,
     DeadlineExceeded,
     EngineUnavailable,
     ModelUnavailable,
@@ -31,10 +32,16 @@ class WakeQueue:
         self._service = service
         self._wakes = wakes
         self._num_waiting: Counter[tuple[str, str]] = Counter()
+        self._nobody = asyncio.Event()
+        self._nobody.set()
 
     def num_waiting(self, model: str, tier: str) -> int:
         """Sequences that wait here."""
         return self._num_waiting[model, tier]
+
+    async def wait_none(self) -> None:
+        """Returns once nobody waits here."""
+        await self._nobody.wait()
 
     async def awake(
         self, sequences: tuple[EngineRequest, ...], record: RequestRecord
@@ -48,11 +55,15 @@ class WakeQueue:
             Overloaded: the queue of the tier is full, or the first token would come later than
                 promised and no fallback takes the request.
             DeadlineExceeded: the deadline passed.
-            EngineUnavailable: the model cannot be woken, or was unloaded, or the engine died.
+            EngineUnavailable: the model cannot be woken, now (ModelUnavailable) or at all, or was
+                unloaded, or the engine died.
         """
         model = record.model
         if not self._wakes.is_asleep(model):
             return sequences
+        pause_s = self._wakes.pause_s(model)
+        if pause_s > 0.0:
+            raise _no_room(model, pause_s)
         wake = self._wakes.begin(model)
         expected_s = self._wakes.expected_s(model)
         record.note("model asleep", "", f"it is expected to wake in {expected_s:.1f} s")
@@ -60,10 +71,13 @@ class WakeQueue:
         sequences = self._in_time(sequences, record, expected_s)
         key = model, sequences[0].tier
         self._num_waiting[key] += len(sequences)
+        self._nobody.clear()
         try:
             wake_s = await self._until_awake(wake, sequences[0], record)
         finally:
             self._num_waiting[key] -= len(sequences)
+            if not any(self._num_waiting.values()):
+                self._nobody.set()
         record.note("model awake", "", f"the model was asleep; woke in {wake_s:.1f} s")
         return sequences
 
@@ -119,21 +133,30 @@ class WakeQueue:
             raise DeadlineExceeded("the deadline passed before the model was awake")
         if ended in done:
             raise ended.result()
-        return _woken(wake, sequence.model)
+        return self._woken(wake, sequence.model)
+
+    def _woken(self, wake: asyncio.Task[float], model: str) -> float:
+        """Raises EngineUnavailable, with nothing in its words that is for operators alone."""
+        if wake.cancelled():
+            raise EngineUnavailable("the server is shutting down; try again elsewhere or later")
+        error = wake.exception()
+        if isinstance(error, ConfigError):
+            raise _no_room(model, self._wakes.pause_s(model))
+        if isinstance(error, ModelUnavailable):
+            raise ModelUnavailable(str(error), error.retry_after_s)
+        if isinstance(error, EngineUnavailable):
+            raise EngineUnavailable(str(error))
+        if error is not None:
+            raise EngineUnavailable(f"model {model!r} was asleep, and could not be woken")
+        return wake.result()
 
 
-def _woken(wake: asyncio.Task[float], model: str) -> float:
-    """Raises EngineUnavailable, with nothing in its words that is for operators alone."""
-    if wake.cancelled():
-        raise EngineUnavailable("the server is shutting down; try again elsewhere or later")
-    error = wake.exception()
-    if isinstance(error, ModelUnavailable):
-        raise ModelUnavailable(str(error), error.retry_after_s)
-    if isinstance(error, EngineUnavailable):
-        raise EngineUnavailable(str(error))
-    if error is not None:
-        raise EngineUnavailable(f"model {model!r} was asleep, and could not be woken")
-    return wake.result()
+def _no_room(model: str, pause_s: float) -> ModelUnavailable:
+    hint_s = max(LEAST_WAIT_S, pause_s)
+    text = (
+        f"model {model!r} is asleep, and there is no room to wake it; try again in {hint_s:.1f} s"
+    )
+    return ModelUnavailable(text, hint_s)
 
 
 def _demoted(sequence: EngineRequest, fallback: str) -> EngineRequest:

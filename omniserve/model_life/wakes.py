@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from omniserve.errors import EngineUnavailable, OmniServeError
+from omniserve.errors import ConfigError, EngineUnavailable, OmniServeError
 from omniserve.logs import get_logger, log_event
 from omniserve.messages import ModelProgress
 from omniserve.model_life.sleeps import ModelSleeps
 from omniserve.model_life.standing import LoadProgress
 from omniserve.model_life.wake_forecast import WakeForecast, left_s
+from omniserve.model_life.wake_pauses import WakePauses
 from omniserve.service import GenerationService
 from omniserve.settings import ModelInfo
 
@@ -29,8 +30,9 @@ class WakesModels(Protocol):
     async def wake_model(
         self, name: str, on_progress: Callable[[ModelProgress], None]
     ) -> ModelInfo:
-        """Cancelled, nothing is left of it. Raises CheckpointError or ConfigError, after which
-        there is no such model any more, and EngineUnavailable, after which it is still asleep."""
+        """Cancelled, nothing is left of it. Raises CheckpointError, after which there is no such
+        model any more; ConfigError, where there is no room for it, and EngineUnavailable, after
+        both of which it is still asleep."""
 
     def forget_model(self, name: str) -> None:
         """One that is asleep is gone."""
@@ -48,11 +50,16 @@ class ModelWakes:
         self._forecast = WakeForecast()
         self._tasks: dict[str, asyncio.Task[float]] = {}
         self._num_deaths: Counter[str] = Counter()
+        self._pauses = WakePauses()
 
     def is_asleep(self, name: str) -> bool:
         """Whether requests for the model have to wait until it is awake."""
         standing = self._service.roster.get(name)
         return name in self._tasks or (standing is not None and standing.state == "asleep")
+
+    def pause_s(self, name: str) -> float:
+        """For so long no request has the model woken: there was no room for it just now."""
+        return self._pauses.left_s(name, self._service.clock())
 
     def begin(self, name: str) -> asyncio.Task[float]:
         """Has a model woken that is asleep, if nobody has yet; the task gives the seconds that it
@@ -64,7 +71,7 @@ class ModelWakes:
         assert standing is not None and standing.state == "asleep"
         progress = LoadProgress()
         service.roster.put(
-            replace(standing, state="waking", since_s=service.clock(), progress=progress)
+            replace(standing, state="waking", since_s=service.clock(), progress=progress, error="")
         )
         task = asyncio.create_task(self._wake(name), name=f"wake-model-{name}")
         self._tasks[name] = task
@@ -117,12 +124,16 @@ class ModelWakes:
         if task.cancelled() or isinstance(task.exception(), EngineUnavailable):
             metrics.wakes.labels("interrupted").inc()
             self._note_interrupted(name)
+        elif isinstance(refusal := task.exception(), ConfigError):
+            metrics.wakes.labels("refused").inc()
+            self._note_refused(name, refusal)
         elif (error := task.exception()) is not None:
             metrics.wakes.labels("failed").inc()
             self._note_failed(name, error)
         else:
             wake_s = task.result()
             self._num_deaths.pop(name, None)
+            self._pauses.end(name)
             info = self._service.engine.models.get(name)
             if info is not None:
                 self._forecast.note(info.digest, wake_s)
@@ -141,6 +152,26 @@ class ModelWakes:
             return
         service.roster.put(
             replace(standing, state="asleep", since_s=service.clock(), progress=None)
+        )
+
+    def _note_refused(self, name: str, error: ConfigError) -> None:
+        service = self._service
+        standing = service.roster.get(name)
+        if standing is None or standing.state != "waking":
+            # It was unloaded meanwhile.
+            return
+        reason, now_s = str(error), service.clock()
+        service.roster.put(
+            replace(standing, state="asleep", since_s=now_s, progress=None, error=reason)
+        )
+        pause_s = round(self._pauses.begin(name, now_s), 3)
+        log_event(
+            _logger,
+            "model_wake_refused",
+            level=logging.WARNING,
+            model=name,
+            reason=reason,
+            pause_s=pause_s,
         )
 
     def _note_failed(self, name: str, error: BaseException) -> None:

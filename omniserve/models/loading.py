@@ -149,14 +149,17 @@ def read_model(
         deltas = read_deltas(opened.adapter, weights, dtype, note)
     with torch.inference_mode(), WeightFiles(opened.path, note) as files:
         module = _Filled(opened, files, dtype)
-        if parts is None:
-            parts = ModelParts.of(module, weights, row_ops)
-            if key[0] is not None and opened.key() == key[0]:
-                parts = weights.store.parts.setdefault(key, parts)
-        else:
-            weights.hold(parts.held)
-        family = family_of(opened.config)
-        return DecoderModel(module, parts, family, max_model_len, weights, row_ops, deltas)
+        try:
+            if parts is None:
+                parts = ModelParts.of(module, weights, row_ops)
+                if key[0] is not None and opened.key() == key[0]:
+                    parts = weights.store.parts.setdefault(key, parts)
+            else:
+                weights.hold(parts.held)
+            family = family_of(opened.config)
+            return DecoderModel(module, parts, family, max_model_len, weights, row_ops, deltas)
+        finally:
+            module.empty()
 
 
 def recall_model(
@@ -257,6 +260,12 @@ class _Filled:
 
     def rotary(self) -> Any:
         return _rotary_of(self._opened)
+
+    def empty(self) -> None:
+        """Lets go of what it filled. Modules of transformers refer to themselves: a weight that
+        they had would stay in memory until Python looks for such garbage."""
+        body, nothing = self.body, torch.nn.Identity()
+        body.embed_tokens = body.norm = self._module.lm_head = nothing
 
 
 class _FilledBody:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from scheduler import HostBlocks, Scheduler
 from scheduler.elastic_host_blocks import ElasticHostBlocks
 
 _LOG = get_logger(__name__)
+
+_NONE_LATER: Mapping[str, PiggybackSettings] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +141,18 @@ def _say_unavailable(settings: ModelSettings, reason: Exception) -> None:
 
 
 def build_piggybacks(
-    models: Sequence[HostedModel], device: Device
+    models: Sequence[HostedModel],
+    device: Device,
+    later: Mapping[str, PiggybackSettings] = _NONE_LATER,
 ) -> tuple[HostLink, dict[str, Piggyback]]:
-    """One host process for all of them, started; and each one's own part, by name.
+    """One host process for all of them, with room for those that come `later`, started; and each
+    one's own part, by name.
 
     Raises:
         ConfigError: there are too few cores, no memory or process is to be had, or the device's
             runtime cannot lock a host pool.
     """
-    link = open_link({hosted.name: hosted.settings for hosted in models}, device)
+    link = open_link({**later, **{each.name: each.settings for each in models}}, device)
     try:
         # Before the process starts: compiling kernels it would disturb the measurement.
         for hosted in models:
@@ -161,14 +167,16 @@ def build_piggybacks(
     return link, piggybacks
 
 
-def open_piggyback(hosted: HostedModel, device: Device) -> tuple[HostLink, Piggyback]:
+def open_piggyback(
+    hosted: HostedModel, device: Device, later: Mapping[str, PiggybackSettings] = _NONE_LATER
+) -> tuple[HostLink, Piggyback]:
     """For the first model that piggybacks on an engine that runs: as `add_piggyback`, with a host
-    process, started, that is not waited for either.
+    process, with room for those that come `later`, started, that is not waited for either.
 
     Raises:
         ConfigError: as `open_link` and `add_piggyback` say.
     """
-    link = open_link({hosted.name: hosted.settings}, device)
+    link = open_link({**later, hosted.name: hosted.settings}, device)
     try:
         piggyback = add_piggyback(hosted, link, device)
         _start(link, [hosted.name])

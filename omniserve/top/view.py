@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omniserve.charts.text import NOTHING, format_age, format_rate, format_share
+from omniserve.commands.model_state import trouble_words
 from omniserve.terminal import printable
 from omniserve.top.tables import (
     bar,
@@ -72,8 +73,7 @@ class View:
         yield _host(status.host)
         for model in status.models:
             if model.error:
-                words = f"model {model.name} could not be loaded: {model.error}"
-                yield _line((printable(words), "red"))
+                yield _line((printable(trouble_words(model)), "red"))
         for problem in status.reload_error.splitlines():
             yield _line((f"the configuration file was refused: {printable(problem)}", "red"))
         yield Text()

@@ -138,7 +138,10 @@ const stateOf = (model) => (model.pinned ? `${model.state}, pinned` : model.stat
 
 function progressOf(model) {
   if (model.state === "failed") return [note(model.error)];
-  if (model.state === "asleep") return [note(`The next request wakes it; for ${duration(model.state_age_s)}`)];
+  if (model.state === "asleep") {
+    const notes = [note(`The next request wakes it; for ${duration(model.state_age_s)}`)];
+    return model.error ? [...notes, note(`It could not be woken: ${model.error}`)] : notes;
+  }
   if (model.progress === null) return [note("The engine is starting.")];
   const { phase, done_bytes, total_bytes } = model.progress;
   return [...pool(phase.replace("_", " "), done_bytes, total_bytes), note(`for ${duration(model.state_age_s)}`)];
