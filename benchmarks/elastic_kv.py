@@ -5,9 +5,10 @@ model has more best-effort work than the budget holds; then latency-sensitive re
 one arrive, at layer boundaries of the first one's steps as on a daemon, and need a share of the
 budget that the first one's requests hold. They end, and the first one takes the memory back.
 
-Measured is the time from a request's arrival until its model has the memory; the time that steps
-wait while memory is moved; and, in turn with that, what the kernel needs to give the same bytes
-back and to touch them anew with nothing else around: no way to move memory is faster.
+Measured is the time from a request's arrival until its model has the memory; that from the end of
+these requests until the first model has again what it had; the time that steps wait while memory is
+moved; and, in turn with that, what the kernel needs to give the same bytes back and to touch them
+anew with nothing else around: no way to move memory is faster.
 
 Then models come and go (`elastic_loads.py`): what that leaves in memory, and costs the steps.
 """
@@ -70,6 +71,8 @@ class Tide:
     """That giving the same bytes back takes alone."""
     touch_s: float
     """That touching them anew takes, which comes on top on the way to the first token."""
+    back_s: float
+    """From the end of those requests until the busy model has again what it had."""
 
 
 class Watch:
@@ -177,6 +180,19 @@ class Tides:
         while self.engine.runtime(PRESSING).has_unfinished:
             self.engine.step()
 
+    def flow_back(self, wanted_bytes: int) -> float:
+        """Until the busy model has so much again, in seconds."""
+        start_s = time.perf_counter()
+        while self.granted_bytes(BUSY) < wanted_bytes:
+            self.engine.step()
+            if time.perf_counter() > start_s + _GIVE_UP_S:
+                raise TimeoutError(f"{BUSY} has {self.granted_bytes(BUSY)} of {wanted_bytes} bytes")
+        return time.perf_counter() - start_s
+
+    def granted_bytes(self, model: str) -> int:
+        (stats,) = (each for each in self.engine.stats() if each.name == model)
+        return stats.kv_granted_bytes
+
     def _poll(self) -> None:
         if self._arrival and time.perf_counter() >= self._due_s:
             self.arrived_s = time.perf_counter()
@@ -220,15 +236,19 @@ def run(options: Options) -> list[Tide]:
         load = Tides(options, Path(directory), watch)
         for number in range(options.num_tides + 1):
             load.fill()
+            had_bytes = load.granted_bytes(BUSY)
             moved_bytes, latency_s = load.press()
             calls_s = list(watch.calls_s)
             load.ebb()
+            back_s = load.flow_back(had_bytes)
             limit_s, touch_s = limit.measure(moved_bytes)
             # What is made on first use is nobody's latency.
             if number:
                 moving_s = sum(calls_s)
-                tides.append(Tide(moved_bytes, latency_s, moving_s, max(calls_s), limit_s, touch_s))
-            say(f"tide {number}: {moved_bytes / MIB:.0f} MiB after {latency_s * 1e3:.1f} ms")
+                times_s = moving_s, max(calls_s), limit_s, touch_s, back_s
+                tides.append(Tide(moved_bytes, latency_s, *times_s))
+            there, back = f"{latency_s * 1e3:.1f} ms", f"{back_s * 1e3:.1f} ms"
+            say(f"tide {number}: {moved_bytes / MIB:.0f} MiB after {there}, and back after {back}")
         load.engine.close()
     return tides
 
@@ -240,6 +260,7 @@ def report(tides: Sequence[Tide]) -> dict[str, float | str]:
         return round(float(np.quantile(values, q)), 3)
 
     latencies_ms = [tide.latency_s * 1e3 for tide in tides]
+    backs_ms = [tide.back_s * 1e3 for tide in tides]
     waits_ms = [tide.longest_wait_s * 1e3 for tide in tides]
     return {
         "machine": machine(),
@@ -248,6 +269,9 @@ def report(tides: Sequence[Tide]) -> dict[str, float | str]:
         "latency_p50_ms": quantile(latencies_ms, 0.5),
         "latency_p99_ms": quantile(latencies_ms, 0.99),
         "within_100_ms": sum(tide.latency_s <= WANTED_S for tide in tides) / len(tides),
+        "back_p50_ms": quantile(backs_ms, 0.5),
+        "back_p99_ms": quantile(backs_ms, 0.99),
+        "back_within_100_ms": sum(tide.back_s <= WANTED_S for tide in tides) / len(tides),
         "step_waits_p50_ms": quantile(waits_ms, 0.5),
         "step_waits_p99_ms": quantile(waits_ms, 0.99),
         "moving_p50_ms": quantile([tide.moving_s * 1e3 for tide in tides], 0.5),

@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=50, help="and unloads (default 50)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     given = parser.parse_args()
+    if given.loads < 1:
+        parser.error(f"--loads: {given.loads}; at least 1")
     numbers = run(given.loads, given.preset)
     if given.json:
         print(json.dumps(numbers, indent=2))
