@@ -11,7 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from omniserve.adapter_config import ALL_LINEAR, CONFIG_NAME, AdapterConfig
-from omniserve.checkpoint import CheckpointSummary, TensorInfo, inspect_checkpoint, read_header
+from omniserve.checkpoint import (
+    CheckpointSummary,
+    TensorInfo,
+    inspect_checkpoint,
+    read_header,
+    require_directory,
+)
 from omniserve.errors import CheckpointError
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -135,10 +141,7 @@ def is_adapter(directory: str | os.PathLike[str]) -> bool:
 def read_adapter_files(path: str | os.PathLike[str]) -> AdapterFiles:
     """What an adapter says of itself; raises CheckpointError."""
     directory = Path(path)
-    if not directory.exists():
-        raise CheckpointError(f"{directory}: no such directory")
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: not a directory")
+    require_directory(directory)
     config = AdapterConfig.read(directory)
     file = directory / WEIGHTS_NAME
     if not file.is_file():

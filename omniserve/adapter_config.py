@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,8 @@ from omniserve.errors import CheckpointError
 CONFIG_NAME = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 _MAX_RANK = 1 << 16
+_MAX_ALPHA = 1e9
+"""Far beyond any that is trained, and its products are still numbers to every element type."""
 _REFUSED = {
     "use_dora": "DoRA is not supported",
     "use_qalora": "QALoRA is not supported",
@@ -103,8 +105,8 @@ class AdapterConfig:
 
     def _matcher(self, key: str, wanted: str | tuple[str, ...]) -> "_Matcher":
         if isinstance(wanted, str) and wanted and wanted != ALL_LINEAR:
-            return _Matcher((), self._compiled(key, wanted))
-        return _Matcher(wanted if isinstance(wanted, tuple) else (), None)
+            return _Matcher(frozenset(), self._compiled(key, wanted))
+        return _Matcher(frozenset(wanted if isinstance(wanted, tuple) else ()), None)
 
     def _by_suffix(
         self, key: str, values: Mapping[str, Number]
@@ -145,13 +147,14 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Matcher:
-    names: tuple[str, ...]
+    names: frozenset[str]
     expression: _Expression | None
 
     def of(self, name: str) -> bool:
         if self.expression is not None:
             return self.expression.fullmatch(name) is not None
-        return any(name == each or name.endswith(f".{each}") for each in self.names)
+        parts = name.split(".")
+        return any(".".join(parts[first:]) in self.names for first in range(len(parts)))
 
 
 def _check_kind(path: Path, config: dict[str, Any]) -> None:
@@ -216,9 +219,11 @@ def _alpha(path: Path, key: str, value: object) -> float:
     if not isinstance(value, bool) and isinstance(value, int | float):
         # A whole number of JSON may be larger than any float.
         with suppress(OverflowError):
-            if isfinite(number := float(value)):
+            # False for what is no number as well.
+            if abs(number := float(value)) <= _MAX_ALPHA:
                 return number
-    raise CheckpointError(f"{path}: {key} is {value!r:.80}, not a number")
+    problem = f"not a number from {-_MAX_ALPHA:g} to {_MAX_ALPHA:g}"
+    raise CheckpointError(f"{path}: {key} is {value!r:.80}, {problem}")
 
 
 def _pattern(path: Path, config: dict[str, Any], key: str, check: Any) -> dict[str, Any]:

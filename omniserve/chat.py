@@ -13,6 +13,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from omniserve.errors import CheckpointError, InvalidRequest
+from omniserve.regular_file import read_small_file
 
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 4096
@@ -60,11 +61,12 @@ class ChatTemplate:
         template_path = directory / "chat_template.jinja"
         path = config_path
         try:
-            config = msgspec.json.decode(config_path.read_bytes()) if config_path.exists() else {}
+            told = read_small_file(config_path) if config_path.exists() else b"{}"
+            config = msgspec.json.decode(told)
             source = _default_template(config.get("chat_template"))
             if template_path.exists():
                 path = template_path
-                source = template_path.read_text("utf-8") or source
+                source = read_small_file(template_path).decode("utf-8") or source
             if source is not None:
                 cls(source, {})  # Raises here, where it is known which file it is.
             return source, _special_tokens(config)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from omniserve.errors import CheckpointError
+from omniserve.regular_file import read_small_file
 
 SUPPORTED_ARCHITECTURES = (
     "LlamaForCausalLM",
@@ -27,6 +28,14 @@ _MAX_HEADER_BYTES = 100 << 20
 _INDEX_NAME = "model.safetensors.index.json"
 _SINGLE_NAME = "model.safetensors"
 _DIMENSIONS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_MAX_NAME_CHARS = 255
+_ITEM_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
+}
+"""Of element types as safetensors spells them; others may come."""
 _OPTIONAL_DIMENSIONS = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 
 
@@ -67,10 +76,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointSummary:
     incomplete or of an architecture that is not supported.
     """
     directory = Path(path)
-    if not directory.exists():
-        raise CheckpointError(f"{directory}: no such directory")
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: not a directory")
+    require_directory(directory)
     if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
         raise CheckpointError(
             f"{directory}: holds an adapter, not a model; `base` of the entry has to name the "
@@ -88,10 +94,22 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointSummary:
     )
 
 
+def require_directory(directory: Path) -> None:
+    """Raises CheckpointError."""
+    try:
+        if not directory.exists():
+            raise CheckpointError(f"{directory}: no such directory")
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: not a directory")
+    except OSError as error:
+        # A name that is too long, say.
+        raise CheckpointError(f"{str(directory):.200}: {error.strerror}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a file holds; CheckpointError where it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_small_file(path).decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: {path.name} is missing") from None
     except OSError as error:
@@ -129,8 +147,14 @@ def _check_generation_config(path: Path) -> None:
         return
     eos = read_json(path).get("eos_token_id")
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if not all(type(token_id) is int for token_id in ids):
-        raise CheckpointError(f"{path}: eos_token_id is {eos!r}, not a token id or a list of them")
+    if not all(is_token_id(each) for each in ids):
+        problem = f"eos_token_id is {eos!r:.80}, not a token id or a list of them"
+        raise CheckpointError(f"{path}: {problem}")
+
+
+def is_token_id(value: object) -> bool:
+    """As configurations name tokens: -1 is none."""
+    return type(value) is int and -1 <= value < 1 << 31
 
 
 def _read_tensors(directory: Path) -> dict[str, TensorInfo]:
@@ -153,16 +177,25 @@ def _read_sharded(directory: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: weight_map is missing or empty")
     tensors: dict[str, TensorInfo] = {}
-    for name in sorted({str(shard) for shard in weight_map.values()}):
-        if Path(name).name != name:
-            raise CheckpointError(f"{index_path}: shard {name!r} is not a plain file name")
+    for shard in weight_map.values():
+        if not _is_file_name(shard):
+            raise CheckpointError(f"{index_path}: shard {shard!r:.200} is not a plain file name")
+    for name in sorted(set(weight_map.values())):
         if not (directory / name).is_file():
-            raise CheckpointError(f"{directory}: shard {name}, named in the index, is missing")
+            raise CheckpointError(f"{directory}: shard {name!r}, named in the index, is missing")
         tensors |= read_header(directory / name)
     for tensor, shard in weight_map.items():
         if tensor not in tensors or tensors[tensor].file != shard:
-            raise CheckpointError(f"{directory / shard}: holds no {tensor}, which the index names")
+            problem = f"shard {shard!r} holds no {tensor!r:.200}, which the index names"
+            raise CheckpointError(f"{directory}: {problem}")
     return tensors
+
+
+def _is_file_name(value: object) -> bool:
+    """Whether a file of a checkpoint may be called that."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME_CHARS:
+        return False
+    return Path(value).name == value and value.isprintable()
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -183,21 +216,27 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        tensors = {
-            name: TensorInfo(
-                tuple(entry["shape"]),
-                entry["dtype"],
-                path.name,
-                8 + header_bytes + entry["data_offsets"][0],
-            )
-            for name, entry in header.items()
-        }
-        missing = 8 + header_bytes + end - size
-    except (AttributeError, KeyError, IndexError, TypeError):
+        first = 8 + header_bytes
+        tensors = {name: _described(entry, path.name, first) for name, entry in header.items()}
+        missing = first + end - size
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path}: not a safetensors file: its header is malformed") from None
     if missing > 0:
         raise CheckpointError(f"{path}: truncated: {missing} of {size + missing} bytes are missing")
     return tensors
+
+
+def _described(entry: dict[str, Any], file: str, first: int) -> TensorInfo:
+    """`first` is where tensors begin in the file. Raises ValueError, TypeError and KeyError where
+    an entry of a header is not what it has to be."""
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    start, end = entry["data_offsets"]
+    if not all(type(each) is int and each >= 0 for each in (*shape, start, end)):
+        raise ValueError("not whole numbers")
+    num_bytes = prod(shape) * _ITEM_BYTES[dtype] if dtype in _ITEM_BYTES else end - start
+    if not isinstance(dtype, str) or start > end or num_bytes != end - start:
+        raise ValueError("offsets of another tensor")
+    return TensorInfo(shape, dtype, file, first + start)
 
 
 def _check_complete(

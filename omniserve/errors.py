@@ -103,6 +103,10 @@ class ConfigError(OmniServeError):
 class CheckpointError(OmniServeError):
     """A checkpoint is missing, broken or not supported; reaches operators as ConfigError does."""
 
+    def __init__(self, message: str) -> None:
+        # Names in files may hold halves of characters, which no message can carry.
+        super().__init__(message.encode("utf-8", "replace").decode())
+
 
 STATUS_TABLE: dict[type[OmniServeError], tuple[str, int]] = {
     InvalidRequest: ("INVALID_ARGUMENT", 400),

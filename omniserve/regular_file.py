@@ -5,6 +5,18 @@ import os
 import stat
 from pathlib import Path
 
+MAX_SMALL_BYTES = 128 << 20
+"""Of what describes a model: tokenizers of large vocabularies take tens of megabytes."""
+
+
+def read_small_file(path: Path) -> bytes:
+    """All of one of the files that describe a model. Raises as `read_regular_file` does, and
+    OSError for one that is larger than any of them is."""
+    content = read_regular_file(path, MAX_SMALL_BYTES)
+    if len(content) > MAX_SMALL_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_SMALL_BYTES >> 20} MiB")
+    return content
+
 
 def read_regular_file(path: Path, max_bytes: int) -> bytes:
     """The content, or its first `max_bytes` and one more where it is larger.

@@ -7,6 +7,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from omniserve.errors import CheckpointError, InvalidRequest
+from omniserve.regular_file import read_small_file
 from omniserve.tenant_threads import TenantThreads
 
 LONG_TEXT_CHARS = 4096
@@ -34,7 +35,7 @@ class ModelTokenizer:
         """Reads a checkpoint's `tokenizer.json`; raises CheckpointError."""
         path = checkpoint / "tokenizer.json"
         try:
-            text = path.read_bytes()
+            text = read_small_file(path)
             tokenizer = Tokenizer.from_buffer(text)
             decoder = msgspec.json.decode(text, type=_DecoderOnly).decoder
         except FileNotFoundError:

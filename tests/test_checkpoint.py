@@ -1,6 +1,7 @@
 """Checkpoints that cannot be served are refused by name, before anything loads them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from omniserve.checkpoint import SUPPORTED_ARCHITECTURES, inspect_checkpoint
 from omniserve.errors import CheckpointError
+from omniserve.regular_file import MAX_SMALL_BYTES
 from omniserve.synthetic.create import write_checkpoint
 from omniserve.synthetic.info import model_report
 from omniserve.synthetic.layout import TensorSpec
@@ -160,6 +162,11 @@ def header_file(header: str) -> bytes:
         header_file('{"a": {"shape": [1], "dtype": "F32"}}'),
         header_file('{"a": {"shape": 1, "dtype": "F32", "data_offsets": [0, 0]}}'),
         header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [0, "4"]}}'),
+        header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [0, 0]}}'),
+        header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [-4, 0]}}'),
+        header_file('{"a": {"shape": [-1], "dtype": "F9", "data_offsets": [4, 0]}}'),
+        header_file('{"a": {"shape": [1], "dtype": ["F32"], "data_offsets": [0, 4]}}'),
+        header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [0.0, 4.0]}}'),
     ],
 )
 def test_file_that_is_no_safetensors(broken: Path, content: bytes) -> None:
@@ -193,6 +200,49 @@ def test_index_that_leaves_the_directory(broken: Path) -> None:
     expect_refusal(broken, "../x.safetensors")
 
 
+@pytest.mark.parametrize("shard", ["", 1, None, "x" * 10_000, "a\nb", "/etc/passwd"])
+def test_index_that_names_no_file(broken: Path, shard: object) -> None:
+    write_sharded(broken)
+    (broken / "1").write_text("")
+    index = broken / "model.safetensors.index.json"
+    edit_json(index, lambda content: content["weight_map"].update(ghost=shard))
+    expect_refusal(broken, "is not a plain file name")
+
+
+def test_a_message_can_be_carried_whatever_names_hold(broken: Path) -> None:
+    shard = write_sharded(broken)[0]
+    index = broken / "model.safetensors.index.json"
+    edit_json(index, lambda content: content["weight_map"].update({"\ud800": shard}))
+    with pytest.raises(CheckpointError) as caught:
+        inspect_checkpoint(broken)
+    assert str(caught.value).encode()
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_what_is_no_file_is_not_waited_for(broken: Path, name: str) -> None:
+    (broken / name).unlink(missing_ok=True)
+    os.mkfifo(broken / name)
+    expect_refusal(broken, name, "cannot be read")
+
+
+def test_a_file_without_an_end_is_not_read(broken: Path) -> None:
+    path = broken / "config.json"
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    expect_refusal(broken, "config.json", "cannot be read")
+
+
+def test_a_file_that_is_too_large_is_not_read(broken: Path) -> None:
+    with (broken / "config.json").open("r+") as file:
+        file.truncate(MAX_SMALL_BYTES + 1)
+    expect_refusal(broken, "config.json", "larger than 128 MiB")
+
+
+def test_a_path_that_no_directory_can_have() -> None:
+    with pytest.raises(CheckpointError, match="File name too long"):
+        inspect_checkpoint("x" * 5000)
+
+
 @pytest.mark.parametrize("num_layers", [4, 10**12])
 def test_weights_of_too_few_layers(broken: Path, num_layers: int) -> None:
     edit_config(broken, num_hidden_layers=num_layers)
@@ -220,6 +270,8 @@ def test_vocabulary_of_another_size(broken: Path) -> None:
         ("[1]", "not a JSON object"),
         ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>'"),
         ('{"eos_token_id": [1, true]}', "eos_token_id is [1, True]"),
+        ('{"eos_token_id": [1, -5]}', "eos_token_id is [1, -5]"),
+        ('{"eos_token_id": 1%s}' % (30 * "0"), "eos_token_id is 1000"),
     ],
 )
 def test_broken_generation_config(broken: Path, content: str, fragment: str) -> None:

@@ -342,6 +342,7 @@ def refusal(base: Path, adapter: Path) -> str:
         ({"lora_alpha": "8"}, "lora_alpha is '8', not a number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"lora_alpha": 10**400}, "lora_alpha is 1000000"),
+        ({"lora_alpha": 1e300}, "lora_alpha is 1e+300, not a number from -1e+09 to 1e+09"),
         ({"lora_alpha": True}, "lora_alpha is True"),
         ({"rank_pattern": ["x"]}, "rank_pattern is ['x'], not a mapping"),
         ({"rank_pattern": {"q_proj": -1}}, "rank_pattern: 'q_proj' is -1"),

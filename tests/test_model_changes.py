@@ -1,5 +1,6 @@
 """Models that come to an engine and leave it while others run, in this process."""
 
+import errno
 import re
 import threading
 import time
@@ -111,6 +112,34 @@ class Run:
 
 def news_of(run: Run, kind: type[News]) -> list[Any]:
     return [news for news in run.news if isinstance(news, kind)]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_checkpoint"),
+    [
+        (MemoryError(), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."), False),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), False),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (RuntimeError("a fault"), True),
+    ],
+    ids=repr,
+)
+def test_a_lack_of_memory_is_no_fault_of_the_checkpoint(
+    checkpoints: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    is_checkpoint: bool,
+) -> None:
+    run = Run(make_engine(settings_of(checkpoints, "llama"), poll_arrivals=lambda: None))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("omniserve.engine.model_load.build_model", fail)
+    refused = run.load(settings_of(checkpoints, "qwen3"))
+    assert isinstance(refused, Refused) and refused.is_checkpoint is is_checkpoint
+    assert ("there is no memory left for it" in refused.message) is not is_checkpoint
 
 
 def test_a_load_that_fails_as_it_joins_is_refused_and_can_be_tried_again(

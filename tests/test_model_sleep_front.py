@@ -130,6 +130,17 @@ async def test_a_model_with_requests_is_not_put_to_sleep(site: ModelSite) -> Non
 
 
 @pytest.mark.asyncio
+async def test_operators_may_call_a_model_by_an_alias(site: ModelSite) -> None:
+    assert (await site.reload({**site.demo, "aliases": ["other"]})).is_accepted
+    await site.models.sleep("other")
+    assert site.states() == {"demo": "asleep"} and site.engine.asleep == {"demo"}
+    await site.models.wake("other")
+    site.models.pin("other", True)
+    await site.models.unload("other", 0.0, force=True)
+    assert site.states() == {}
+
+
+@pytest.mark.asyncio
 async def test_what_is_not_there_neither_sleeps_nor_wakes(site: ModelSite) -> None:
     for name in ("", "nowhere", "x" * (1 << 20), "\x00\ud800"):
         for ask in (site.models.sleep, site.models.wake):
@@ -284,7 +295,7 @@ async def test_a_model_that_cannot_wake_has_failed(
     await until(lambda: bool(held.begun))
     held.release.set()
     for each in requests:
-        with pytest.raises(EngineUnavailable, match="^model 'demo' was asleep, and could not be"):
+        with pytest.raises(UnknownModel, match="^model 'demo' was asleep, and could not be"):
             await each
     failed = site.service.roster.get("demo")
     assert failed is not None and failed.state == "failed"
@@ -596,7 +607,7 @@ async def test_a_model_that_came_has_its_time_whatever_its_name_was_used_for_bef
     await site.models.sleep("demo")
     held = hold_wakes(site, CheckpointError("no such file"))
     held.release.set()
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(UnknownModel):
         await complete(site.service, request_of())
     clock.now_s += 100
     held.error = None

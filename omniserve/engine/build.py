@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from omniserve.checkpoint import is_token_id
 from omniserve.devices.device import Device
 from omniserve.engine.executor import Executor
 from omniserve.engine.kv_pool import DeviceKvPool, allocate_kv_pool, kv_bytes_per_token
@@ -36,6 +37,7 @@ from omniserve.piggyback.build import (
 )
 from omniserve.piggyback.host_link import HostLink
 from omniserve.piggyback.runtime import Piggyback
+from omniserve.regular_file import read_small_file
 from omniserve.settings import EngineSettings, LoadPhase, ModelInfo, ModelSettings
 from scheduler import Scheduler
 
@@ -229,13 +231,13 @@ def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:
     """generation_config.json names them, else config.json."""
     file = path / "generation_config.json"
     try:
-        generation = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        generation = json.loads(read_small_file(file)) if file.exists() else {}
         ids = generation.get("eos_token_id", config.eos_token_id)
     except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise CheckpointError(f"{file}: not a usable generation config: {error}") from None
     if ids is None:
         return ()
     ids = ids if isinstance(ids, list) else [ids]
-    if not all(type(token_id) is int for token_id in ids):
-        raise CheckpointError(f"{file}: eos_token_id is {ids!r}, not one or several token ids")
+    if not all(is_token_id(each) for each in ids):
+        raise CheckpointError(f"{file}: eos_token_id is {ids!r:.80}, not one or several token ids")
     return tuple(ids)

@@ -1,5 +1,6 @@
 """One model that is being loaded beside others that run."""
 
+import errno
 import os
 import sys
 import threading
@@ -23,6 +24,8 @@ of it: steps are hardly longer, and the load comes to an end."""
 _SWITCH_S = 100e-6
 """How long the step loop may wait for Python's lock; by default it would be 5 ms, again and again
 in each layer."""
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 Prepare = Callable[[ModelSettings], ModelSettings]
 
@@ -109,14 +112,20 @@ class ModelLoad:
         except (CheckpointError, ConfigError) as error:
             self.error = type(error)(str(error))
         except (MemoryError, torch.OutOfMemoryError):
-            self.error = ConfigError(f"models.{self.settings.name}: there is no memory left for it")
+            self.error = self._no_memory()
         except Exception as error:
+            if _lacked_memory(error):
+                self.error = self._no_memory()
+                return
             # Whatever it is, models that run have no part in it.
             self.error = CheckpointError(
                 f"models.{self.settings.name}: {type(error).__name__}: {error}"
             )
         finally:
             sys.setswitchinterval(switch_s)
+
+    def _no_memory(self) -> ConfigError:
+        return ConfigError(f"models.{self.settings.name}: there is no memory left for it")
 
     def _require_same(self, built: BuiltModel) -> None:
         """Raises CheckpointError, with nothing left of what was built."""
@@ -134,3 +143,11 @@ class ModelLoad:
             raise LoadEnded
         self.phase, self.done_bytes, self.total_bytes = phase, done_bytes, total_bytes
         self._log(phase, done_bytes, total_bytes)
+
+
+def _lacked_memory(error: Exception) -> bool:
+    """torch has no error of its own for host memory that cannot be had, only words."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = str(error)
+    return isinstance(error, RuntimeError) and any(each in words for each in _NO_MEMORY)

@@ -106,8 +106,16 @@ class EngineProcess:
                 outputs, self._rejected = self._rejected + outputs, []
             if outputs:
                 self._send(Outputs(outputs=tuple(outputs)))
-            for news in self._engine.take_news():
-                self._send(_message_of(news))
+            self._send_news()
+
+    def _send_news(self) -> None:
+        told = self._engine.take_news()
+        if any(not isinstance(news, LoadAdvanced) for news in told):
+            # Whoever hears that a model came or went looks at once at what there is now.
+            self._next_stats_s = 0.0
+            self._send_stats()
+        for news in told:
+            self._send(_message_of(news))
 
     def _rest(self) -> None:
         """Until something comes, or for a while."""

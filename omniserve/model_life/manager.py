@@ -87,6 +87,7 @@ class ModelManager:
             drain_s = self._service.config.daemon.shutdown_grace_s
         check_drain_s(drain_s)
         standing = self._standing(name)
+        name = standing.name
         if standing.state == "failed":
             self._service.roster.remove(name)
             return Unloaded("failed")
@@ -102,8 +103,9 @@ class ModelManager:
     def pin(self, name: str, is_pinned: bool) -> None:
         """A pinned model stays; raises UnknownModel, and ModelBusy for one that goes already."""
         standing = self._standing(name)
+        name = standing.name
         if standing.state in ("draining", "failed"):
-            raise ModelBusy(f"model {name!r} is {standing.state}")
+            raise _busy(standing)
         self._service.roster.put(replace(standing, is_pinned=is_pinned))
         log_event(_logger, "model_pinned" if is_pinned else "model_unpinned", model=name)
 
@@ -115,11 +117,12 @@ class ModelManager:
         loading, waking or going.
         """
         standing = self._standing(name)
+        name = standing.name
         if standing.state == "asleep":
             await self._sleeps.settled(name)
             return
         if standing.state != "serving":
-            raise ModelBusy(f"model {name!r} is {standing.state}")
+            raise _busy(standing)
         num_here = self._service.model_requests.count(name)
         if num_here:
             raise ModelBusy(f"model {name!r} has requests, {num_here} now; it sleeps without any")
@@ -135,10 +138,11 @@ class ModelManager:
         that is loading or going.
         """
         standing = self._standing(name)
+        name = standing.name
         if standing.state == "serving":
             return 0.0
         if standing.state not in ("asleep", "waking"):
-            raise ModelBusy(f"model {name!r} is {standing.state}")
+            raise _busy(standing)
         wake = self._wakes.begin(name)
         await asyncio.wait({wake})
         if wake.cancelled():
@@ -163,8 +167,20 @@ class ModelManager:
         await self.drains.cancel_all()
 
     def _standing(self, name: str) -> ModelStanding:
-        standing = self._service.roster.get(name)
+        """By its name or an alias of it."""
+        roster = self._service.roster
+        standing = roster.get(name)
+        if standing is None:
+            standing = next((each for each in roster if name in each.config.aliases), None)
         if standing is None:
             known = ", ".join(each.name for each in self._service.roster) or "none"
             raise UnknownModel(f"model {shown_name(name)} is not loaded; there: {known}")
         return standing
+
+
+def _busy(standing: ModelStanding) -> ModelBusy:
+    """It is in a state in which this cannot be asked of it."""
+    problem = f"model {standing.name!r} is {standing.state}"
+    if standing.state == "failed":
+        problem += f": {standing.error}; mend that, and load it"
+    return ModelBusy(problem)

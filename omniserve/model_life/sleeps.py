@@ -36,8 +36,9 @@ class ModelSleeps:
         service, name = self._service, standing.name
         assert standing.state == "serving" and not service.model_requests.count(name)
         service.roster.put(replace(standing, state="asleep", since_s=service.clock()))
+        last_s = max([standing.since_s, *service.model_requests.last_uses(name).values()])
         service.model_requests.forget_uses(name)
-        task = asyncio.create_task(self._fall(standing), name=f"sleep-model-{name}")
+        task = asyncio.create_task(self._fall(name, last_s), name=f"sleep-model-{name}")
         self._tasks[name] = task
         task.add_done_callback(lambda _: self._ended(standing, task))
         return task
@@ -55,8 +56,9 @@ class ModelSleeps:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _fall(self, standing: ModelStanding) -> None:
-        service, name = self._service, standing.name
+    async def _fall(self, name: str, last_s: float) -> None:
+        """`last_s` is when it was used last, or began to serve."""
+        service = self._service
         stats = service.engine.stats.get(name)
         weights = None if stats is None else stats.weights
         begin_s = service.clock()
@@ -67,7 +69,7 @@ class ModelSleeps:
             "model_asleep",
             model=name,
             own_weights_bytes=None if weights is None else weights.own_bytes,
-            idle_s=round(begin_s - standing.since_s, 3),
+            idle_s=round(begin_s - last_s, 3),
             sleep_s=round(service.clock() - begin_s, 3),
         )
 

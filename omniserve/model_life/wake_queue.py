@@ -14,6 +14,7 @@ from omniserve.errors import (
     ModelUnavailable,
     OmniServeError,
     Overloaded,
+    UnknownModel,
 )
 from omniserve.model_life.wakes import ModelWakes
 from omniserve.queue_movement import LEAST_WAIT_S
@@ -55,8 +56,9 @@ class WakeQueue:
             Overloaded: the queue of the tier is full, or the first token would come later than
                 promised and no fallback takes the request.
             DeadlineExceeded: the deadline passed.
-            EngineUnavailable: the model cannot be woken, now (ModelUnavailable) or at all, or was
-                unloaded, or the engine died.
+            EngineUnavailable: the model cannot be woken now (ModelUnavailable), or was unloaded, or
+                the engine died.
+            UnknownModel: it cannot be woken at all.
         """
         model = record.model
         if not self._wakes.is_asleep(model):
@@ -136,7 +138,8 @@ class WakeQueue:
         return self._woken(wake, sequence.model)
 
     def _woken(self, wake: asyncio.Task[float], model: str) -> float:
-        """Raises EngineUnavailable, with nothing in its words that is for operators alone."""
+        """Raises EngineUnavailable or UnknownModel, with nothing in their words that is for
+        operators alone."""
         if wake.cancelled():
             raise EngineUnavailable("the server is shutting down; try again elsewhere or later")
         error = wake.exception()
@@ -147,7 +150,9 @@ class WakeQueue:
         if isinstance(error, EngineUnavailable):
             raise EngineUnavailable(str(error))
         if error is not None:
-            raise EngineUnavailable(f"model {model!r} was asleep, and could not be woken")
+            raise UnknownModel(
+                f"model {model!r} was asleep, and could not be woken; it is not served any more"
+            )
         return wake.result()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omniserve.adapter_config import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from omniserve.errors import CheckpointError
+from omniserve.regular_file import read_small_file
 from omniserve.settings import ModelSettings
 
 SMALL_FILES = (
@@ -35,7 +36,7 @@ def model_digest(settings: ModelSettings, weights: Iterable[bytes]) -> str:
 
 def _file_digest(path: Path) -> bytes:
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
+        return hashlib.sha256(read_small_file(path)).digest()
     except FileNotFoundError:
         return bytes(32)
     except OSError as error:

@@ -69,5 +69,8 @@ def _answers(
 
 
 def _error(failed: Failed) -> OmniServeError:
-    kinds = {"ConfigError": ConfigError, "CheckpointError": CheckpointError}
+    kinds: dict[str, type[OmniServeError]] = {
+        "ConfigError": ConfigError,
+        "CheckpointError": CheckpointError,
+    }
     return kinds.get(failed.kind, OmniServeError)(failed.message)
