@@ -218,7 +218,7 @@ async def test_a_model_whose_files_changed_does_not_wake_as_another_one(site: Si
         try:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await ask(stubs, "batch")
-            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert refused.value.code() is grpc.StatusCode.NOT_FOUND
             assert str(site.other) not in (refused.value.details() or "")
             status = await stubs.admin.GetStatus(pb.GetStatusRequest())
             (guest,) = (each for each in status.models if each.name == "guest")
