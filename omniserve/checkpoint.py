@@ -219,7 +219,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         first = 8 + header_bytes
         tensors = {name: _described(entry, path.name, first) for name, entry in header.items()}
         missing = first + end - size
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise CheckpointError(f"{path}: not a safetensors file: its header is malformed") from None
     if missing > 0:
         raise CheckpointError(f"{path}: truncated: {missing} of {size + missing} bytes are missing")

@@ -162,6 +162,8 @@ def header_file(header: str) -> bytes:
         header_file('{"a": {"shape": [1], "dtype": "F32"}}'),
         header_file('{"a": {"shape": 1, "dtype": "F32", "data_offsets": [0, 0]}}'),
         header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [0, "4"]}}'),
+        header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [0]}}'),
+        header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [0, 4, 8]}}'),
         header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [0, 0]}}'),
         header_file('{"a": {"shape": [1], "dtype": "F32", "data_offsets": [-4, 0]}}'),
         header_file('{"a": {"shape": [-1], "dtype": "F9", "data_offsets": [4, 0]}}'),

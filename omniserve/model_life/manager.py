@@ -171,7 +171,9 @@ class ModelManager:
         roster = self._service.roster
         standing = roster.get(name)
         if standing is None:
-            standing = next((each for each in roster if name in each.config.aliases), None)
+            # Those that failed come last: their names may be others' by now.
+            by_alias = (each for each in (*roster.present, *roster) if name in each.config.aliases)
+            standing = next(by_alias, None)
         if standing is None:
             known = ", ".join(each.name for each in self._service.roster) or "none"
             raise UnknownModel(f"model {shown_name(name)} is not loaded; there: {known}")
