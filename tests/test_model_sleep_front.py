@@ -342,9 +342,16 @@ async def test_a_model_that_there_is_no_room_to_wake_sleeps_on(
         await complete(site.service, request_of())
     assert held.begun == ["demo"] * 2
 
-    # An operator may know better.
+    # An operator may know better; who comes meanwhile waits for that.
     held.error = None
-    await site.models.wake("demo")
+    held.release.clear()
+    wake = asyncio.create_task(site.models.wake("demo"))
+    await until(lambda: len(held.begun) == 3)
+    request = asyncio.create_task(complete(site.service, request_of()))
+    await asyncio.sleep(0.01)
+    held.release.set()
+    await wake
+    assert (await request).choices
     standing = site.service.roster.get("demo")
     assert standing is not None and (standing.state, standing.error) == ("serving", "")
     await complete(site.service, request_of())

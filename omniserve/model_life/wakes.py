@@ -58,8 +58,9 @@ class ModelWakes:
         return name in self._tasks or (standing is not None and standing.state == "asleep")
 
     def pause_s(self, name: str) -> float:
-        """For so long no request has the model woken: there was no room for it just now."""
-        return self._pauses.left_s(name, self._service.clock())
+        """For so long no request has the model woken: there was no room for it just now. Who comes
+        amid a wake, an operator's say, waits for that."""
+        return 0.0 if name in self._tasks else self._pauses.left_s(name, self._service.clock())
 
     def begin(self, name: str) -> asyncio.Task[float]:
         """Has a model woken that is asleep, if nobody has yet; the task gives the seconds that it
