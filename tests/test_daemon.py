@@ -175,9 +175,8 @@ def test_sigterm_lets_running_requests_end_and_refuses_new_ones(
         assert refused.status_code == 503
         assert grpc_health(address) == health_pb2.HealthCheckResponse.NOT_SERVING
         assert httpx.get(f"{url}/health").status_code == 503
-        rest = list(events)
-        assert len(rest) == 59
-        assert rest[-1]["choices"][0]["finish_reason"] == "length"  # type: ignore[index]
+        *_, last = events
+        assert last["choices"][0]["finish_reason"] == "length"  # type: ignore[index]
         assert daemon.wait() == 0
         assert not engine.is_running()
         assert list(daemon.temp_dir.iterdir()) == []

@@ -249,14 +249,19 @@ def test_pages_given_back_while_they_are_read_are_noticed(
         give_back(self, 0, stop)
 
     monkeypatch.setattr(HostKvPool, "give_back", give_back_too_much)
-    requests = [*prompts(6, "a", 11), *prompts(6, "b", 12)]
-    ended = run_all(engine, requests, arrivals_per_step=1)
-    assert any(
-        oracles[each.model]
-        .compare(each.prompt_token_ids, ended[each.request_id].token_ids)
-        .num_wrong
-        for each in requests
-    )
+
+    def is_noticed(seed: int) -> bool:
+        requests = [*prompts(6, "a", seed), *prompts(6, "b", seed + 1)]
+        ended = run_all(engine, requests, arrivals_per_step=1)
+        return any(
+            oracles[each.model]
+            .compare(each.prompt_token_ids, ended[each.request_id].token_ids)
+            .num_wrong
+            for each in requests
+        )
+
+    # Which blocks are in use as others go depends on when the host's results come.
+    assert any(is_noticed(seed) for seed in range(11, 31, 2))
 
 
 def settled(engine: Engine) -> list[News]:
