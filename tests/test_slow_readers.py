@@ -5,7 +5,9 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -15,11 +17,12 @@ import pytest
 from api_servers import serving
 from http_client import COMPLETIONS, make_body, make_client
 from listen_builders import limited_service
-from service_builders import ScriptedEngine, make_output, until
+from service_builders import ScriptedEngine, counting, make_output, until
 
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.v1 import omniserve_pb2 as pb
 
+PATIENCE_S = 60.0
 UNREAD_S = 0.4
 LARGE = "x" * 20_000
 """Text of one token: whatever sockets hold is full soon."""
@@ -31,11 +34,40 @@ async def endless(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]
         yield make_output(request, place, 10**9, text=LARGE)
 
 
-async def pausing(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
-    """Nothing comes for longer than a client may leave something unread."""
-    yield make_output(request, 0, 2)
-    await asyncio.sleep(3 * UNREAD_S)
-    yield make_output(request, 1, 2)
+class PausingEngine(ScriptedEngine):
+    """Its second token waits until it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__(self._pausing)
+        self.goes_on = asyncio.Event()
+
+    async def _pausing(self, request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+        yield make_output(request, 0, 2)
+        await self.goes_on.wait()
+        yield make_output(request, 1, 2)
+
+
+@dataclass
+class StandingClock:
+    """Of an event loop: goes on where a test says so, however long anything takes."""
+
+    now_s: float
+
+    async def advance(self, seconds: float) -> None:
+        """In small steps, each seen by all that wait for a time."""
+        for _ in range(20):
+            self.now_s += seconds / 20
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+
+@contextmanager
+def standing_clock() -> Iterator[StandingClock]:
+    loop = asyncio.get_running_loop()
+    clock = StandingClock(loop.time())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", lambda: clock.now_s)
+        yield clock
 
 
 def request_of(num_tokens: int) -> pb.GenerateRequest:
@@ -79,9 +111,9 @@ async def test_a_grpc_call_that_nobody_reads_is_ended(
                 pass
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         # Others on the same connection are served as ever.
-        engine.script = pausing
-        async with asyncio.timeout(20):
-            assert len([1 async for _ in servers.inference.Generate(request_of(2))]) == 2
+        engine.script = counting
+        other = servers.inference.Generate(request_of(2), timeout=PATIENCE_S)
+        assert [token async for chunk in other for token in chunk.token_ids] == [0, 1]
 
 
 @pytest.mark.asyncio
@@ -98,7 +130,7 @@ async def test_an_http_connection_that_nobody_reads_is_ended(
             client.sendall(raw_request(max_tokens=100_000, stream=True))
             await until(lambda: bool(engine.started) and not engine.running)
             await until(lambda: any(each.message == "reader_too_slow" for each in caplog.records))
-            client.settimeout(20)
+            client.settimeout(PATIENCE_S)
             with pytest.raises(ConnectionError):
                 while await asyncio.to_thread(client.recv, 1 << 20):
                     pass
@@ -119,7 +151,7 @@ async def test_a_whole_answer_that_nobody_reads_does_not_stay(tiny_checkpoint: P
             connections = servers.http._server.server_state.connections
             await until(lambda: bool(connections))
             await until(lambda: not connections)
-            client.settimeout(20)
+            client.settimeout(PATIENCE_S)
             received = bytearray()
             # What had been sent is there, and then it is over: without an end, or reset.
             with contextlib.suppress(ConnectionError):
@@ -137,27 +169,41 @@ async def test_who_reads_slowly_and_steadily_is_not_cut_off(tiny_checkpoint: Pat
     engine = ScriptedEngine(flood, max_model_len=1 << 20)
     service = limited_service(tiny_checkpoint, engine, unread_s=UNREAD_S, unread_tokens=1 << 20)
     async with serving(service) as servers:
-        with connect(servers.http.address, 32 << 10) as client:
+        with connect(servers.http.address, 32 << 10) as client, standing_clock() as clock:
+            client.settimeout(PATIENCE_S)
             client.sendall(raw_request(max_tokens=80, stream=True))
-            received = bytearray()
+            received, began_s = bytearray(), clock.now_s
             while not received.endswith(b"0\r\n\r\n"):
                 part = await asyncio.to_thread(client.recv, 128 << 10)
                 assert part
                 received += part
-                await asyncio.sleep(UNREAD_S / 20)
+                await clock.advance(UNREAD_S / 10)
+            assert clock.now_s - began_s > 3 * UNREAD_S, "too soon over to be slow"
         assert received.count(LARGE.encode()) >= 1 and b"[DONE]" in received
 
 
 @pytest.mark.asyncio
 async def test_an_engine_that_pauses_is_not_the_clients_fault(tiny_checkpoint: Path) -> None:
-    service = limited_service(tiny_checkpoint, ScriptedEngine(pausing), unread_s=UNREAD_S)
+    engine = PausingEngine()
+    service = limited_service(tiny_checkpoint, engine, unread_s=UNREAD_S)
     async with serving(service) as servers:
-        chunks = [chunk async for chunk in servers.inference.Generate(request_of(2))]
-        assert [chunk.token_ids[0] for chunk in chunks] == [0, 1]
+        with standing_clock() as clock:
+            chunks = aiter(servers.inference.Generate(request_of(2)))
+            assert (await anext(chunks)).token_ids == [0]
+            await clock.advance(3 * UNREAD_S)
+            engine.goes_on.set()
+            assert [token async for chunk in chunks for token in chunk.token_ids] == [1]
+        engine.goes_on.clear()
+        body = make_body(COMPLETIONS, max_tokens=2, stream=True)
         async with make_client(servers.url) as http:
-            body = make_body(COMPLETIONS, max_tokens=2, stream=True)
-            answer = await http.post(COMPLETIONS, json=body)
-            assert answer.text.endswith("data: [DONE]\n\n")
+            with standing_clock() as clock:
+                async with http.stream("POST", COMPLETIONS, json=body) as answer:
+                    parts = answer.aiter_text()
+                    text = await anext(parts)
+                    await clock.advance(3 * UNREAD_S)
+                    engine.goes_on.set()
+                    text += "".join([part async for part in parts])
+        assert text.endswith("data: [DONE]\n\n")
 
 
 @pytest.mark.asyncio
@@ -172,7 +218,7 @@ async def test_more_unread_than_is_allowed_ends_with_a_word(tiny_checkpoint: Pat
     service = limited_service(tiny_checkpoint, engine, unread_tokens=1000)
     async with (
         serving(service) as servers,
-        httpx2.AsyncClient(base_url=servers.url, timeout=20) as http,
+        httpx2.AsyncClient(base_url=servers.url, timeout=PATIENCE_S) as http,
     ):
         body = make_body(COMPLETIONS, stream=True, max_tokens=50_000)
         async with http.stream("POST", COMPLETIONS, json=body) as answer:
