@@ -24,7 +24,8 @@ OTHER = {"name": "other", "token_sha256": [hash_of_token("other")], "tiers": ["b
 
 
 class Site:
-    """A service and the file that it was started with."""
+    """A service and the file that it was started with. Its clock stands still: no quota flows
+    back."""
 
     def __init__(self, directory: Path, checkpoint: Path, *tenants: dict[str, Any]) -> None:
         self.path = directory / "omniserve.yaml"
@@ -33,7 +34,7 @@ class Site:
         self.engine = ScriptedEngine()
         started = load_config(self.path)
         self.service: GenerationService = make_tenanted_service(
-            checkpoint, *started.tenants, engine=self.engine
+            checkpoint, *started.tenants, engine=self.engine, clock=lambda: 100.0
         )
         self._reloader = make_reloader(self.service, self.path)
 
