@@ -1,6 +1,7 @@
 """`omniserve serve` over a scripted engine: FILE [engine options] [-- serve options].
 
-With BREAK_SUPERVISION set in the environment the supervision of the engine has a fault.
+With BREAK_SUPERVISION set in the environment the supervision of the engine has a fault. With
+SERVER_STOP_S, that is how long the servers may take to hand over what is already answered.
 """
 
 import os
@@ -34,6 +35,8 @@ def run(config_path: str, *options: str) -> int:
         )
 
     daemon.supervision_of = supervision_of
+    if "SERVER_STOP_S" in os.environ:
+        daemon.SERVER_STOP_S = float(os.environ["SERVER_STOP_S"])
     if "BREAK_SUPERVISION" in os.environ:
         EngineClient.lost = broken_lost  # type: ignore[method-assign]
     return main(["serve", config_path, *serve_options])

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from omniserve.metrics import Metrics
 from omniserve.tracing.span_queue import BATCH_SPANS, SpanQueue
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class GatedExporter(SpanExporter):
@@ -48,18 +48,18 @@ def make_span() -> ReadableSpan:
 
 def test_what_does_not_fit_is_dropped_and_the_rest_arrives() -> None:
     metrics, exporter = Metrics(), GatedExporter()
-    spans = SpanQueue(exporter, metrics.spans, max_waiting=BATCH_SPANS)
-    for _ in range(BATCH_SPANS):
-        spans.on_end(make_span())
+    spans = SpanQueue(exporter, metrics.spans, max_waiting=2 * BATCH_SPANS)
+    # Of one span: more of them would be several batches where the sender wakes up between.
+    spans.on_end(make_span())
     assert exporter.entered.wait(PATIENCE_S)
-    # The first batch is under way; as many may wait, and no more.
-    for _ in range(BATCH_SPANS + 7):
+    # The first batch is under way; so many may wait, and no more.
+    for _ in range(2 * BATCH_SPANS + 7):
         spans.on_end(make_span())
     assert fate(metrics, "dropped") == 7
     exporter.gate.set()
     spans.close(PATIENCE_S)
-    assert exporter.sizes == [BATCH_SPANS, BATCH_SPANS]
-    assert fate(metrics, "sent") == 2 * BATCH_SPANS
+    assert exporter.sizes == [1, BATCH_SPANS, BATCH_SPANS]
+    assert fate(metrics, "sent") == 1 + 2 * BATCH_SPANS
     assert exporter.is_shut_down
 
 
@@ -87,4 +87,5 @@ def test_an_exporter_that_hangs_is_given_up() -> None:
     spans.on_end(make_span())
     spans.close(0.01)
     assert exporter.is_shut_down
+    spans._sender.join(PATIENCE_S)
     assert not spans._sender.is_alive()

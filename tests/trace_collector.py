@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
