@@ -15,6 +15,7 @@ from omniserve.service import GenerationService
 from omniserve.tls import Tls
 
 HOST = "127.0.0.1"
+PATIENCE_S = 60.0
 
 
 def limited_config(checkpoint: Path, **limits: object) -> Config:
@@ -93,7 +94,7 @@ class TlsClient:
         # gRPC speaks to nobody who does not offer HTTP/2.
         context.set_alpn_protocols(["h2", "http/1.1"])
         with (
-            socket.create_connection((host, int(port)), timeout=20) as plain,
+            socket.create_connection((host, int(port)), timeout=PATIENCE_S) as plain,
             context.wrap_socket(plain, server_hostname=host) as secured,
         ):
             shown = secured.getpeercert(binary_form=True)

@@ -24,6 +24,7 @@ from omniserve.errors import ConfigError
 from omniserve.tls import Tls, TlsFiles
 
 AUTHORITY, OTHER = trustme.CA(), trustme.CA()
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -331,7 +332,7 @@ def _handshake(context: ssl.SSLContext, client: TlsClient) -> str | None:
                     incoming.write(ours.recv(1 << 16))
         except ssl.SSLError as error:
             problems.append(error.reason)
-    thread.join(timeout=20)
+    thread.join(timeout=PATIENCE_S)
     return problems[0] if problems else None
 
 
