@@ -13,7 +13,7 @@ from systemd_builders import SeenEngine, make_stats
 from omniserve.systemd.link import SystemdLink
 
 BUSY = {"chat": 1}
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Manager:

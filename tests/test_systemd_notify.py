@@ -16,7 +16,7 @@ from omniserve.systemd.notify import NotifySocket
 def listening(address: str | bytes) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
-        manager.settimeout(5)
+        manager.settimeout(60)
         yield manager
 
 
