@@ -95,6 +95,7 @@ def test_what_the_product_says_is_passed_on(how: status_pb2.Status, exit_status:
     [
         (grpc.StatusCode.UNAVAILABLE, "{} does not answer: ", EXIT_UNAVAILABLE),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "{} does not answer: ", EXIT_UNAVAILABLE),
+        (grpc.StatusCode.CANCELLED, "{} does not answer: ", EXIT_UNAVAILABLE),
         (grpc.StatusCode.UNIMPLEMENTED, "{} does not serve this", EXIT_FAILURE),
         (grpc.StatusCode.UNAUTHENTICATED, "{} does not answer as it should", EXIT_ACCESS),
         (grpc.StatusCode.UNKNOWN, "{} does not answer as it should", EXIT_FAILURE),

@@ -23,6 +23,12 @@ _KINDS: dict[grpc.StatusCode, type[OmniServeError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
+# A server that stops cancels what still runs, and may say no more of it than that.
+_GONE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 
 
 def error_of_call(error: grpc.RpcError, address: str) -> OmniServeError:
@@ -60,6 +66,6 @@ def _of_the_connection(code: grpc.StatusCode, text: str, address: str) -> OmniSe
     said = f"gRPC {code.name}: {text}"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return OmniServeError(f"{address} does not serve this, is it the right address? {said}")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if code in _GONE:
         return EngineUnavailable(f"{address} does not answer: {said}")
     return _KINDS.get(code, OmniServeError)(f"{address} does not answer as it should: {said}")
