@@ -105,9 +105,10 @@ async def test_a_stalled_engine_is_no_sign_of_life(
         await heard(manager, "STATUS", stalled)
         await asyncio.sleep(0.1)
         assert all("WATCHDOG" not in message for message in manager.said())
+        # Not afterwards: on a slow machine the next step may be late enough for another stall.
+        assert [record.message for record in caplog.records].count("engine_stalled") == 1
         engine.report(make_stats(num_steps=8, running=BUSY))
         await heard(manager, "WATCHDOG", "1")
-    assert [record.message for record in caplog.records].count("engine_stalled") == 1
 
 
 def test_a_refused_file_is_shown(manager: Manager) -> None:

@@ -28,7 +28,7 @@ def first_reports(
     """An empty cache and two processes that fill it at the same time, in opposite orders."""
     cache = tmp_path_factory.mktemp("cache") / "made" / "by warm-up"
     orders = (VARIANTS, VARIANTS[::-1])
-    variables = {"NUMBA_CACHE_DIR": cache}
+    variables = {"NUMBA_CACHE_DIR": cache, "MEETING_OF_TWO": tmp_path_factory.mktemp("meeting")}
     processes = [start_warm_up(site, *order, variables=variables) for order in orders]
     return cache, [finish_warm_up(process) for process in processes]
 

@@ -1,11 +1,14 @@
 """Warms up kernels in a process of its own, sees that they work, and prints what it was.
 
 Arguments: the largest file that it may write, in bytes, or -1, then CACHE:QUERIES:HEAD_DIM each.
+MEETING_OF_TWO names a directory where two of these wait for each other before they begin.
 """
 
 import json
+import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,15 @@ def assert_merges() -> None:
     np.testing.assert_allclose(lse, [np.log(4.0), -np.inf], rtol=1e-6)
 
 
+def meet(directory: Path) -> None:
+    (directory / str(os.getpid())).touch()
+    while len(list(directory.iterdir())) < 2:
+        time.sleep(0.01)
+
+
 def main() -> None:
+    if "MEETING_OF_TWO" in os.environ:
+        meet(Path(os.environ["MEETING_OF_TWO"]))
     limit = int(sys.argv[1])
     if limit >= 0:
         # As on a full disk, for whoever it is that runs this.
