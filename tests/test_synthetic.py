@@ -131,7 +131,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
         ],
         check=True,
         env={"RAYON_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
-        timeout=60,
+        timeout=240,
     )
     assert contents(tmp_path / "again") == first
     other = contents(make(tmp_path / "other", seed=1))
@@ -244,6 +244,7 @@ def test_progress_that_is_told_ends_with_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new = ("new", str(tmp_path / "model"), "--preset", "tiny", "--force")
+    monkeypatch.setattr(commands, "_QUIET_S", 3600.0)
     assert command(*new) == 0
     assert "weights" not in capsys.readouterr().err, "soon done"
     monkeypatch.setattr(commands, "_QUIET_S", 0.0)

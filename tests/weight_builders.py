@@ -58,7 +58,7 @@ def last_logits(model: DecoderModel, token_ids: list[int]) -> torch.Tensor:
         return model.logits(residual)
 
 
-_RESIDENT = """
+_RESIDENT = '''
 import gc, sys
 from pathlib import Path
 import torch
@@ -66,9 +66,17 @@ from weight_builders import load
 from omniserve.models.weight_store import ModelWeights, WeightStore
 
 def resident_bytes():
+    """Of what was allocated and of checkpoints; files of code come and go as the kernel likes."""
     gc.collect()
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("Rss:")))
+    num_bytes, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *others = line.split(maxsplit=5)
+        if not first.endswith(":"):
+            path = others[4] if len(others) == 5 else ""
+            counts = not path.startswith("/") or path.endswith(".safetensors")
+        elif counts and first == "Rss:":
+            num_bytes += 1024 * int(others[0])
+    return num_bytes
 
 shared = WeightStore()
 dtype = getattr(torch, sys.argv[2])
@@ -80,7 +88,7 @@ for path in sys.argv[3:]:
 while models:
     models.pop()
     print(resident_bytes() - before, flush=True)
-"""
+'''
 
 
 def resident_after_each(paths: list[Path], dtype: str, is_shared: bool) -> list[int]:
