@@ -35,7 +35,7 @@ def free_port() -> int:
     """Of those that the kernel gives to nobody who does not ask for them."""
     lowest, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     while True:
-        port = random.randrange(lowest // 2, lowest)
+        port = random.randrange(max(1024, lowest // 2), max(2048, lowest))
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
