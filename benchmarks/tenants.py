@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,7 +132,9 @@ def share_cores(front: psutil.Process) -> None:
 
 def _pin(pid: int, cpu: int) -> None:
     for task in Path("/proc", str(pid), "task").iterdir():
-        os.sched_setaffinity(int(task.name), {cpu})
+        # Threads end while we look.
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), {cpu})
 
 
 async def measure(service: Service, options: argparse.Namespace) -> list[Window]:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tenants_load import RequestRefused, Tenant, Work
 
-START_S = 30.0
+START_S = 180.0
+"""At the lowest priority, also where others want every core."""
 
 
 @dataclass(slots=True)

@@ -89,10 +89,11 @@ class TerminalCommand:
         """Ctrl-C until the pattern comes; what came is returned as by `wait_for`.
 
         Python's readline misses a signal between writing its prompt and waiting for keys, where
-        no human hits: it is pressed again then.
+        no human hits: it is pressed again then. A machine that is merely slow is waited for: a
+        second one amid the answer to the first would end the command.
         """
         self.type("\x03")
-        while not select.select([self._ours], [], [], 1.0)[0]:
+        while not select.select([self._ours], [], [], 10.0)[0]:
             self.type("\x03")
         return self.wait_for(pattern)
 

@@ -28,6 +28,12 @@ RESET = struct.pack("ii", 1, 0)
 """SO_LINGER that lets close() send RST, as from a machine that is gone."""
 
 
+def write_patient_config(directory: Path, checkpoint: Path) -> Path:
+    """Of a daemon that takes no engine for dead that has to wait for its turn."""
+    daemon = {"engine_heartbeat_s": 60, "shutdown_grace_s": 5}
+    return write_config(directory, checkpoint, daemon=daemon)
+
+
 def write_config(directory: Path, checkpoint: Path, **sections: Any) -> Path:
     """One model, `echo`, with a context of 65,536 tokens; `sections` are of the file."""
     listen = {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0", "admin": f"unix:{directory}/a.sock"}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from daemon_process import ROOT
 
 NUM_REQUESTS = 130
@@ -15,9 +16,10 @@ COMMAND = (
 )
 
 
+@pytest.mark.timeout(600)
 def test_all_cases_are_measured_and_no_token_is_lost(tmp_path: Path) -> None:
     run = subprocess.run(
-        [*COMMAND, "--out", str(tmp_path)], capture_output=True, text=True, timeout=200
+        [*COMMAND, "--out", str(tmp_path)], capture_output=True, text=True, timeout=580
     )
     # Goals may be missed, on a machine that is busy or slow.
     assert run.returncode in (0, 1), run.stderr

@@ -214,7 +214,7 @@ COMMAND = (
     *(sys.executable, str(ROOT / "benchmarks/models.py"), "--quick", "--no-vllm"),
     *("--preset", "tiny", "--step-times", "none", "--daemon-layouts", "all", "--ls-rate", "4"),
     *("--be-requests", "2", "--be-prompt-tokens", "16", "--be-output-tokens", "24"),
-    *("--warm-up-s", "1", "--duration-s", "2", "--unloaded-s", "4"),
+    *("--warm-up-s", "1", "--duration-s", "4", "--unloaded-s", "4"),
 )
 
 
@@ -226,13 +226,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def run_it(directory: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     command = [*COMMAND, "--out", str(directory)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=580, env=environment)
     # The goals may be missed, on a machine that is busy or slow.
     assert run.returncode in (0, 1), run.stderr
     assert "Traceback" not in run.stderr
     return run
 
 
+@pytest.mark.timeout(1200)
 def test_all_of_it_and_what_is_there_is_not_measured_again(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

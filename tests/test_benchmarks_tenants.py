@@ -5,18 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from daemon_process import ROOT
 
 COMMAND = (
-    *(sys.executable, str(ROOT / "benchmarks/tenants.py"), "--rounds", "1", "--seconds", "1.5"),
+    *(sys.executable, str(ROOT / "benchmarks/tenants.py"), "--rounds", "1", "--seconds", "4"),
     *("--rate", "6", "--concurrent", "3", "--workers", "9", "--tries-per-s", "60"),
     *("--preset", "tiny", "--step-times", "none", "--max-tokens", "4", "--prompt-tokens", "16"),
 )
 
 
+@pytest.mark.timeout(600)
 def test_a_flood_is_refused_and_the_other_tenant_is_not(tmp_path: Path) -> None:
     run = subprocess.run(
-        [*COMMAND, "--out", str(tmp_path)], capture_output=True, text=True, timeout=200
+        [*COMMAND, "--out", str(tmp_path)], capture_output=True, text=True, timeout=580
     )
     # The goal may be missed, on a machine that is busy or slow.
     assert run.returncode in (0, 1), run.stderr

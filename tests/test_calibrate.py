@@ -455,8 +455,14 @@ class TestMeasuring:
         assert limits.max_step_tokens == timed_engine.runtime.scheduler.settings.max_step_tokens
         assert all(isinstance(each, Medley) for each in medleys(limits))
         runner = SceneRunner(timed_engine, [Scene(1, 4, 2), Scene(2, 4, 2)])
-        samples = next(runner.run(budget_s=10.0))
-        assert {sample.scene for sample in samples} == {0, 1}
+        rounds = runner.run(budget_s=1000.0)
+        seen: set[int] = set()
+        # On a slow machine not all of them are run before it is looked who disturbed them.
+        while len(seen) < 2:
+            new = {sample.scene for sample in next(rounds)}
+            assert not new & seen
+            seen |= new
+        assert seen == {0, 1}
         assert runner.measured_s > 0.0
         # Whoever else is on this machine: nobody is undisturbed often enough after one round.
         assert runner.lacking == [0, 1]

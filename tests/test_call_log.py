@@ -13,6 +13,7 @@ from http_client import CHAT, COMPLETIONS, make_body, make_client
 from service_builders import ScriptedEngine, make_service, sample, silent, until
 from tenant_builders import bearer, make_tenant, make_tenanted_service
 
+from omniserve import generation_stream
 from omniserve.calls.call_log import STRANGERS_BURST, CallLog
 from omniserve.calls.call_record import CallRecord, current_call
 from omniserve.errors import Overloaded, QuotaExceeded, Unauthenticated, UnknownRequest
@@ -159,8 +160,12 @@ async def test_refused_calls_over_grpc_leave_a_line_each(
 
 @pytest.mark.asyncio
 async def test_clients_that_go_away_and_deadlines(
-    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Long enough for the call to reach the engine; by so much the client's clock is ahead that
+    # began as it was on its way.
+    deadline_s = 3.0
+    monkeypatch.setattr(generation_stream, "_AHEAD_S", deadline_s)
     engine = ScriptedEngine(script=silent)
     service = make_service(tiny_checkpoint, engine)
     request = pb.GenerateRequest(model="demo", text="Hello")
@@ -170,7 +175,7 @@ async def test_clients_that_go_away_and_deadlines(
         call.cancel()
         await until(lambda: len(requests(caplog)) == 1)
         with pytest.raises(grpc.aio.AioRpcError):
-            await servers.inference.Complete(request, timeout=0.05)
+            await servers.inference.Complete(request, timeout=deadline_s)
         await until(lambda: len(requests(caplog)) == 2)
         post = asyncio.create_task(http.post(COMPLETIONS, json=make_body(COMPLETIONS)))
         await until(lambda: len(engine.started) == 3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from command_process import TerminalCommand, run_command
 from daemon_fixture import RunningDaemon
+from fault_daemon import FaultDaemon, fault_daemon, write_patient_config
 
 GREEDY = ("--temperature", "0", "--max-tokens", "8", "--ignore-eos")
 
@@ -66,9 +67,16 @@ def test_a_talk_in_a_terminal(daemon: RunningDaemon, tmp_path: Path) -> None:
         assert chat.wait_end() == 0
 
 
-def test_ctrl_c_stops_the_answer_alone(daemon: RunningDaemon) -> None:
+def test_ctrl_c_stops_the_answer_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = write_patient_config(tmp_path, tiny_checkpoint)
+    # The answer is as long as what it is to, and takes minutes.
+    with fault_daemon(config, "--token-s", "0.05") as daemon:
+        stop_an_answer(daemon, 2000 * "Be brief and kind. ")
+
+
+def stop_an_answer(daemon: FaultDaemon, system: str) -> None:
     with TerminalCommand(
-        *("chat", "--address", daemon.grpc_address, "--no-history", "--ignore-eos")
+        *("chat", "--address", daemon.grpc_address, "--no-history", "--system", system)
     ) as chat:
         chat.wait_for("> ")
         chat.type("Hello\n")
@@ -84,9 +92,8 @@ def test_ctrl_c_stops_the_answer_alone(daemon: RunningDaemon) -> None:
         assert "3 tokens" in chat.wait_for("ended by length.*> ")
         chat.type("/quit\n")
         assert chat.wait_end() == 0
-    admin = daemon.admin_target
-    told = json.loads(run_command("explain", request_id, "--admin", admin, "--json").stdout)
-    (end,) = (entry for entry in told["timeline"] if entry["event"] == "ended")
+    told = run_command("explain", request_id, "--admin", daemon.admin, "--json")
+    (end,) = (entry for entry in json.loads(told.stdout)["timeline"] if entry["event"] == "ended")
     assert end["reason"] == "cancelled"
 
 

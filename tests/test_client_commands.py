@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from command_process import PATIENCE_S, ROOT, run_command
 from daemon_fixture import RunningDaemon
+from fault_daemon import FaultDaemon, fault_daemon, write_patient_config
 
 GREEDY = ("--temperature", "0", "--max-tokens", "8", "--ignore-eos")
 
@@ -145,8 +146,17 @@ def test_the_public_address_is_not_the_admin_address(daemon: RunningDaemon) -> N
     assert done.returncode == 1 and "is it the right address?" in done.stderr
 
 
-def test_a_reader_that_goes_away_and_ctrl_c_end_the_request(daemon: RunningDaemon) -> None:
-    command = [sys.executable, "-m", "omniserve", "complete", "Once", "--ignore-eos"]
+def test_a_reader_that_goes_away_and_ctrl_c_end_the_request(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = write_patient_config(tmp_path, tiny_checkpoint)
+    # The answer is as long as the prompt, and takes minutes.
+    with fault_daemon(config, "--token-s", "0.05") as daemon:
+        check_ends(daemon, 2000 * "Once upon a time. ")
+
+
+def check_ends(daemon: FaultDaemon, prompt: str) -> None:
+    command = [sys.executable, "-m", "omniserve", "complete", prompt]
     command += ["--address", daemon.grpc_address, "--request-id"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ends = {}
@@ -167,8 +177,7 @@ def test_a_reader_that_goes_away_and_ctrl_c_end_the_request(daemon: RunningDaemo
         process.stderr.close()
         ends[name] = process.wait(timeout=PATIENCE_S), said
     assert ends == {"gone": (141, b""), "interrupted": (130, b"")}
-    admin = daemon.admin_target
     for name in ends:
-        told = run_command("explain", f"end-{name}", "--admin", admin, "--json")
+        told = run_command("explain", f"end-{name}", "--admin", daemon.admin, "--json")
         timeline = json.loads(told.stdout)["timeline"]
         assert [each["reason"] for each in timeline if each["event"] == "ended"] == ["cancelled"]

@@ -11,13 +11,15 @@ from omniserve.bench.colocate.placement import ANYWHERE, LEAST_NICE, Placement
 from omniserve.bench.colocate.processes import ServerProcess
 from omniserve.bench.colocate.waiting import poll
 
+PATIENCE_S = 180.0
+"""Those that come last of all who want a core start late."""
 # Of itself, and of what it starts.
 SAY = """
 import os, subprocess, sys
 print(sorted(os.sched_getaffinity(0)), os.nice(0), flush=True)
 if len(sys.argv) == 1:
     subprocess.run([sys.executable, *sys.orig_argv[1:], "child"])
-import time; time.sleep(60)
+import time; time.sleep(600)
 """
 
 
@@ -32,7 +34,7 @@ async def said_by(directory: Path, placement: Placement) -> tuple[list[str], str
         placement,
     )
     try:
-        await poll(process, lambda: process.log.count("\n") == 2, 30.0)
+        await poll(process, lambda: process.log.count("\n") == 2, PATIENCE_S)
         group = Path(f"/proc/{process.tree()[0].pid}/autogroup")
         return process.log.splitlines(), group.read_text() if group.exists() else None
     finally:

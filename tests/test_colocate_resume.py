@@ -42,9 +42,10 @@ from omniserve.bench.run_record import RunRecord, StreamInfo
 from omniserve.errors import ConfigError, OmniServeError
 from omniserve.synthetic.create import write_checkpoint
 
+PATIENCE_S = 60.0
 PARENT = """
 import subprocess, sys
-subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])
+subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
 """
 
 
@@ -141,7 +142,7 @@ def test_a_process_is_stopped_with_its_children(tmp_path: Path) -> None:
         process = await ServerProcess.start(
             "sleeper", (sys.executable, "-c", PARENT), os.environ, tmp_path / "log", tmp_path
         )
-        await poll(process, lambda: len(process.tree()) > 1, 10.0)
+        await poll(process, lambda: len(process.tree()) > 1, PATIENCE_S)
         tree = process.tree()
         await rest([process])
         await process.stop()
@@ -149,7 +150,7 @@ def test_a_process_is_stopped_with_its_children(tmp_path: Path) -> None:
 
     tree = asyncio.run(run())
     assert len(tree) == 2
-    assert not psutil.wait_procs(tree, timeout=5)[1]
+    assert not psutil.wait_procs(tree, timeout=PATIENCE_S)[1]
 
 
 def test_a_process_that_ends_quotes_its_log(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_process_that_ends_quotes_its_log(tmp_path: Path) -> None:
             tmp_path,
         )
         try:
-            await poll(process, lambda: None, 10.0)
+            await poll(process, lambda: None, PATIENCE_S)
         finally:
             await process.stop()
 
@@ -184,7 +185,7 @@ def test_who_computes_goes_to_the_device_and_the_others_to_the_host(cores: list[
     if len(cores) < 2:
         pytest.skip("needs two cores")
     frame = replace(make_scene().frame, device_cores=(cores[0],), host_cores=(cores[1],))
-    with subprocess.Popen(["sleep", "60"]) as front:
+    with subprocess.Popen(["sleep", "600"]) as front:
         own = psutil.Process()
         pin_server(frame, [own, psutil.Process(front.pid)], own.name(), frame.device_cores)
         assert os.sched_getaffinity(0) == {cores[0]}
@@ -200,12 +201,13 @@ def test_a_server_of_which_nobody_computes_is_refused(cores: list[int]) -> None:
 
 def test_used_seconds_are_those_of_all_that_live() -> None:
     own = psutil.Process()
-    with subprocess.Popen(["sleep", "60"]) as ended:
+    with subprocess.Popen(["sleep", "600"]) as ended:
         gone = psutil.Process(ended.pid)
         ended.kill()
+    before_s = time.process_time()
     used_s = used_seconds([own, own, gone])
-    # The kernel counts in hundredths.
-    assert used_s == pytest.approx(2 * time.process_time(), abs=0.2)
+    # The kernel counts in hundredths, the user's and its own apart.
+    assert 2 * before_s - 0.1 < used_s < 2 * time.process_time() + 0.1
 
 
 def test_a_proxy_is_not_asked_whether_a_server_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +218,13 @@ def test_a_proxy_is_not_asked_whether_a_server_is_ready(monkeypatch: pytest.Monk
 
     async def is_ready() -> bool:
         async with raw_server(ok) as url:
-            return await asyncio.to_thread(answers, url.removeprefix("http://"))
+            end_s = time.monotonic() + PATIENCE_S
+            address = url.removeprefix("http://")
+            # It waits for no answer for long, as it is asked again and again.
+            while not (is_there := await asyncio.to_thread(answers, address)):
+                if time.monotonic() > end_s:
+                    break
+            return is_there
 
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
@@ -242,7 +250,7 @@ def test_servers_that_are_told_otherwise_start_again_and_the_others_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def sleeper(plan: ServerPlan, limits: Limits, directory: Path) -> RunningServer:
-        command = ("sleep", "60")
+        command = ("sleep", "600")
         log_path = directory / plan.key
         process = await ServerProcess.start(plan.key, command, os.environ, log_path, directory)
         return RunningServer(plan, process, "http://127.0.0.1:1", None)
@@ -267,4 +275,4 @@ def test_servers_that_are_told_otherwise_start_again_and_the_others_stay(
     assert (set(first), set(second)) == ({PLAIN, NO_CONTROL, CONTROL}, {PLAIN, CONTROL})
     assert first[PLAIN] == second[PLAIN]
     assert first[CONTROL] != second[CONTROL]
-    assert not psutil.wait_procs(trees, timeout=5)[1]
+    assert not psutil.wait_procs(trees, timeout=PATIENCE_S)[1]

@@ -25,7 +25,9 @@ from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
+AGE_S = 2.0
+"""Within which a connection that was just made is used."""
 AUTHORITY = trustme.CA()
 GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -80,7 +82,9 @@ async def test_an_idle_http_connection_is_closed(tiny_checkpoint: Path) -> None:
 async def test_a_request_that_does_not_come_closes_the_connection(
     tiny_checkpoint: Path, words: bytes
 ) -> None:
-    service = limited_service(tiny_checkpoint, handshake_s=0.3, idle_s=1.0)
+    # A request that comes whole has to be in time, also on a busy machine.
+    handshake_s = 2.0 if words.startswith(GET) else 0.3
+    service = limited_service(tiny_checkpoint, handshake_s=handshake_s, idle_s=1.0)
     async with serving(service) as servers:
         reader, writer = await connect(servers)
         writer.write(words)
@@ -92,7 +96,7 @@ async def test_a_request_that_does_not_come_closes_the_connection(
 @pytest.mark.asyncio
 async def test_bytes_after_an_answer_do_not_keep_a_connection(tiny_checkpoint: Path) -> None:
     """A body that is announced and trickles in although its request is answered."""
-    async with serving(limited_service(tiny_checkpoint, handshake_s=0.5)) as servers:
+    async with serving(limited_service(tiny_checkpoint, handshake_s=2.0)) as servers:
         reader, writer = await connect(servers)
         writer.write(b"POST /gone HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n")
 
@@ -170,7 +174,7 @@ async def test_a_body_of_many_small_pieces_is_read(tiny_checkpoint: Path) -> Non
 @pytest.mark.asyncio
 async def test_an_old_http_connection_ends_after_its_answer(tiny_checkpoint: Path) -> None:
     gate = Gate()
-    service = limited_service(tiny_checkpoint, ScriptedEngine(gate.script), age_s=0.3)
+    service = limited_service(tiny_checkpoint, ScriptedEngine(gate.script), age_s=AGE_S)
     async with serving(service) as servers:
         idle, idle_writer = await connect(servers)
         idle_writer.write(GET)
@@ -188,7 +192,7 @@ async def test_an_old_http_connection_ends_after_its_answer(tiny_checkpoint: Pat
 @pytest.mark.asyncio
 async def test_an_old_grpc_connection_ends_after_its_streams(tiny_checkpoint: Path) -> None:
     gate = Gate()
-    service = limited_service(tiny_checkpoint, ScriptedEngine(gate.script), age_s=0.3)
+    service = limited_service(tiny_checkpoint, ScriptedEngine(gate.script), age_s=AGE_S)
     request = pb.GenerateRequest(model="demo", text="x", sampling={"max_tokens": 2})
     async with serving(service) as servers:
         states: list[grpc.ChannelConnectivity] = []
@@ -214,9 +218,8 @@ async def test_an_old_grpc_connection_ends_after_its_streams(tiny_checkpoint: Pa
 async def test_an_idle_grpc_connection_is_closed(tiny_checkpoint: Path) -> None:
     async with serving(limited_service(tiny_checkpoint, idle_s=0.3)) as servers:
         await servers.inference.ListModels(pb.ListModelsRequest())
-        assert servers.channel.get_state() is grpc.ChannelConnectivity.READY
-        async with asyncio.timeout(PATIENCE_S):
-            await servers.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        # It was connected, or there would be no answer.
+        await until(lambda: servers.channel.get_state() is grpc.ChannelConnectivity.IDLE)
         # Which no client needs to notice.
         await servers.inference.ListModels(pb.ListModelsRequest())
 
@@ -227,10 +230,11 @@ async def test_no_more_grpc_connections_than_allowed(tiny_checkpoint: Path) -> N
     async with serving(limited_service(tiny_checkpoint, max_connections=2)) as servers:
         channels = [grpc.aio.insecure_channel(servers.grpc.address, options) for _ in range(4)]
         codes = []
-        for channel in channels:
+        for number, channel in enumerate(channels):
             stub = omniserve_pb2_grpc.InferenceStub(channel)
+            timeout_s = PATIENCE_S if number < 2 else 2.0
             try:
-                await stub.ListModels(pb.ListModelsRequest(), timeout=2)
+                await stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s)
                 codes.append("OK")
             except grpc.aio.AioRpcError as error:
                 codes.append(error.code().name)
@@ -405,7 +409,7 @@ async def test_an_old_connection_that_is_closing_already_leaves_no_traceback(
     tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It takes its time, as the client never says that it has heard of the end."""
-    limits = {"handshake_s": 0.6, "unread_s": 0.1, "age_s": 0.9}
+    limits = {"handshake_s": 2.5, "unread_s": 0.1, "age_s": 2.8}
     async with secured(tiny_checkpoint, tmp_path, **limits) as servers:
         host, _, port = servers.http.address.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as plain:

@@ -28,6 +28,7 @@ def run(code: list[str], path: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", OTHERS)
 def test_oracle_on(path: str) -> None:
     variants = LOWEST_VARIANTS if path == "portable" else (VARIANT,)

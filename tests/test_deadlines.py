@@ -11,11 +11,10 @@ import grpc
 import grpc.aio
 import pytest
 from api_servers import serving
-from http_client import CHAT, COMPLETIONS, ask, check_error, make_body
+from http_client import CHAT, COMPLETIONS, ask, check_error, make_body, make_client
 from service_builders import (
     ScriptedEngine,
     complete,
-    counting,
     make_generation_request,
     make_output,
     make_service,
@@ -24,12 +23,16 @@ from service_builders import (
     until,
 )
 
+from omniserve import generation_stream
 from omniserve.errors import DeadlineExceeded, EngineUnavailable, InvalidRequest
+from omniserve.generation import GenerationRequest
 from omniserve.requests import EngineRequest, RequestOutput
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2 as pb
 
 SOON_MS = 60
+CALL_S = 3.0
+"""A call that lasts so long has reached the engine before."""
 
 
 def num_requests(service: GenerationService, outcome: str) -> float:
@@ -43,12 +46,25 @@ async def stalling(request: EngineRequest) -> AsyncGenerator[RequestOutput, None
     await asyncio.Event().wait()
 
 
+async def all_at_once(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
+    """Five tokens before anything else has its turn."""
+    for place in range(5):
+        yield make_output(request, place, 5)
+
+
 async def too_late(request: EngineRequest) -> AsyncGenerator[RequestOutput, None]:
     """What the engine says of a request whose deadline passed on its way."""
     error = "the deadline passed 3 ms before it could run"
     yield RequestOutput(
         request.request_id, "", (), finish_reason="error", error=error, missed_deadline=True
     )
+
+
+def standing_service(
+    checkpoint: Path, engine: ScriptedEngine, request: GenerationRequest
+) -> GenerationService:
+    """For it no time passes on the request's way to the engine: the deadline passes there."""
+    return make_service(checkpoint, engine, clock=lambda: request.arrival_s)
 
 
 def make_request(**fields: Any) -> pb.GenerateRequest:
@@ -62,8 +78,8 @@ async def test_when_it_passes_the_request_ends_and_the_engine_forgets_it(
     tiny_checkpoint: Path,
 ) -> None:
     engine = ScriptedEngine(stalling)
-    service = make_service(tiny_checkpoint, engine)
     request = replace(make_generation_request(n=3), deadline_ms=SOON_MS)
+    service = standing_service(tiny_checkpoint, engine, request)
     texts = []
     with pytest.raises(DeadlineExceeded):
         async with await service.start(request) as stream:
@@ -79,15 +95,15 @@ async def test_when_it_passes_the_request_ends_and_the_engine_forgets_it(
 async def test_nobody_has_to_read_for_the_engine_to_stop(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine(silent)
     request = replace(make_generation_request(), deadline_ms=SOON_MS)
-    async with await make_service(tiny_checkpoint, engine).start(request):
+    async with await standing_service(tiny_checkpoint, engine, request).start(request):
         await until(lambda: bool(engine.started) and not engine.running)
 
 
 @pytest.mark.asyncio
 async def test_what_is_complete_in_time_may_be_read_later(tiny_checkpoint: Path) -> None:
-    engine = ScriptedEngine(counting)
-    service = make_service(tiny_checkpoint, engine)
+    engine = ScriptedEngine(all_at_once)
     request = replace(make_generation_request(), deadline_ms=SOON_MS)
+    service = standing_service(tiny_checkpoint, engine, request)
     async with await service.start(request) as stream:
         await asyncio.sleep(2 * SOON_MS / 1e3)
         assert (await stream.result()).choices[0].text == "0 1 2 3 4 "
@@ -99,7 +115,10 @@ async def test_the_earlier_deadline_reaches_the_engine(tiny_checkpoint: Path) ->
     engine = ScriptedEngine()
     service = make_service(tiny_checkpoint, engine)
     plain = make_generation_request()
-    for deadline_ms, call_s in ((None, None), (9000, None), (None, 5.0), (9000, 5.0), (4000, 5.0)):
+    for deadline_ms, call_s in (
+        *((None, None), (900_000, None), (None, 500.0)),
+        *((900_000, 500.0), (400_000, 500.0)),
+    ):
         call_deadline_s = None if call_s is None else plain.arrival_s + call_s
         await complete(
             service, replace(plain, deadline_ms=deadline_ms, call_deadline_s=call_deadline_s)
@@ -109,7 +128,7 @@ async def test_the_earlier_deadline_reaches_the_engine(tiny_checkpoint: Path) ->
         for each in engine.started
     ]
     assert left[0] is None
-    assert left[1:] == pytest.approx([9.0, 5.0, 5.0, 4.0])
+    assert left[1:] == pytest.approx([900.0, 500.0, 500.0, 400.0])
     assert {each.arrival_s for each in engine.started} == {plain.arrival_s}
 
 
@@ -184,18 +203,22 @@ async def test_grpc_says_deadline_exceeded(tiny_checkpoint: Path, method: str, s
 
 
 @pytest.mark.asyncio
-async def test_the_deadline_of_a_call_counts_as_one(tiny_checkpoint: Path) -> None:
+async def test_the_deadline_of_a_call_counts_as_one(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By so much the client's clock is ahead that began as the call was on its way.
+    monkeypatch.setattr(generation_stream, "_AHEAD_S", CALL_S)
     engine = ScriptedEngine(silent)
     service = make_service(tiny_checkpoint, engine)
     async with serving(service) as servers:
-        call = servers.inference.Complete(make_request(deadline_ms=60_000), timeout=0.3)
+        call = servers.inference.Complete(make_request(deadline_ms=60_000), timeout=CALL_S)
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call
         assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: not engine.running)
         (sequence,) = engine.started
         assert sequence.deadline_s is not None and sequence.arrival_s is not None
-        assert 0.0 < sequence.deadline_s - sequence.arrival_s <= 0.3
+        assert 0.0 < sequence.deadline_s - sequence.arrival_s <= CALL_S
         await until(lambda: num_requests(service, "late") == 1)
     assert num_requests(service, "cancelled") == 0
 
@@ -216,7 +239,9 @@ async def test_http_says_504_where_nothing_was_sent_yet(
 async def test_a_stream_that_has_begun_ends_with_an_error_event(tiny_checkpoint: Path) -> None:
     engine = ScriptedEngine(stalling)
     body = make_body(COMPLETIONS, deadline_ms=SOON_MS, stream=True)
-    answer = await ask(tiny_checkpoint, COMPLETIONS, body, engine)
+    service = standing_service(tiny_checkpoint, engine, make_generation_request())
+    async with serving(service) as servers, make_client(servers.url) as http:
+        answer = await http.post(COMPLETIONS, json=body)
     assert answer.status_code == 200
     first, last = (block for block in answer.text.split("\n\n") if block)
     assert json.loads(first.removeprefix("data: "))["choices"][0]["text"] == "0 "

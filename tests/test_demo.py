@@ -13,6 +13,7 @@ import psutil
 import pytest
 from daemon_fixture import config_text
 from daemon_process import PATIENCE_S, DaemonProcess
+from fault_daemon import wait_for
 
 SCRIPTED_DAEMON = str(Path(__file__).parent / "scripted_daemon.py")
 LIGHT_LOAD = ("--ls-rate", "4", "--be-concurrency", "2")
@@ -30,7 +31,7 @@ def run_demo(directory: Path, *arguments: str) -> subprocess.CompletedProcess[st
         [sys.executable, "-m", "omniserve", "demo", "--report", str(report), *arguments],
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=4 * PATIENCE_S,
         check=False,
     )
 
@@ -46,7 +47,7 @@ def test_a_short_demo_serves_both_tiers_and_writes_the_report(
     tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     config = write_config(tmp_path, tiny_checkpoint)
-    done = run_demo(tmp_path, "--config", str(config), "--duration-s", "3", *LIGHT_LOAD)
+    done = run_demo(tmp_path, "--config", str(config), "--duration-s", "6", *LIGHT_LOAD)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\nready after [0-9.]+ s: grpc 127\.0\.0\.1:[0-9]+, http http", done.stdout)
     rows = table_rows(done.stdout)
@@ -97,7 +98,9 @@ def test_an_interrupted_demo_leaves_nothing_behind(
         demo.signal(signum)
         assert demo.wait() == status
         assert "Traceback" not in demo.log
-        assert processes_of(demo) == []
+        # The kernel ends its engine, which may be dying still.
+        _, alive = psutil.wait_procs(processes_of(demo), timeout=PATIENCE_S)
+        assert alive == []
         assert list(demo.temp_dir.glob("omniserve*")) == []
     assert not (tmp_path / "demo.html").exists()
 
@@ -119,7 +122,8 @@ def test_a_daemon_that_dies_ends_the_demo(tmp_path: Path, tiny_checkpoint: Path)
     arguments = ("--config", str(config), "--report", str(tmp_path / "demo.html"), *LIGHT_LOAD)
     with DaemonProcess("-m", "omniserve", "demo", *arguments) as demo:
         wait_for_line(demo, "s of traffic")
-        assert len(processes_of(demo)) == 4, "the demo, its daemon, the engine and host attention"
+        # The demo, its daemon, the engine and host attention.
+        wait_for(lambda: len(processes_of(demo)) == 4)
         (daemon,) = psutil.Process(demo.process.pid).children()
         daemon.kill()
         assert demo.wait() == 1
@@ -134,13 +138,15 @@ def test_failed_requests_make_the_exit_status_1(tmp_path: Path, tiny_checkpoint:
     with DaemonProcess(SCRIPTED_DAEMON, str(config)) as daemon:
         grpc_address, http_url = daemon.wait_ready()
         addresses = (grpc_address, http_url.removeprefix("http://"))
-        done = run_demo(tmp_path, "--attach", *addresses, "--duration-s", "2", *LIGHT_LOAD)
+        done = run_demo(tmp_path, "--attach", *addresses, "--duration-s", "6", *LIGHT_LOAD)
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0, "a daemon that was there before is left running"
     assert done.returncode == 1, done.stdout + done.stderr
     rows = table_rows(done.stdout)
     assert rows["interactive"][1:3] == ["0", "0"]
-    assert int(rows["batch"][0]) == int(rows["batch"][2]) > 0
+    cut_off = re.search(r"^batch: ([0-9]+) of [0-9]+ requests cut off", done.stdout, re.MULTILINE)
+    num_cut_off = 0 if cut_off is None else int(cut_off[1])
+    assert int(rows["batch"][0]) - num_cut_off == int(rows["batch"][2]) > 0
     assert re.search(r"^failed [0-9]+x: batch: HTTP 400: prompt", done.stdout, re.MULTILINE)
     page = (tmp_path / "out" / "demo.html").read_text()
     assert f"Failed requests: {rows['batch'][2]}" in page

@@ -160,16 +160,21 @@ def test_memory_given_back_while_it_is_read_is_noticed(
         give_back(self, max(0, start - 4 * (stop - start)), stop)
 
     monkeypatch.setattr(HostPages, "give_back", give_back_too_much)
-    engine = make_shared(*(model_of(path) for path in checkpoints.values()), kv_bytes=KV_BYTES)
-    requests = tides(40, seed=1)
-    results = run_all(engine, requests, arrivals_per_step=1)
     oracles = {name: Oracle(path) for name, path in checkpoints.items()}
-    assert any(
-        oracles[each.model]
-        .compare(each.prompt_token_ids, results[each.request_id].token_ids)
-        .num_wrong
-        for each in requests
-    )
+
+    def is_noticed(seed: int) -> bool:
+        engine = make_shared(*(model_of(path) for path in checkpoints.values()), kv_bytes=KV_BYTES)
+        requests = tides(40, seed)
+        results = run_all(engine, requests, arrivals_per_step=1)
+        return any(
+            oracles[each.model]
+            .compare(each.prompt_token_ids, results[each.request_id].token_ids)
+            .num_wrong
+            for each in requests
+        )
+
+    # Which memory is in use as other memory goes depends on how long steps take.
+    assert any(is_noticed(seed) for seed in range(1, 9))
 
 
 def step_often(engine: Engine) -> None:
