@@ -39,7 +39,7 @@ def write_config(directory: Path, checkpoint: Path, **sections: Any) -> Path:
     listen = {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0", "admin": f"unix:{directory}/a.sock"}
     models = [{"name": "echo", "path": str(checkpoint), "max_model_len": 65_536}]
     data: dict[str, Any] = {"listen": listen, "models": models, "tiers": list(TIERS)}
-    data["daemon"] = {"engine_heartbeat_s": 2, "shutdown_grace_s": 5}
+    data["daemon"] = {"shutdown_grace_s": 5}
     path = directory / "omniserve.yaml"
     path.write_text(yaml.safe_dump(data | sections))
     return path

@@ -13,7 +13,7 @@ import zmq
 from omniserve.engine_socket import EngineSocket
 
 NUM_FRAMES = 1000
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 Plain = zmq.Socket[bytes]
 
 
@@ -67,7 +67,6 @@ async def test_a_connection_that_comes_while_the_socket_is_looked_at_is_not_miss
     """One connection seldom comes just then; of a hundred, several do."""
     for _ in range(100):
         with both_ends() as ends:
-            ends.theirs.setsockopt(zmq.RCVTIMEO, 5_000)
             ends.connect()
             for number in range(30):
                 ends.ours.send(frame(number))

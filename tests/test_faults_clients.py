@@ -97,7 +97,17 @@ def test_a_storm_of_resets_leaves_nothing_running(daemon: FaultDaemon) -> None:
     daemon.wait_descriptors(before + SLACK)
 
 
-def test_a_killed_client_frees_the_engine(daemon: FaultDaemon) -> None:
+def test_a_killed_client_frees_the_engine(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
+) -> None:
+    config = write_config(tmp_path_factory.mktemp("f"), tiny_checkpoint)
+    # So slow that nothing ends, nor is cut off as nobody reads it, before the client is killed.
+    with fault_daemon(config, "--token-s", "0.1") as daemon:
+        daemon.check_well()
+        kill_a_client(daemon)
+
+
+def kill_a_client(daemon: FaultDaemon) -> None:
     before = daemon.front.num_fds()
     script = VANISHING_CLIENT.format(tokens=20 * LONG, streams=NUM_STREAMS)
     client = subprocess.Popen(
@@ -126,9 +136,13 @@ def test_readers_that_stop_are_cut_off_and_cost_little(daemon: FaultDaemon) -> N
             connection = stack.enter_context(connect(daemon.http_address))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HARDLY_READS)
             connection.sendall(http_post(body))
-        wait_for(lambda: daemon.num_running == 8)
+            assert connection.recv(13) == b"HTTP/1.1 200 "
         answer = completion(daemon.url, 200)
         assert answer.json()["usage"]["completion_tokens"] == 200
+        theirs = f" prompt_tokens={num_tokens} "
+        daemon.process.wait_log(theirs, 8)
         wait_for(lambda: daemon.num_running == 0)
+    ended = [line for line in daemon.process.log.splitlines() if theirs in line]
+    assert not any("outcome=ok" in line for line in ended)
     assert daemon.front.memory_info().rss - memory_before < MAX_GROWTH_BYTES
     daemon.check_well()

@@ -26,7 +26,8 @@ from service_builders import make_service
 
 from omniserve.api import http_app
 
-HANDSHAKE_S = 1.0
+HANDSHAKE_S = 3.0
+"""Long enough for clients that do all as they should on a slow machine."""
 NUM_CONNECTS = 10_000
 BATCH = 100
 """Fewer than a server lets wait: a connection beyond that waits for a second."""
@@ -41,7 +42,7 @@ SLACK = 8
 def daemon(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
 ) -> Iterator[FaultDaemon]:
-    limits = {"handshake_s": HANDSHAKE_S, "idle_s": 2.0}
+    limits = {"handshake_s": HANDSHAKE_S, "idle_s": 3.0}
     config = write_config(tmp_path_factory.mktemp("f"), tiny_checkpoint, limits=limits)
     with fault_daemon(config) as running:
         running.check_well()
@@ -69,7 +70,7 @@ def test_a_second_request_that_does_not_come_whole_closes_the_connection(
 def test_a_head_that_comes_byte_by_byte_is_not_waited_for(daemon: FaultDaemon) -> None:
     with connect(daemon.http_address, b"GET /health HTTP/1.1\r\n") as connection:
         connection.settimeout(0.05)
-        deadline_s = time.monotonic() + 30 * HANDSHAKE_S
+        deadline_s = time.monotonic() + PATIENCE_S
         is_open = True
         while is_open:
             assert time.monotonic() < deadline_s

@@ -12,6 +12,7 @@ import grpc.aio
 import httpx
 import pytest
 from api_servers import serving
+from daemon_process import PATIENCE_S
 from fault_daemon import (
     FaultDaemon,
     completion,
@@ -37,8 +38,12 @@ LIMITS = {
     "max_message_bytes": "64KiB",
     "max_prompt_tokens": 400,
     "max_output_tokens": 300,
+    # Connections that say nothing are to stay as long as a test needs them.
+    "handshake_s": 120,
 }
-SLOW = ("--token-s", "0.05")
+SLOW = ("--token-s", "0.2")
+SOME_TOKENS, MANY_TOKENS = 10, 300
+"""Of streams that last two seconds, and of those that outlast a test."""
 GREEDY, MODEST = make_token("greedy"), make_token("modest")
 """Two tenants' tokens."""
 CONCURRENT = 4
@@ -99,14 +104,16 @@ async def codes_of_streams(
 
 @pytest.mark.asyncio
 async def test_more_calls_than_allowed_are_refused_at_once(daemon: FaultDaemon) -> None:
-    codes = await codes_of_streams(daemon.grpc_address, 10 * MAX_REQUESTS, 40, num_channels=20)
+    codes = await codes_of_streams(
+        daemon.grpc_address, 10 * MAX_REQUESTS, SOME_TOKENS, num_channels=20
+    )
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
     assert codes["OK"] >= MAX_REQUESTS
     await asyncio.to_thread(daemon.check_well)
 
 
 def test_more_requests_than_allowed_get_429(daemon: FaultDaemon) -> None:
-    body = httpx.Request("POST", "http://x", json=make_body(300, stream=True)).content
+    body = httpx.Request("POST", "http://x", json=make_body(MANY_TOKENS, stream=True)).content
     with ExitStack() as stack:
         for _ in range(MAX_REQUESTS):
             connection = stack.enter_context(connect(daemon.http_address, http_post(body)))
@@ -188,19 +195,24 @@ async def test_a_tenant_beyond_its_quota_is_refused_and_the_other_served(
         return (("authorization", f"Bearer {token}"),)
 
     greedy, modest = await asyncio.gather(
-        codes_of_streams(shared.grpc_address, 200, 40, metadata(GREEDY)),
-        codes_of_streams(shared.grpc_address, 20, 40, metadata(MODEST)),
+        codes_of_streams(shared.grpc_address, 200, SOME_TOKENS, metadata(GREEDY)),
+        codes_of_streams(shared.grpc_address, 20, SOME_TOKENS, metadata(MODEST)),
     )
     assert modest == {"OK": 20}
     assert set(greedy) == {"OK", "RESOURCE_EXHAUSTED"}
     assert CONCURRENT <= greedy["OK"] < 100
     await asyncio.to_thread(shared.check_well, GREEDY)
-    assert not any(tenant.num_concurrent or tenant.num_queued for tenant in shared.status().tenants)
+
+    def nobody_is_counted() -> bool:
+        tenants = shared.status().tenants
+        return not any(tenant.num_concurrent or tenant.num_queued for tenant in tenants)
+
+    await asyncio.to_thread(wait_for, nobody_is_counted)
 
 
 def test_a_refused_flood_is_told_when_to_come_again(shared: FaultDaemon) -> None:
     headers = {"authorization": f"Bearer {GREEDY}"}
-    body = httpx.Request("POST", "http://x", json=make_body(300, stream=True)).content
+    body = httpx.Request("POST", "http://x", json=make_body(MANY_TOKENS, stream=True)).content
     authorization = f"Authorization: Bearer {GREEDY}\r\n"
     with ExitStack() as stack:
         for _ in range(CONCURRENT):
@@ -215,7 +227,7 @@ def test_a_refused_flood_is_told_when_to_come_again(shared: FaultDaemon) -> None
 
 
 def test_a_flood_of_guessed_tokens_is_refused(shared: FaultDaemon) -> None:
-    with httpx.Client(base_url=shared.url) as client:
+    with httpx.Client(base_url=shared.url, timeout=PATIENCE_S) as client:
         statuses = Counter(
             client.get(
                 "/v1/models", headers={"authorization": f"Bearer {make_token(str(number))}"}

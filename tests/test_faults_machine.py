@@ -1,20 +1,21 @@
 """A machine in trouble: clocks that jump, disks that are full, processes that are stopped."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import httpx
+import psutil
 import pytest
 import yaml
-from daemon_process import DaemonProcess
+from daemon_process import PATIENCE_S, DaemonProcess
 from fault_daemon import (
     FaultDaemon,
     completion,
@@ -31,6 +32,8 @@ TROUBLED = str(Path(__file__).parent / "troubled_daemon.py")
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 SLOW = ("--token-s", "0.02")
 NUM_STREAMS = 20
+HEARTBEAT_S = 4.0
+"""How long the engine may be silent in tests of that."""
 
 
 @pytest.fixture
@@ -38,7 +41,14 @@ def config(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     return write_config(tmp_path, tiny_checkpoint)
 
 
-@contextmanager
+@pytest.fixture
+def watchful(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """Of a daemon that soon gives up an engine which is silent."""
+    daemon = {"engine_heartbeat_s": HEARTBEAT_S, "shutdown_grace_s": 5}
+    return write_config(tmp_path, tiny_checkpoint, daemon=daemon)
+
+
+@contextlib.contextmanager
 def troubled_daemon(config: Path, *settings: str) -> Iterator[FaultDaemon]:
     """Like `fault_daemon`, but for what its log is expected to hold."""
     with DaemonProcess(TROUBLED, *settings, "--", str(config), *SLOW) as process:
@@ -49,13 +59,20 @@ def troubled_daemon(config: Path, *settings: str) -> Iterator[FaultDaemon]:
         assert process.wait() == 0, process.log[-5000:]
 
 
-async def stream_codes(daemon: FaultDaemon, num_tokens: int, num_streams: int) -> list[str]:
-    """OK of those that got all their tokens."""
+async def stream_codes(
+    daemon: FaultDaemon,
+    num_tokens: int,
+    num_streams: int,
+    on_begin: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """OK of those that got all their tokens; `on_begin` is told of each one's first."""
 
     async def one(stub: omniserve_pb2_grpc.InferenceStub) -> str:
         num_seen = 0
         try:
-            async for chunk in stub.Generate(make_request(num_tokens, deadline_ms=60_000)):
+            async for chunk in stub.Generate(make_request(num_tokens, deadline_ms=600_000)):
+                if not num_seen:
+                    on_begin()
                 num_seen += len(chunk.token_ids)
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
@@ -82,8 +99,11 @@ async def test_jumps_of_the_clock_change_nothing(tmp_path: Path, config: Path) -
             # At once: half a file would end the process.
             write_text(jump, days)
             await asyncio.sleep(0.2)
+            num_lines = daemon.process.log.count(" request ")
             answer = await asyncio.to_thread(completion, daemon.url, 2)
             assert answer.status_code == 200
+            # It is told by the clock as it is now.
+            await asyncio.to_thread(daemon.process.wait_log, " request ", num_lines + 1)
         assert await streams == ["OK"] * NUM_STREAMS
         await asyncio.to_thread(daemon.check_well)
         log = daemon.process.log
@@ -94,8 +114,8 @@ async def test_jumps_of_the_clock_change_nothing(tmp_path: Path, config: Path) -
 
 
 @pytest.mark.asyncio
-async def test_an_engine_that_stalls_again_and_again_is_replaced(config: Path) -> None:
-    with fault_daemon(config, *SLOW) as daemon:
+async def test_an_engine_that_stalls_again_and_again_is_replaced(watchful: Path) -> None:
+    with fault_daemon(watchful, *SLOW) as daemon:
         for _ in range(2):
             streams = asyncio.create_task(stream_codes(daemon, 2000, NUM_STREAMS))
             await asyncio.to_thread(wait_for, lambda: daemon.num_running == NUM_STREAMS)
@@ -108,14 +128,18 @@ async def test_an_engine_that_stalls_again_and_again_is_replaced(config: Path) -
 
 
 @pytest.mark.asyncio
-async def test_a_front_that_was_held_up_does_not_blame_the_engine(config: Path) -> None:
+async def test_a_front_that_was_held_up_does_not_blame_the_engine(watchful: Path) -> None:
     """As on a machine that was suspended: longer than the engine may be silent."""
-    with fault_daemon(config, *SLOW) as daemon:
-        streams = asyncio.create_task(stream_codes(daemon, 200, NUM_STREAMS))
-        await asyncio.to_thread(wait_for, lambda: daemon.num_running == NUM_STREAMS)
+    with fault_daemon(watchful, *SLOW) as daemon:
+        begun: list[None] = []
+        asked = stream_codes(daemon, 200, NUM_STREAMS, lambda: begun.append(None))
+        streams = asyncio.create_task(asked)
+        while len(begun) < NUM_STREAMS:
+            assert not streams.done()
+            await asyncio.sleep(0.01)
         engine = daemon.process.engine
         daemon.front.suspend()
-        time.sleep(3)
+        time.sleep(HEARTBEAT_S + 1.0)
         daemon.front.resume()
         assert await streams == ["OK"] * NUM_STREAMS
         await asyncio.to_thread(daemon.check_well)
@@ -197,11 +221,17 @@ def test_a_full_disk_stops_nothing_and_delays_a_restart(config: Path, small_disk
         fill(ballast)
         assert completion(daemon.url).status_code == 200
         daemon.process.engine.kill()
-        while "cannot start the engine process" not in daemon.process.log:
-            # The engine that is gone has left a little room.
+
+        def cannot_start() -> bool:
+            # The engine that is gone has left a little room, maybe long enough for another one.
             fill(ballast)
-            time.sleep(0.01)
-        assert httpx.get(f"{daemon.url}/health").status_code == 503
+            for engine in daemon.front.children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    engine.kill()
+            return "cannot start the engine process" in daemon.process.log
+
+        wait_for(cannot_start)
+        assert httpx.get(f"{daemon.url}/health", timeout=PATIENCE_S).status_code == 503
         assert completion(daemon.url).status_code == 503
         subprocess.run(["rm", "-r", str(ballast)], check=True)
         daemon.check_well()

@@ -210,17 +210,24 @@ def test_a_closed_pool_lets_go_of_memory_and_descriptor() -> None:
     pool = make_pool()
     fd = pool.fd
     # Its own inode: another test's pool may still be mapped in this process.
-    inode = f" {os.fstat(fd).st_ino} "
+    inode = _inode_of(fd)
     assert inode in _pool_mappings()
     table = pool.allocate(1)
     pool.close()
     pool.close()
     assert (pool.fd, pool.resident_bytes) == (-1, 0)
-    with pytest.raises(OSError):
-        os.fstat(fd)
+    assert _inode_of(fd) != inode
     assert inode not in _pool_mappings()
     with pytest.raises(ValueError, match="the pool is closed"):
         pool.copy_out(table)
+
+
+def _inode_of(fd: int) -> str:
+    """As in the list of mappings; empty where the number is nobody's."""
+    try:
+        return f" {os.fstat(fd).st_ino} "
+    except OSError:
+        return ""
 
 
 def _pool_mappings() -> str:
@@ -230,10 +237,10 @@ def _pool_mappings() -> str:
 
 def test_a_pool_that_was_forgotten_keeps_no_descriptor() -> None:
     pool = make_pool()
-    fd = pool.fd
+    fd, inode = pool.fd, _inode_of(pool.fd)
     del pool
-    with pytest.raises(OSError):
-        os.fstat(fd)
+    # Another thread may have been given the number.
+    assert _inode_of(fd) != inode
 
 
 _ROW = np.zeros((2, 16), dtype=np.float32)

@@ -330,7 +330,7 @@ async def test_stopping_lets_a_running_request_end(tiny_checkpoint: Path) -> Non
         body = make_body(COMPLETIONS, max_tokens=200)
         asking = asyncio.create_task(http.post(COMPLETIONS, json=body))
         await until(lambda: bool(engine.started))
-        await server.stop(grace_s=10)
+        await server.stop(grace_s=60)
         assert (await asking).json()["usage"]["completion_tokens"] == 200
         with pytest.raises(httpx2.ConnectError):
             await http.get("/health")

@@ -48,6 +48,10 @@ def drain(swapper: KvSwapper) -> list[str]:
     return keys
 
 
+def swapper_threads() -> set[threading.Thread]:
+    return {each for each in threading.enumerate() if each.name.startswith("kv-swapper")}
+
+
 @pytest.fixture
 def pool() -> Iterator[HostKvPool]:
     with closing(make_pool()) as pool:
@@ -105,7 +109,7 @@ def test_a_swap_of_nothing_lands(pool: HostKvPool) -> None:
 
 
 def test_close_waits_for_copies_and_lets_none_begin(pool: HostKvPool) -> None:
-    cache = make_cache()
+    cache, of_others = make_cache(), swapper_threads()
     swapper = KvSwapper(CpuBlockCopier(cache, pool, CORES))
     swapper.begin_out("a", [3], [6])
     swapper.close()
@@ -115,7 +119,7 @@ def test_close_waits_for_copies_and_lets_none_begin(pool: HostKvPool) -> None:
     with pytest.raises(RuntimeError, match="shutdown"):
         swapper.begin_out("b", [3], [6])
     assert swapper.num_in_flight == 0
-    assert not [t for t in threading.enumerate() if t.name.startswith("kv-swapper")]
+    assert swapper_threads() <= of_others
 
 
 @pytest.mark.parametrize(
@@ -133,9 +137,9 @@ def test_blocks_outside_the_memory_are_refused(
 
 
 def test_the_thread_runs_on_the_given_cores_alone(pool: HostKvPool) -> None:
-    before = os.sched_getaffinity(0)
+    before, of_others = os.sched_getaffinity(0), swapper_threads()
     with closing(KvSwapper(CpuBlockCopier(make_cache(), pool, CORES[-1:]))):
-        (thread,) = (t for t in threading.enumerate() if t.name.startswith("kv-swapper"))
+        (thread,) = swapper_threads() - of_others
         assert thread.native_id is not None
         assert os.sched_getaffinity(thread.native_id) == {CORES[-1]}
     assert os.sched_getaffinity(0) == before

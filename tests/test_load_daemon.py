@@ -20,7 +20,7 @@ from omniserve.bench.run_files import load_run
 from omniserve.bench.run_record import RunRecord
 from omniserve.errors import ConfigError
 
-OPTIONS = LoadOptions(duration_s=0.4, warm_up_s=0.0, drain_s=60, status_interval_ms=100)
+OPTIONS = LoadOptions(duration_s=1.0, warm_up_s=0.0, drain_s=60, status_interval_ms=100)
 STREAMS: list[Stream] = [chat_stream([0.0, 0.01, 0.1, 0.2], tier="priority"), batch_stream(2)]
 
 
@@ -61,7 +61,10 @@ def test_both_ways_of_one_server_tell_the_same(
     assert clock.e2e_mean_ms is not None
     ended_s = [request.ended_s - request.sent_s for request in chats if request.ended_s is not None]
     assert 0 < clock.e2e_mean_ms <= 1000 * sum(ended_s) / 4
-    assert {clock.stream for clock in record.server_clock} == {"chat", "batch", ""}
+    # On a slow machine the backlog may end before it has had an answer.
+    answered = {request.stream for request in record.requests if request.token_times_s}
+    assert {clock.stream for clock in record.server_clock} - {"batch"} == {"chat", ""}
+    assert answered <= {clock.stream for clock in record.server_clock}
     assert record.num_layers
     assert record.samples
     assert all(0 <= sample.kv_used_bytes <= sample.kv_total_bytes for sample in record.samples)
@@ -95,7 +98,7 @@ def test_requests_that_the_server_refuses_as_wrong_are_failures(
 ) -> None:
     # HTTP alone does not tell of tiers, so the server has to.
     status = run_command(
-        *("--http", daemon.http_url, "--duration-s", "1", "--warm-up-s", "0", "--drain-s", "5"),
+        *("--http", daemon.http_url, "--duration-s", "1", "--warm-up-s", "0"),
         *("--backlog", "requests=1,prompt=10,output=3,tier=gold", "--out", str(tmp_path)),
     )
     assert status == 1

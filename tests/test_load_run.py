@@ -1,6 +1,8 @@
 """A whole run, against servers in this process."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from load_builders import (
 from omniserve.bench.load.options import LoadOptions
 from omniserve.bench.load.progress import Progress
 from omniserve.bench.load.run import LoadRun, run_load
+from omniserve.bench.load.stream_load import RETRY_PAUSE_S
 from omniserve.bench.load.streams import Stream
 from omniserve.bench.load.target import (
     ClockKey,
@@ -29,11 +32,25 @@ from omniserve.bench.load.target import (
 from omniserve.bench.run_record import RequestRecord, RunRecord, ServerClock
 from omniserve.errors import ConfigError
 
-SHORT = LoadOptions(duration_s=0.125, warm_up_s=0.0, drain_s=0.05, progress_interval_s=0.03)
+SHORT = LoadOptions(duration_s=0.125, warm_up_s=0.0, drain_s=60, progress_interval_s=0.03)
+CUT_OFF_AT_ONCE = replace(SHORT, drain_s=0.05)
+UNTIL_CANCELLED = replace(SHORT, duration_s=3600)
 
 
 def of_stream(record: RunRecord, name: str) -> list[RequestRecord]:
     return [request for request in record.requests if request.stream == name]
+
+
+async def run_until(run: LoadRun, is_enough: Callable[[], bool]) -> RunRecord:
+    """Cancels it then."""
+    running = asyncio.create_task(run.run())
+    async with asyncio.timeout(60):
+        while not is_enough():
+            await asyncio.sleep(0.005)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    return run.record()
 
 
 @pytest.mark.asyncio
@@ -55,7 +72,8 @@ async def test_every_request_is_recorded_with_all_its_tokens() -> None:
 @pytest.mark.asyncio
 async def test_a_server_that_does_not_answer_slows_nothing_down() -> None:
     target = ScriptedTarget(never_answer)
-    record = await run_load(target, [chat_stream([place / 400 for place in range(40)])], SHORT)
+    stream = chat_stream([place / 400 for place in range(40)])
+    record = await run_load(target, [stream], CUT_OFF_AT_ONCE)
     assert len(record.requests) == target.most_running == 40
     assert {request.outcome for request in record.requests} == {"cut_off"}
     assert target.num_running == 0
@@ -67,8 +85,7 @@ async def test_a_request_may_end_after_the_measured_part() -> None:
         await asyncio.sleep(0.15)
         return await answer_at_once(request, on_tokens)
 
-    options = replace(SHORT, drain_s=30)
-    record = await run_load(ScriptedTarget(answer_late), [chat_stream([0.1])], options)
+    record = await run_load(ScriptedTarget(answer_late), [chat_stream([0.1])], SHORT)
     (request,) = record.requests
     assert request.outcome == "done"
     assert request.token_times_s[0] > record.duration_s
@@ -76,11 +93,26 @@ async def test_a_request_may_end_after_the_measured_part() -> None:
 
 @pytest.mark.asyncio
 async def test_what_warms_up_has_negative_times_and_what_comes_too_late_is_not_sent() -> None:
+    answered_s: list[tuple[float, float]] = []
+
+    async def answer(request: TokenRequest, on_tokens: OnTokens) -> int:
+        before_s = time.monotonic()
+        num_tokens = await answer_at_once(request, on_tokens)
+        answered_s.append((before_s, time.monotonic()))
+        return num_tokens
+
     options = replace(SHORT, warm_up_s=0.125)
     stream = chat_stream([0.0, 0.125, 0.1875, 0.25, 5.0])
-    record = await run_load(ScriptedTarget(), [stream], options)
+    begun_s = time.monotonic()
+    run = LoadRun(ScriptedTarget(answer), [stream], options)
+    await run.run()
+    record = run.record()
     assert [request.scheduled_s for request in record.requests] == [-0.125, 0.0, 0.0625]
-    assert record.requests[0].token_times_s[0] < 0
+    # Tokens too are told from the begin of the measured part.
+    assert run._began_s >= begun_s + options.warm_up_s
+    for request, (before_s, after_s) in zip(record.requests, answered_s, strict=True):
+        first_s = run._began_s + request.token_times_s[0]
+        assert before_s - 1e-6 <= first_s <= after_s + 1e-6
 
 
 @pytest.mark.asyncio
@@ -90,9 +122,10 @@ async def test_a_backlog_keeps_its_depth() -> None:
         return await answer_at_once(request, on_tokens)
 
     target = ScriptedTarget(answer_slowly)
-    record = await run_load(target, [batch_stream(3)], SHORT)
+    run = LoadRun(target, [batch_stream(3)], UNTIL_CANCELLED)
+    record = await run_until(run, lambda: len(target.received) > 9)
     assert target.most_running == 3
-    assert len(record.requests) > 6
+    assert len(record.requests) > 9
     outcomes = [request.outcome for request in record.requests]
     assert outcomes.count("cut_off") == 3
     assert outcomes.count("done") == len(outcomes) - 3
@@ -149,7 +182,10 @@ async def test_a_backlog_whose_requests_fail_is_not_a_storm() -> None:
         raise RequestFailed("broken")
 
     record = await run_load(ScriptedTarget(fail), [batch_stream(2)], SHORT)
-    assert len(record.requests) == 2
+    assert len(record.requests) >= 2
+    for earlier, later in zip(record.requests, record.requests[2:], strict=False):
+        assert earlier.ended_s is not None
+        assert later.scheduled_s - earlier.ended_s >= RETRY_PAUSE_S - 1e-3
 
 
 @pytest.mark.asyncio
@@ -157,15 +193,9 @@ async def test_a_cancelled_run_leaves_nothing_behind_but_its_record() -> None:
     target = ScriptedTarget(never_answer)
     run = LoadRun(target, [chat_stream([0.0, 0.01, 50.0]), batch_stream(2)], LoadOptions(60, 0, 60))
     tasks = asyncio.all_tasks()
-    running = asyncio.create_task(run.run())
-    while target.num_running < 4:
-        await asyncio.sleep(0.005)
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    record = await run_until(run, lambda: target.num_running == 4)
     assert target.num_running == 0
     assert asyncio.all_tasks() == tasks
-    record = run.record()
     assert 0 < record.duration_s < 60
     assert [request.outcome for request in record.requests] == ["cut_off"] * 4
 
@@ -253,9 +283,10 @@ async def test_progress_tells_how_streams_stand() -> None:
     seen: list[Progress] = []
     streams: list[Stream] = [chat_stream([0.0, 0.01]), batch_stream(3)]
     targets = {"chat": ScriptedTarget(half), "batch": ScriptedTarget(never_answer)}
-    await run_load(targets, streams, SHORT, seen.append)
-    # The first that came after all of them were sent.
-    chat, batch = next(each.streams for each in seen if each.streams[0].num_running == 2)
+    run = LoadRun(targets, streams, UNTIL_CANCELLED, seen.append)
+    # Until all of them were sent.
+    await run_until(run, lambda: bool(seen) and seen[-1].streams[0].num_running == 2)
+    chat, batch = seen[-1].streams
     assert (chat.name, chat.num_waiting) == ("chat", 0)
     assert (batch.name, batch.num_running, batch.num_waiting) == ("batch", 0, 3)
     assert chat.ttft_p50_ms is not None
@@ -265,9 +296,10 @@ async def test_progress_tells_how_streams_stand() -> None:
 @pytest.mark.asyncio
 async def test_ended_requests_neither_run_nor_wait() -> None:
     seen: list[Progress] = []
-    await run_load(ScriptedTarget(), [chat_stream([0.0, 0.01])], SHORT, seen.append)
+    run = LoadRun(ScriptedTarget(), [chat_stream([0.0, 0.01])], UNTIL_CANCELLED, seen.append)
+    await run_until(run, lambda: bool(seen) and seen[-1].streams[0].num_done == 2)
     (chat,) = seen[-1].streams
-    assert (chat.num_running, chat.num_waiting, chat.num_done) == (0, 0, 2)
+    assert (chat.num_running, chat.num_waiting) == (0, 0)
 
 
 @pytest.mark.asyncio
@@ -275,8 +307,10 @@ async def test_a_display_that_breaks_does_not_go_unnoticed() -> None:
     def broken(progress: Progress) -> None:
         raise ZeroDivisionError
 
+    # Shown at once, as a run that was held up has no time left after its begin.
+    options = replace(SHORT, progress_interval_s=1e-6)
     with pytest.raises(ZeroDivisionError):
-        await run_load(ScriptedTarget(), [chat_stream([0.0])], SHORT, broken)
+        await run_load(ScriptedTarget(), [chat_stream([0.0])], options, broken)
 
 
 @pytest.mark.asyncio

@@ -2,13 +2,16 @@
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from load_builders import batch_stream
+from load_builders import batch_stream, raw_server, read_request, response
 
 from omniserve.bench.load.addresses import Addresses
 from omniserve.bench.load.null_command import add_null_server_command
@@ -30,27 +33,46 @@ def untiered(concurrency: int) -> BacklogStream:
 async def terminate(task: "asyncio.Task[None] | asyncio.Task[bool]") -> None:
     """What Ctrl-C and SIGTERM end, without the process that runs this."""
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait([task], timeout=30)
+    await asyncio.wait([task], timeout=60)
+
+
+@asynccontextmanager
+async def asked_server(num_completions: int) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """It answers no completion; gives its URL, and what is set once so many are asked for."""
+    num_asked, all_asked = 0, asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_asked
+        while True:
+            path, _ = await read_request(reader)
+            if path == "/v1/models":
+                models = {"data": [{"id": "demo", "max_model_len": 99}]}
+                writer.write(response("200 OK", json.dumps(models).encode()))
+            elif path == "/v1/completions":
+                num_asked += 1
+                if num_asked == num_completions:
+                    all_asked.set()
+            else:
+                writer.write(response("404 Not Found", b""))
+
+    async with raw_server(handle) as url:
+        yield url, all_asked
 
 
 @pytest.mark.asyncio
 async def test_a_run_that_is_terminated_is_written(tmp_path: Path) -> None:
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    server = asyncio.create_task(serve_null("127.0.0.1", 0, NEVER, ready.set_result))
-    url = (await ready).rpartition(" ")[2]
     options = LoadOptions(duration_s=600, warm_up_s=0, title="cut short")
-    session = Session(Addresses(http=url), [untiered(3)], options, tmp_path, is_live=False)
-    running = asyncio.create_task(session.run())
-    await asyncio.sleep(0.3)
-    await terminate(running)
+    async with asked_server(3) as (url, all_asked):
+        session = Session(Addresses(http=url), [untiered(3)], options, tmp_path, is_live=False)
+        running = asyncio.create_task(session.run())
+        await all_asked.wait()
+        await terminate(running)
     assert running.cancelled()
     record = load_run(tmp_path)
     assert record.title == "cut short"
     assert 0 < record.duration_s < 600
     assert [request.outcome for request in record.requests] == ["cut_off"] * 3
     assert (tmp_path / "report.html").exists()
-    server.cancel()
-    await asyncio.wait([server])
 
 
 @pytest.mark.asyncio
@@ -71,19 +93,15 @@ async def test_a_server_that_answers_nobody_is_no_success(
 @pytest.mark.asyncio
 async def test_a_run_that_is_terminated_while_it_warms_up_has_no_report(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("of an earlier run")
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    server = asyncio.create_task(serve_null("127.0.0.1", 0, NEVER, ready.set_result))
-    url = (await ready).rpartition(" ")[2]
     options = LoadOptions(duration_s=600, warm_up_s=600)
-    session = Session(Addresses(http=url), [untiered(3)], options, tmp_path, is_live=False)
-    running = asyncio.create_task(session.run())
-    await asyncio.sleep(0.3)
-    await terminate(running)
+    async with asked_server(3) as (url, all_asked):
+        session = Session(Addresses(http=url), [untiered(3)], options, tmp_path, is_live=False)
+        running = asyncio.create_task(session.run())
+        await all_asked.wait()
+        await terminate(running)
     assert running.cancelled()
     assert len(load_run(tmp_path).requests) == 3
     assert not (tmp_path / "report.html").exists()
-    server.cancel()
-    await asyncio.wait([server])
 
 
 @pytest.mark.asyncio

@@ -15,6 +15,12 @@ NUM_LINES = 25
 MAX_WAITING_BYTES = 1000
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a writer that is slow, and not for ever."""
+    monkeypatch.setattr(log_writer, "FLUSH_S", 60.0)
+
+
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     reading, writing = os.pipe()

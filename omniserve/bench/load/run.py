@@ -55,6 +55,7 @@ class LoadRun:
         self._measured_s: float | None = None
         self._prepared: PreparedRun | None = None
         self._samples: list[StatusSample] = []
+        self._clocks_before: list[Clock] = []
         self._clocks: list[tuple[Clock, Clock]] = []
         self._cpu_s = 0.0
         self._generator_cores = 0.0
@@ -67,6 +68,9 @@ class LoadRun:
     async def run(self) -> None:
         """Raises as run_load does; a cancelled run may still be asked for its record."""
         prepared = await prepare_run(self._targets, self._streams, self._options, self._now_s)
+        if not self._options.warm_up_s:
+            # At the begin of the measured part its first requests may have ended before the answer.
+            self._clocks_before = await _read_clocks(prepared)
         with quiet_collector():
             self._began_s = time.monotonic() + LEAD_S + self._options.warm_up_s
             self._prepared = prepared
@@ -118,7 +122,7 @@ class LoadRun:
             load.start()
         await self._sleep_until(0.0)
         self._cpu_s = time.process_time()
-        before = await _read_clocks(prepared)
+        before = self._clocks_before or await _read_clocks(prepared)
         await self._sleep_until(self._options.duration_s)
         self._note_end()
         drain_s = self._options.drain_s

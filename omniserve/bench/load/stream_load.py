@@ -45,6 +45,8 @@ class OpenLoop:
         self._send_due()
 
     async def drain(self, timeout_s: float) -> None:
+        # All were due by now, though the timer may not have had its turn.
+        self._send_due()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
