@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from daemon_fixture import RunningDaemon, running_daemon
+from hypothesis import HealthCheck, settings
 
 from omniserve.cache_directory import VARIABLE
 from omniserve.engine_process_handle import ENGINE_DEFAULTS
@@ -21,6 +22,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # As in an engine's process, and before torch is loaded: the compute threads of engines in these
 # processes would else spend most of the cores that they share on waiting for each other.
 os.environ.setdefault("GOMP_SPINCOUNT", ENGINE_DEFAULTS["GOMP_SPINCOUNT"])
+
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 LONGEST_FIRST = (
     "test_warm_up.py",
