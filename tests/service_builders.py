@@ -339,7 +339,7 @@ async def complete(service: GenerationService, request: GenerationRequest) -> Ge
         return await stream.result()
 
 
-async def until(condition: Callable[[], bool], patience_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
     """Waits for a condition that another task or process brings about."""
     with suppress(TimeoutError):
         async with asyncio.timeout(patience_s):
