@@ -1,5 +1,6 @@
 """Builders for engines, requests and runs of them."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from omniserve.requests import (
 )
 from omniserve.settings import DeviceSettings, EngineSettings, ModelSettings
 
+PATIENCE_S = 120.0
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=16)
 
 
@@ -84,12 +86,13 @@ def run_all(
     """Feeds requests a few a step and runs the engine until all have ended."""
     waiting = list(requests)
     results = {request.request_id: Collected() for request in waiting}
-    num_steps = 0
+    num_steps, told_s = 0, time.monotonic()
     while waiting or engine.has_unfinished:
         for request in waiting[:arrivals_per_step]:
             engine.add(request)
         del waiting[:arrivals_per_step]
         for output in engine.step():
+            told_s = time.monotonic()
             collected = results[output.request_id]
             assert collected.finish_reason is None, "output after the end"
             collected.token_ids += output.token_ids
@@ -100,5 +103,6 @@ def run_all(
             collected.num_cached_tokens = output.num_cached_tokens
         after_step(num_steps)
         num_steps += 1
-        assert num_steps < 20_000, "the engine makes no progress"
+        # Of steps there may be any number: they are short where all work is on the host.
+        assert time.monotonic() - told_s < PATIENCE_S, "the engine makes no progress"
     return results
