@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 
 READY = re.compile(r"^omniserve ready: grpc (\S+), http (https?://\S+), models (.+)$")
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 ROOT = Path(__file__).parents[1]
 
 

@@ -1,17 +1,15 @@
-"""What befalls the host attention process: it is stopped, goes on, is killed, is slow."""
+"""What befalls the host attention process: it is stopped, goes on, is killed."""
 
 import os
 import random
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cpu_attn.host import HostAttention
 
-SLOW_DUTY = 0.02
-"""Share of the time in which a slowed process runs: 50 times slower."""
-_SLOW_PERIOD_S = 0.05
+_MOMENT_S = 0.005
 
 
 class HostTroubles:
@@ -60,22 +58,25 @@ def send(pid: int | None, signal_number: int) -> None:
 
 
 @contextmanager
-def slowed(pid: int) -> Iterator[None]:
-    """The process runs SLOW_DUTY of the time, in short turns."""
-    ended = threading.Event()
-
-    def alternate() -> None:
-        while not ended.is_set():
-            send(pid, signal.SIGSTOP)
-            ended.wait(_SLOW_PERIOD_S * (1.0 - SLOW_DUTY))
-            send(pid, signal.SIGCONT)
-            ended.wait(_SLOW_PERIOD_S * SLOW_DUTY)
-
-    thread = threading.Thread(target=alternate)
-    thread.start()
+def stopped(pid: int) -> Iterator["StoppedHost"]:
+    """The process stands still but where it is let run."""
+    send(pid, signal.SIGSTOP)
     try:
-        yield
+        yield StoppedHost(pid)
     finally:
-        ended.set()
-        thread.join()
         send(pid, signal.SIGCONT)
+
+
+class StoppedHost:
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For a moment, and for what is done meanwhile."""
+        send(self._pid, signal.SIGCONT)
+        time.sleep(_MOMENT_S)
+        try:
+            yield
+        finally:
+            send(self._pid, signal.SIGSTOP)

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import httpx
-import psutil
 import pytest
 import yaml
 from daemon_fixture import config_text
@@ -109,8 +108,7 @@ async def test_adapters_are_models_like_any_other(adapted: AdapterSite) -> None:
             assert 0.8 * file_bytes < shares[path.name]["own_bytes"] < file_bytes
         # Without its base, and in an engine that is started anew.
         await stubs.admin.UnloadModel(pb.UnloadModelRequest(name="base"))
-        psutil.Process(site.process.engine.pid).kill()
-        await stubs.until_states(**{"adapter-1": "loading", "adapter-2": "loading"})
+        await site.restart_engine()
         await stubs.until_states(**{"adapter-1": "serving", "adapter-2": "serving"})
         for path in adapted.adapters:
             assert await stubs.complete(path.name) == adapted.expected[path.name]

@@ -27,6 +27,7 @@ from omniserve.settings import ModelSettings
 from omniserve.synthetic.create import write_checkpoint
 
 ARCHITECTURES = ("llama", "qwen3", "qwen3_moe")
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ class Run:
         self.news += self.engine.take_news()
 
     def until(self, condition: Callable[[], bool]) -> None:
-        end_s = time.monotonic() + 60.0
+        end_s = time.monotonic() + PATIENCE_S
         while not condition():
             self.step()
             # Threads that load must get on where nothing is to be computed.
@@ -193,7 +194,7 @@ def test_a_refusal_is_told_once_the_memory_is_given_back(
 
     def take_apart(self: BuiltModel) -> Iterator[None]:
         begun.set()
-        assert is_held.wait(20.0)
+        assert is_held.wait(PATIENCE_S)
         yield
 
     def fail(*_: object) -> None:
@@ -208,7 +209,7 @@ def test_a_refusal_is_told_once_the_memory_is_given_back(
     run.engine.begin_load(3, replace(settings_of(checkpoints, "qwen3"), device_kv_bytes=1))
     for _ in range(20):
         run.step()
-    assert {type(each) for each in run.news} == {LoadAdvanced}
+    assert not [each for each in run.news if isinstance(each, Refused | Unloaded)]
     is_held.set()
     run.settle()
     told = [each.question for each in run.news if isinstance(each, Refused | Unloaded)]
@@ -223,7 +224,7 @@ def test_everybody_who_unloads_a_model_is_told_when_it_is_gone(
     take_apart = ModelRuntime.take_apart
 
     def held(self: ModelRuntime) -> Iterator[None]:
-        assert is_held.wait(20.0)
+        assert is_held.wait(PATIENCE_S)
         yield from take_apart(self)
 
     monkeypatch.setattr(ModelRuntime, "take_apart", held)
@@ -282,7 +283,7 @@ def test_steps_go_on_between_any_two_pieces_that_are_read(
         nonlocal num_pieces
         read(self, *args)
         num_pieces += 1
-        before, end_s = num_steps, time.monotonic() + 20.0
+        before, end_s = num_steps, time.monotonic() + PATIENCE_S
         while num_steps < before + 1:
             assert time.monotonic() < end_s, "no step ends while a model is loaded"
             time.sleep(1e-4)
@@ -464,13 +465,25 @@ def test_a_weight_for_which_there_is_no_room_ends_the_load(
 
 @pytest.mark.parametrize("when", ["waiting", "reading", "warming_up"])
 def test_an_unload_ends_a_load(
-    checkpoints: dict[str, Path], oracles: dict[str, Oracle], when: str
+    checkpoints: dict[str, Path],
+    oracles: dict[str, Oracle],
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
 ) -> None:
     run = Run(make_engine(settings_of(checkpoints, "llama")))
+    is_told, read = threading.Event(), WeightFiles.read
+
+    def read_once_that_is_told(self: WeightFiles, *args: Any) -> None:
+        assert is_told.wait(PATIENCE_S)
+        read(self, *args)
+
+    if when == "reading":
+        monkeypatch.setattr(WeightFiles, "read", read_once_that_is_told)
     run.add("llama", "latency_sensitive", 40)
     run.engine.begin_load(1, settings_of(checkpoints, "qwen3"))
     if when != "waiting":
         run.until(lambda: any(each.phase == when for each in news_of(run, LoadAdvanced)))
+    is_told.set()
     run.engine.begin_unload(2, "qwen3")
     run.engine.begin_load(3, settings_of(checkpoints, "qwen3"))
     run.until(lambda: not run.engine.is_changing)

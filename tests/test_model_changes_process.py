@@ -160,19 +160,31 @@ async def test_memory_comes_back(client: EngineClient, tmp_path: Path) -> None:
 async def test_requests_of_a_model_that_goes_may_be_sent_again(
     client: EngineClient, tiny_checkpoint: Path
 ) -> None:
-    sink = QueuedOutputs()
-    sampling = replace(GREEDY, max_tokens=1500)
-    request = EngineRequest("r", "first", (5, 6, 7), sampling, "best_effort", "batch")
-    client.submit(request, sink)
-    await sink.queue.get()
+    # Minutes of work: whenever the engine hears of the unload, some run and others wait.
+    sinks = [QueuedOutputs() for _ in range(64)]
+    request = EngineRequest("r", "first", (5, 6, 7), GREEDY, "best_effort", "batch")
+    for number, sink in enumerate(sinks):
+        sampling = replace(GREEDY, max_tokens=1500 - number)
+        client.submit(replace(request, request_id=f"r{number}", sampling=sampling), sink)
+    begun = await sinks[0].queue.get()
+    assert isinstance(begun, RequestOutput) and begun.error is None
     await client.unload_model("first")
-    while isinstance(told := await sink.queue.get(), RequestOutput) and told.error is None:
-        pass
-    assert isinstance(told, RequestOutput) and told.is_unavailable
+    ends = [await end_of(sink) for sink in sinks]
+    cut_off = [each for each in ends if each.error is not None]
+    assert all(each.is_unavailable for each in cut_off)
+    assert cut_off[-1] is ends[-1]
+    assert any(each.num_output_tokens for each in cut_off)
     # One that was on its way finds it gone.
-    client.submit(request, sink)
-    told = await sink.queue.get()
-    assert isinstance(told, RequestOutput) and told.is_unavailable
+    client.submit(request, sinks[0])
+    assert (await end_of(sinks[0])).is_unavailable
+
+
+async def end_of(sink: QueuedOutputs) -> RequestOutput:
+    while True:
+        told = await sink.queue.get()
+        assert isinstance(told, RequestOutput)
+        if told.finish_reason is not None:
+            return told
 
 
 @pytest.mark.asyncio
@@ -182,8 +194,9 @@ async def test_a_load_that_is_cut_off_by_the_engines_end_fails(
     path = write_checkpoint(tmp_path / "m", arch="llama", preset="tiny", seed=7)
     told: list[ModelProgress] = []
     settings = make_model_settings(path, name="m")
+    stop(client)
     loading = asyncio.create_task(client.load_model(settings, told.append))
-    await until(lambda: bool(told))
+    await asyncio.sleep(0)
     await kill(client)
     with pytest.raises(EngineUnavailable):
         await loading
@@ -202,6 +215,12 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def stop(client: EngineClient) -> None:
+    """What the engine is asked for from now on does not come to its end."""
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
 
 
 async def kill(client: EngineClient) -> None:

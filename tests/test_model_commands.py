@@ -181,7 +181,7 @@ async def test_an_interrupted_command_leaves_no_load_behind(site: ModelSite) -> 
         process = await asyncio.create_subprocess_exec(
             sys.executable, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        await until(lambda: bool(held.begun), 60.0)
+        await until(lambda: bool(held.begun))
         process.send_signal(signal.SIGINT)
         said = await process.communicate()
         assert (process.returncode, *said) == (EXIT_INTERRUPTED, b"", b"")

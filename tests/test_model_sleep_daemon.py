@@ -93,10 +93,11 @@ async def test_a_request_wakes_its_model_which_says_the_same_as_before(
                 *(("demo", "serving"), ("guest", "asleep"))
             ]
             assert await ask(stubs, "interactive", "demo")
-            asked = [ask(stubs, "batch", request_id=f"w{number}") for _ in range(2)]
+            name = f"w{number}"
+            asked = [ask(stubs, "batch", request_id=each) for each in (name, "")]
             answers = await asyncio.gather(*asked)
             assert answers == [before, before]
-            told = await stubs.admin.Explain(pb.ExplainRequest(request_id=f"w{number}"))
+            told = await stubs.admin.Explain(pb.ExplainRequest(request_id=name))
             events = [entry.event for entry in told.timeline]
             assert events.index("model asleep") < events.index("model awake")
             assert events.index("model awake") < events.index("queued")
@@ -133,10 +134,14 @@ async def test_others_are_answered_while_a_model_wakes(site: Site) -> None:
     async with connected(site) as stubs:
         load = asyncio.create_task(keep_asking(stubs, await ask(stubs, "interactive", "demo")))
         await ask(stubs, "batch")
-        await put_to_sleep(stubs)
-        before = tally
-        await ask(stubs, "batch")
-        assert tally > before
+        num_wakes = num_answered = 0
+        # A wake is short: where this process is held up, an answer amid it is heard of later.
+        while not num_answered:
+            assert num_wakes < 20
+            await put_to_sleep(stubs)
+            before = tally
+            await ask(stubs, "batch")
+            num_answered, num_wakes = tally - before, num_wakes + 1
         is_over = True
         await load
 

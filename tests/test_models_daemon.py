@@ -20,7 +20,7 @@ from omniserve.synthetic.create import write_checkpoint
 from omniserve.v1 import omniserve_pb2 as pb
 from omniserve.v1 import omniserve_pb2_grpc
 
-LOAD_S = 4 * PATIENCE_S
+LOAD_S = 2 * PATIENCE_S
 """A load takes what other work of the machine leaves."""
 PROMPT = pb.TokenIds(ids=range(5, 25))
 
@@ -33,6 +33,12 @@ class Site:
     address: str
     config: Path
     other: Path
+
+    async def restart_engine(self) -> None:
+        """Returns once there is another one, which may still have to load what came later."""
+        num_engines = self.process.log.count("engine_ready")
+        psutil.Process(self.process.engine.pid).kill()
+        await asyncio.to_thread(self.process.wait_log, "engine_ready", num_engines + 1)
 
     def entry(self, name: str) -> str:
         keys = f"dtype: float32, device_kv_bytes: 4MiB, step_times: none, path: {self.other}"
@@ -113,13 +119,16 @@ async def test_a_model_comes_and_goes_while_another_one_streams(site: Site) -> N
     async with connected(site) as stubs:
         expected = await stubs.complete("demo")
         load = asyncio.create_task(keep_asking(stubs, expected))
-        answers = []
-        for _ in range(2):
+        answers: list[list[int]] = []
+        num_answered = 0
+        # A load is short: where this process is held up, an answer amid it is heard of later.
+        while len(answers) < 2 or not num_answered:
+            assert len(answers) < 20
             before = tally
             events = await stubs.load(site.entry("guest"))
+            num_answered += tally - before
             assert events[-1].loaded.architecture == "LlamaForCausalLM"
             assert {event.progress.phase for event in events[:-1]} >= {"checking"}
-            assert tally > before
             answers.append(await stubs.complete("guest"))
             listed = await stubs.inference.ListModels(pb.ListModelsRequest())
             assert [model.name for model in listed.models] == ["demo", "guest"]
@@ -182,9 +191,18 @@ async def test_what_cannot_be_loaded_disturbs_nobody(site: Site, tmp_path: Path)
 @pytest.mark.asyncio
 async def test_a_client_that_goes_leaves_nothing_and_the_name_is_free_again(site: Site) -> None:
     async with connected(site) as stubs:
-        call = stubs.admin.LoadModel(pb.LoadModelRequest(entry=site.entry("guest")))
-        assert (await call.read()).HasField("progress")
-        call.cancel()
+        # Stopped, it has not loaded the model before it hears that nobody wants it.
+        engine = site.process.engine
+        engine.suspend()
+        try:
+            call = stubs.admin.LoadModel(pb.LoadModelRequest(entry=site.entry("guest")))
+            assert (await call.read()).HasField("progress")
+            call.cancel()
+            async with asyncio.timeout(PATIENCE_S):
+                while (await stubs.states()).get("guest") == "loading":
+                    await asyncio.sleep(0.02)
+        finally:
+            engine.resume()
         await stubs.until_states(demo="serving")
         await stubs.load(site.entry("guest"))
         await stubs.complete("guest")
@@ -214,8 +232,7 @@ async def test_an_engine_that_is_started_anew_has_the_models_that_were_loaded(si
     async with connected(site) as stubs:
         await stubs.load(site.entry("guest"))
         before = await stubs.complete("guest")
-        psutil.Process(site.process.engine.pid).kill()
-        await stubs.until_states(demo="loading", guest="loading")
+        await site.restart_engine()
         await stubs.until_states(demo="serving", guest="serving")
         assert await stubs.complete("guest") == before
         await stubs.admin.UnloadModel(pb.UnloadModelRequest(name="guest"))

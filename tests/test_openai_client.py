@@ -1,7 +1,7 @@
 """The official OpenAI client against the daemon and its real engine."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -150,7 +150,16 @@ def test_tiers(client: OpenAI) -> None:
 
 
 def test_cancellation_frees_the_engine(client: OpenAI, daemon: RunningDaemon) -> None:
-    before = metric(daemon, "omniserve_requests", outcome="cancelled")
+    # The counter tells an abort from a request that came to its end, as one may whose client was
+    # held up before it left: then another one tells.
+    assert any(is_cancelled_amid_its_tokens(client, daemon) for _ in range(10))
+    wait_until(lambda: metric(daemon, "omniserve_running_requests") == 0)
+
+
+def is_cancelled_amid_its_tokens(client: OpenAI, daemon: RunningDaemon) -> bool:
+    """Whether a request that is left after its first text has ended by that."""
+    num_ended = metric(daemon, "omniserve_requests")
+    num_cancelled = metric(daemon, "omniserve_requests", outcome="cancelled")
     stream = client.chat.completions.create(
         model="demo", messages=USER, max_tokens=900, stream=True, extra_body=LONG
     )
@@ -158,12 +167,13 @@ def test_cancellation_frees_the_engine(client: OpenAI, daemon: RunningDaemon) ->
         if chunk.choices[0].delta.content:
             break
     stream.close()
+    wait_until(lambda: metric(daemon, "omniserve_requests") > num_ended)
+    return metric(daemon, "omniserve_requests", outcome="cancelled") == num_cancelled + 1
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
-    # The counter tells an abort from a request that simply came to its end.
-    while (
-        metric(daemon, "omniserve_requests", outcome="cancelled") != before + 1
-        or metric(daemon, "omniserve_running_requests") > 0
-    ):
+    while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
 

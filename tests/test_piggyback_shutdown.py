@@ -36,13 +36,15 @@ def nothing_is_left() -> Iterator[None]:
     assert _belongings() == before
 
 
-def _belongings() -> tuple[set[int], int, int, set[int]]:
+def _belongings() -> tuple[set[int], int, set[str], set[int]]:
     # While arrays of it live the memory does too; an engine is part of a cycle.
     gc.collect()
     me = psutil.Process()
     links = (os.readlink(path) for path in _descriptors())
     num_memories = sum("omniserve" in link for link in links)
-    mapped = sum("omniserve" in line for line in Path("/proc/self/maps").read_text().splitlines())
+    # One memory may be several mappings: the kernel joins and splits them as it likes.
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = {parts[4] for parts in maps if any("omniserve" in name for name in parts[5:])}
     return {child.pid for child in me.children()}, num_memories, mapped, os.sched_getaffinity(0)
 
 

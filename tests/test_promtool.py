@@ -21,7 +21,7 @@ def test_metrics_pass_its_lint(tiny_checkpoint: Path) -> None:
 def test_metrics_of_a_daemon_pass_its_lint(daemon: RunningDaemon) -> None:
     body = {"model": "demo", "prompt": "Hello", "max_tokens": 2}
     assert httpx.post(f"{daemon.http_url}/v1/completions", json=body, timeout=60).is_success
-    text = httpx.get(f"{daemon.http_url}/metrics").content
+    text = httpx.get(f"{daemon.http_url}/metrics", timeout=60).content
     assert b'omniserve_requests_total{model="demo",outcome="ok"' in text
     assert promtool("check", "metrics", stdin=text) == ""
 

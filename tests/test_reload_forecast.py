@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from forecast_children import forecast_processes
+from service_builders import until
 from simulate_builders import COSTS, make_profile, make_settings
 
 from omniserve.config import Config
@@ -214,10 +215,12 @@ async def test_too_long_a_forecast_is_ended() -> None:
 
 @pytest.mark.asyncio
 async def test_a_client_that_leaves_ends_its_forecast() -> None:
-    forecaster = Forecaster(make_arrivals(), Engine(), lambda: 10.0)
+    # So much that the process is seen, whenever that is looked for.
+    arrivals = make_arrivals(0)
+    arrivals.note("batch", 0.0, [make_sequence(number, 1000) for number in range(10_000)])
+    forecaster = Forecaster(arrivals, Engine(), lambda: 10.0)
     asking = asyncio.create_task(forecaster.compare(make_table(), make_table()))
-    while not forecast_processes():
-        await asyncio.sleep(0.001)
+    await until(lambda: bool(forecast_processes()))
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -14,6 +14,7 @@ from omniserve.commands.exit_status import EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 from omniserve.config import load_config
 from omniserve.errors import ConfigError
 from omniserve.model_life.entries import WantedEntry
+from omniserve.requests import EngineRequest, SamplingParams
 from omniserve.service import GenerationService
 from omniserve.v1 import omniserve_pb2 as pb
 from scheduler import Objectives
@@ -212,10 +213,11 @@ async def test_the_command_tells_changes_and_a_dry_run_with_its_forecast(
 async def test_a_client_that_leaves_ends_its_dry_run(
     service: GenerationService, config_path: Path
 ) -> None:
+    # So much to simulate that the process is seen, whenever that is looked for.
+    sampling = SamplingParams(max_tokens=200)
+    arrived = EngineRequest("r", "demo", (1,) * 20, sampling, "best_effort", "batch")
+    service.arrivals.note("batch", service.clock(), [arrived] * 20_000)
     async with serving(service, config_path) as servers:
-        request = pb.GenerateRequest(model="demo", token_ids=pb.TokenIds(ids=range(20)))
-        request.sampling.max_tokens = 4
-        await servers.inference.Complete(request)
         call = servers.admin.ReloadTiers(pb.ReloadTiersRequest(dry_run=True))
         await until(lambda: bool(forecast_processes()))
         call.cancel()

@@ -138,6 +138,7 @@ async def test_an_engine_that_restarts_leaves_gaps_not_errors(tiny_checkpoint: P
     engine = ScriptedEngine(ready=False, state="restarting", num_restarts=1)
     status = make_reporter(make_service(tiny_checkpoint, engine)).status()
     assert (status.state, status.num_engine_restarts) == ("restarting", 1)
+    assert [model.state for model in status.models] == ["loading"]
     assert [tier.num_running for tier in status.tiers] == [0, 0, 0]
     assert not status.models[0].HasField("piggyback") and status.host.num_host_cores == 0
 
