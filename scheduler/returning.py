@@ -19,7 +19,8 @@ class Returner:
     """The oldest first, one at a time, when the device has had room for it for some plans in a row.
 
     While offloading is not allowed there is nothing to be patient for: room that is there now is
-    used, and kept from those that wait to be admitted.
+    used, and kept from those that wait to be admitted. While nobody may enter the lanes, the limits
+    of decodes on the device hold nobody on the host: there it would stand still.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Returner:
         self._device = device
         self._preemptor = preemptor
         self._offloader = piggyback.offloader
+        self._boundary = piggyback.boundary
         self._swaps = piggyback.swaps
         self._num_roomy_plans = 0
         self._last_plan_id = -1
@@ -83,7 +85,7 @@ class Returner:
         return blocks.num_needed(request.num_computed + 1) + margin
 
     def _may_stay_too(self, request: Request) -> bool:
-        if not self._limits.is_device_limited:
+        if not self._limits.is_device_limited or not self._boundary.is_open:
             return True
         # Those in prefill count: they will be decodes soon.
         resident = self._queues.running[ServiceClass.BEST_EFFORT]

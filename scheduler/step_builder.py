@@ -150,7 +150,7 @@ class StepBuilder:
         """Close the latency-sensitive part; if it has rows, they limit what may follow."""
         self._close_class()
         self.num_passed_over = 0
-        self._forget_absent()
+        self.forget_absent()
         if self.load is not None:
             self.load.end_urgent()
         if self._closed_rows:
@@ -163,7 +163,7 @@ class StepBuilder:
 
     def lane_limits(self, max_rows: int) -> LaneLimits:
         """What the time that is left allows, with up to `max_rows` rows at a layer."""
-        self._forget_absent()
+        self.forget_absent()
         if self.load is None or self.budget_s == inf or not max_rows:
             return LaneLimits(max_rows)
         bare_s = self.load.seconds
@@ -188,7 +188,7 @@ class StepBuilder:
         lane_limits: LaneLimits,
     ) -> StepPlan:
         self._close_class()
-        self._forget_absent()
+        self.forget_absent()
         return StepPlan(
             plan_id,
             tuple(self._closed_rows),
@@ -200,7 +200,7 @@ class StepBuilder:
             0.0 if self.load is None else self.load.urgent_s,
         )
 
-    def _forget_absent(self) -> None:
+    def forget_absent(self) -> None:
         """Expected decodes that found no room take no time."""
         if self.load is not None and self.expected:
             self.load.add_decodes(self.expected.values(), sign=-1)

@@ -122,6 +122,8 @@ class StepPlanner:
         if load is not None:
             least_chunk = self._hold_to_objectives(step, load, plannable)
         room = self._classes.plan_running(plannable, step, withheld_ids, least_chunk)
+        if load is not None and room is Room.SHORT and not step.has_rows:
+            self._let_prompts_go_on(step, load, plannable, withheld_ids)
         if room is Room.ENOUGH:
             service_class = ServiceClass.LATENCY_SENSITIVE
             room = self._classes.admit_waiting(
@@ -131,6 +133,20 @@ class StepPlanner:
             self._classes.hold_back(ServiceClass.LATENCY_SENSITIVE, self._control.now_s)
         self.ls_outcome = room
         return step
+
+    def _let_prompts_go_on(
+        self,
+        step: StepBuilder,
+        load: StepLoad,
+        plannable: Sequence[tuple[Request, int]],
+        withheld_ids: Collection[str],
+    ) -> None:
+        """Prompts that wait for decodes, where these find no room: they delay none of them, and
+        may hold what these wait for."""
+        step.forget_absent()
+        prompts = [each for each in plannable if each[1] > 1]
+        least_chunk = self._hold_to_objectives(step, load, prompts)
+        self._classes.plan_running(prompts, step, withheld_ids, least_chunk)
 
     def _hold_to_objectives(
         self, step: StepBuilder, load: StepLoad, plannable: Sequence[tuple[Request, int]]

@@ -1,7 +1,6 @@
 """Requests with objectives, and a scheduler on a clock that its own predictions move."""
 
 from array import array
-from dataclasses import replace
 
 from scheduler import Objectives, Request, Scheduler, SchedulerSettings, ServiceClass, StepResult
 from scheduler.plan import StepPlan
@@ -52,10 +51,13 @@ class Clocked:
     """A scheduler on a clock: each step takes what its plan is reckoned to take, times a factor."""
 
     def __init__(
-        self, factor: float = 1.0, *, prefix_caching: bool = False, costs: StepCosts = COSTS
+        self,
+        factor: float = 1.0,
+        *,
+        settings: SchedulerSettings = SETTINGS,
+        costs: StepCosts = COSTS,
     ) -> None:
-        limits = replace(SETTINGS, prefix_caching=prefix_caching)
-        self.scheduler = Scheduler(limits, step_time=LinearStepTime(costs))
+        self.scheduler = Scheduler(settings, step_time=LinearStepTime(costs))
         self._costs = costs
         self.now_s = 0.0
         self.plans: list[StepPlan] = []

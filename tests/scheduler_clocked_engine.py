@@ -273,9 +273,12 @@ class ClockedEngine:
 
     # The end.
 
-    def drain(self) -> None:
-        """Let everything end; fails where it does not, or where anything is held afterwards."""
-        self.scheduler.offload_allowed = self.scheduler.lanes_open = True
+    def drain(self, *, is_host_there: bool = True) -> None:
+        """Let everything end; fails where it does not, or where anything is held afterwards.
+
+        Of a host that is gone for good nobody may enter the lanes any more.
+        """
+        self.scheduler.offload_allowed = self.scheduler.lanes_open = is_host_there
         # Each round computes a token at least, and those computed again are few.
         tokens_left = sum(each.max_total_tokens for each in self.requests.values())
         for _ in range(200 + 20 * tokens_left):

@@ -104,9 +104,11 @@ def test_a_host_that_dies_while_it_starts_is_started_anew(checkpoints: dict[str,
         assert fleet.host.counters.num_restarts == 1
 
 
+@pytest.mark.parametrize("is_noticed_at_once", [False, True])
 def test_a_host_that_is_given_up_leaves_the_device_alone(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, is_noticed_at_once: bool
 ) -> None:
+    """At once: while results that it had brought still let requests come to their next token."""
     monkeypatch.setattr(host_link, "HostSettings", partial(HostSettings, max_restarts=0))
     requests = _requests(6)
     with running_fleet(checkpoints, ["forced"]) as fleet:
@@ -119,6 +121,8 @@ def test_a_host_that_is_given_up_leaves_the_device_alone(
             if step == 12:
                 assert fleet.host.pid is not None
                 os.kill(fleet.host.pid, signal.SIGKILL)
+                if is_noticed_at_once:
+                    until(lambda: fleet.host.supervise() == "failed")
 
         again = run_all(engine, requests, after_step=kill_at)
         assert {name: got.token_ids for name, got in again.items()} == expected

@@ -1,5 +1,6 @@
 """Steps that are held to objectives: budgets, by the model's own reckoning and on a clock."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -58,6 +59,20 @@ def test_decodes_keep_the_lead_before_other_models_that_they_keep_before_their_o
     later = clocked.scheduler.claim(clocked.now_s)
     assert later is not None
     assert later.lead_s > 0.0 and background_s({"m": later}, clocked.now_s, "other") > 0.0
+
+
+def test_a_prompt_goes_on_where_decodes_wait_for_the_memory_that_it_holds() -> None:
+    """It has seconds left, and would else let the decode get ahead of its objective first."""
+    small = replace(SETTINGS, num_blocks=7, max_step_tokens=40, max_model_len=96)
+    clocked = Clocked(settings=small)
+    clocked.scheduler.add(make_request("patient", 42, 7, objectives=Objectives(5.0, 12e-3)))
+    clocked.scheduler.add(make_request("urgent", 63, 7, objectives=Objectives(0.1, 12e-3)))
+    num_finished = 0
+    while clocked.scheduler.has_unfinished:
+        num_plans = len(clocked.plans)
+        num_finished += len(clocked.step())
+        assert len(clocked.plans) > num_plans, "the device stands still"
+    assert num_finished == 2
 
 
 def test_where_nobody_came_lately_or_nothing_is_known_there_is_no_lead() -> None:

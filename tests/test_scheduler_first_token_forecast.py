@@ -1,9 +1,10 @@
 """When first tokens are forecast, and what becomes of forecasts that were wrong."""
 
+from dataclasses import replace
 from math import exp
 
 import pytest
-from builders_control import COSTS, Clocked, chat, make_request
+from builders_control import COSTS, SETTINGS, Clocked, chat, make_request
 
 from scheduler import Objectives
 from scheduler.first_token_forecast import UrgentLoad, prefill_s
@@ -19,7 +20,7 @@ def note(margins: ForecastMargins, forecast_s: float, measured_s: float) -> None
 
 
 def test_a_cached_prefix_is_not_waited_for() -> None:
-    clocked = Clocked(prefix_caching=True)
+    clocked = Clocked(settings=replace(SETTINGS, prefix_caching=True))
     clocked.scheduler.add(make_request("first", 96, 4))
     clocked.run()
     asked = make_request("again", 96, 4, objectives=OBJECTIVES)

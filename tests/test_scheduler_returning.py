@@ -223,3 +223,15 @@ def test_request_that_is_too_large_to_return_keeps_nobody_out() -> None:
     driver.scheduler.offload_allowed = False
     driver.add(be9=11)
     assert driver.step() == "be9@0+11* be1^4"
+
+
+@pytest.mark.parametrize("limit", [{"max_resident_decodes": 0}, {"max_resident_blocks": 1}])
+def test_limit_of_the_device_keeps_nobody_where_it_would_stand_still(limit: dict[str, int]) -> None:
+    """The host is gone: nobody enters the lanes any more."""
+    driver = make_driver("be1", **limit)
+    driver.scheduler.offload_allowed = False
+    assert driver.step("be1") == "be1^4"
+    driver.scheduler.lanes_open = False
+    assert driver.step() == "nothing <be1"
+    driver.land("be1")
+    assert driver.step() == "be1@5+1*"

@@ -71,6 +71,7 @@ class Control(RuleBasedStateMachine):
         self.num_added = 0
         self.has_failed = False
         self.has_stragglers = self.has_pauses = False
+        self.is_host_there_at_the_end = True
 
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
@@ -81,6 +82,7 @@ class Control(RuleBasedStateMachine):
             num_blocks = num_least + data.draw(st.sampled_from([-1, 0, 2, 100]))
             host_blocks = HostBlockPool(num_blocks)
         self.has_stragglers, self.has_pauses = data.draw(st.booleans()), data.draw(st.booleans())
+        self.is_host_there_at_the_end = data.draw(st.booleans())
         self.engine = ClockedEngine(chosen, COSTS, self.depth, host_blocks)
 
     # What users do.
@@ -219,7 +221,7 @@ class Control(RuleBasedStateMachine):
         """Everybody who was admitted ends, in a bounded number of steps."""
         # What has failed already must not be hidden by what follows from that.
         if self.engine is not None and not self.has_failed:
-            self.engine.drain()
+            self.engine.drain(is_host_there=self.is_host_there_at_the_end)
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
