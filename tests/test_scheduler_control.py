@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 from builders_control import COSTS, SETTINGS, Clocked, chat, make_request
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler import Objectives, Request, Scheduler, ServiceClass, StepResult
@@ -59,20 +59,6 @@ def test_decodes_keep_the_lead_before_other_models_that_they_keep_before_their_o
     later = clocked.scheduler.claim(clocked.now_s)
     assert later is not None
     assert later.lead_s > 0.0 and background_s({"m": later}, clocked.now_s, "other") > 0.0
-
-
-def test_a_prompt_goes_on_where_decodes_wait_for_the_memory_that_it_holds() -> None:
-    """It has seconds left, and would else let the decode get ahead of its objective first."""
-    small = replace(SETTINGS, num_blocks=7, max_step_tokens=40, max_model_len=96)
-    clocked = Clocked(settings=small)
-    clocked.scheduler.add(make_request("patient", 42, 7, objectives=Objectives(5.0, 12e-3)))
-    clocked.scheduler.add(make_request("urgent", 63, 7, objectives=Objectives(0.1, 12e-3)))
-    num_finished = 0
-    while clocked.scheduler.has_unfinished:
-        num_plans = len(clocked.plans)
-        num_finished += len(clocked.step())
-        assert len(clocked.plans) > num_plans, "the device stands still"
-    assert num_finished == 2
 
 
 def test_where_nobody_came_lately_or_nothing_is_known_there_is_no_lead() -> None:
@@ -196,3 +182,41 @@ def test_budgets_hold_by_the_models_own_reckoning_and_everyone_ends(
             # Who is admitted gets one token at least, which is looked at again by the next plan.
             least_s = COSTS.step_s(shape_of_prompt(1))
             assert plan.predicted_s <= max(plan.budget_s, 0.0) + factor * least_s
+
+
+tiers = st.sampled_from(
+    [None, Objectives(0.1, 12e-3), Objectives(0.3, 25e-3), Objectives(5, 12e-3)]
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(tiers, st.integers(20, 80), st.integers(2, 16)), min_size=2, max_size=4),
+    st.integers(6, 9),
+    st.sampled_from([2, 2, 4]),
+    st.sampled_from([16, 40, 128]),
+)
+# A prompt that has seconds left holds the memory that the other's decodes wait for.
+@example([(Objectives(5.0, 12e-3), 42, 7), (Objectives(0.1, 12e-3), 63, 7)], 7, 2, 40)
+def test_a_device_never_stands_still_however_short_memory_is(
+    wanted: list[tuple[Objectives | None, int, int]],
+    num_blocks: int,
+    max_running_requests: int,
+    max_step_tokens: int,
+) -> None:
+    small = replace(
+        SETTINGS,
+        num_blocks=num_blocks,
+        max_running_requests=max_running_requests,
+        max_step_tokens=max_step_tokens,
+        max_model_len=96,
+    )
+    clocked = Clocked(settings=small)
+    for number, (objectives, num_tokens, max_tokens) in enumerate(wanted):
+        clocked.scheduler.add(
+            make_request(f"{number}", num_tokens, max_tokens, objectives=objectives)
+        )
+    while clocked.scheduler.has_unfinished:
+        num_plans = len(clocked.plans)
+        clocked.step()
+        assert len(clocked.plans) > num_plans
