@@ -67,11 +67,15 @@ def test_a_prompt_goes_on_where_decodes_wait_for_the_memory_that_it_holds() -> N
     clocked = Clocked(settings=small)
     clocked.scheduler.add(make_request("patient", 42, 7, objectives=Objectives(5.0, 12e-3)))
     clocked.scheduler.add(make_request("urgent", 63, 7, objectives=Objectives(0.1, 12e-3)))
-    num_finished = 0
+    num_finished, has_decodes = 0, False
     while clocked.scheduler.has_unfinished:
         num_plans = len(clocked.plans)
         num_finished += len(clocked.step())
         assert len(clocked.plans) > num_plans, "the device stands still"
+        # Nor are decodes forgotten that find no room for now.
+        has_decodes |= any(rows.num_tokens == 1 for rows in clocked.plans[-1].rows)
+        if has_decodes and num_finished < 2:
+            assert clocked.scheduler.ttft_forecast.load.decode_share > 0.0
     assert num_finished == 2
 
 
