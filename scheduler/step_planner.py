@@ -123,7 +123,7 @@ class StepPlanner:
             least_chunk = self._hold_to_objectives(step, load, plannable)
         room = self._classes.plan_running(plannable, step, withheld_ids, least_chunk)
         if load is not None and room is Room.SHORT and not step.has_rows:
-            self._let_prompts_go_on(step, load, plannable, withheld_ids)
+            room = self._let_prompts_go_on(step, plannable, withheld_ids)
         if room is Room.ENOUGH:
             service_class = ServiceClass.LATENCY_SENSITIVE
             room = self._classes.admit_waiting(
@@ -137,16 +137,18 @@ class StepPlanner:
     def _let_prompts_go_on(
         self,
         step: StepBuilder,
-        load: StepLoad,
         plannable: Sequence[tuple[Request, int]],
         withheld_ids: Collection[str],
-    ) -> None:
-        """Prompts that wait for decodes, where these find no room: they delay none of them, and
-        may hold what these wait for."""
+    ) -> Room:
+        """Prompts that wait for decodes, where these find no room: they take no time from them, and
+        may hold what these wait for. Other work still goes by the decodes, which go on soon."""
         step.forget_absent()
+        step.budget_s = inf
         prompts = [each for each in plannable if each[1] > 1]
-        least_chunk = self._hold_to_objectives(step, load, prompts)
-        self._classes.plan_running(prompts, step, withheld_ids, least_chunk)
+        least_chunk = self._settings.max_step_tokens
+        room = self._classes.plan_running(prompts, step, withheld_ids, least_chunk)
+        # Whatever the prompts find, decodes are left short.
+        return room if room is Room.IN_FLIGHT else Room.SHORT
 
     def _hold_to_objectives(
         self, step: StepBuilder, load: StepLoad, plannable: Sequence[tuple[Request, int]]

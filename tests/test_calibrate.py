@@ -346,6 +346,12 @@ class TestFitHost:
         assert len(judged) == 5
         assert all(step.accuracy == pytest.approx(1.0) for step in judged)
 
+    def test_steps_that_no_lane_row_joined_judge_none(self) -> None:
+        steps = tuple(self.step(place, place % 8 // 4, 0.0) for place in range(40))
+        measured = HostMeasured((self.busy(64),), 7e9, None, steps)
+        judged = judge_active(measured, TRUE_COSTS)
+        assert [step.shape.num_lane_rows for step in judged] == [1] * 5
+
     def step(self, place: int, num_lane_rows: float, others_cores: float) -> StepSample:
         """Twice as long where others disturbed it."""
         shape = StepShape(num_decode_rows=4, num_lane_rows=num_lane_rows, num_sampled_rows=4)

@@ -15,6 +15,7 @@ from load_builders import (
 )
 
 from omniserve.bench.load.options import LoadOptions
+from omniserve.bench.load.precise_timer import PreciseTimer
 from omniserve.bench.load.progress import Progress
 from omniserve.bench.load.run import LoadRun, run_load
 from omniserve.bench.load.stream_load import RETRY_PAUSE_S
@@ -261,6 +262,28 @@ async def test_the_server_is_asked_what_it_saw() -> None:
         (1, 9),
         (1, 9),
     ]
+
+
+@pytest.mark.asyncio
+async def test_the_server_is_asked_before_the_first_request_where_nothing_warms_up() -> None:
+    seen: list[int] = []
+
+    class Watched(ScriptedTarget):
+        async def clock(self) -> dict[ClockKey, ClockReading]:
+            seen.append(len(self.received))
+            return {}
+
+    await run_load(Watched(), [chat_stream([0.0, 0.1])], SHORT)
+    assert seen == [0, 2]
+
+
+@pytest.mark.asyncio
+async def test_what_was_due_is_sent_though_the_timer_had_no_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PreciseTimer, "arm", lambda self, at_s: None)
+    record = await run_load(ScriptedTarget(), [chat_stream([0.0, 0.05, 0.1])], SHORT)
+    assert [request.outcome for request in record.requests] == ["done"] * 3
 
 
 @pytest.mark.asyncio

@@ -61,6 +61,20 @@ def test_decodes_keep_the_lead_before_other_models_that_they_keep_before_their_o
     assert later.lead_s > 0.0 and background_s({"m": later}, clocked.now_s, "other") > 0.0
 
 
+def test_decodes_that_wait_for_the_memory_of_prompts_are_not_forgotten() -> None:
+    small = replace(SETTINGS, num_blocks=7, max_step_tokens=40, max_model_len=96)
+    clocked = Clocked(settings=small)
+    clocked.scheduler.add(make_request("patient", 42, 7, objectives=Objectives(5.0, 12e-3)))
+    clocked.scheduler.add(make_request("urgent", 63, 7, objectives=Objectives(0.1, 12e-3)))
+    num_finished, has_decodes = 0, False
+    while clocked.scheduler.has_unfinished:
+        num_finished += len(clocked.step())
+        has_decodes |= any(rows.num_tokens == 1 for rows in clocked.plans[-1].rows)
+        if has_decodes and num_finished < 2:
+            assert clocked.scheduler.ttft_forecast.load.decode_share > 0.0
+    assert num_finished == 2
+
+
 def test_where_nobody_came_lately_or_nothing_is_known_there_is_no_lead() -> None:
     clocked = Clocked()
     clocked.scheduler.add(chat("ls", clocked.now_s, max_tokens=200))

@@ -17,6 +17,8 @@ from attention_cases import assert_right, make_case, split_shape
 import cpu_attn
 from cpu_attn.warm_up_command import variant_of
 
+PATIENCE_S = 120.0
+
 
 def assert_merges() -> None:
     """Two parts, the second with the weight of three of the first, and a row that sees nothing."""
@@ -29,7 +31,9 @@ def assert_merges() -> None:
 
 def meet(directory: Path) -> None:
     (directory / str(os.getpid())).touch()
+    until_s = time.monotonic() + PATIENCE_S
     while len(list(directory.iterdir())) < 2:
+        assert time.monotonic() < until_s, "nobody comes"
         time.sleep(0.01)
 
 

@@ -55,7 +55,10 @@ def judge_active(measured: HostMeasured, costs: StepCosts) -> tuple[JudgedStep, 
     return tuple(
         JudgedStep(step.shape, step.seconds, costs.step_s(step.shape))
         for place, step in enumerate(measured.steps)
-        if place % _HELD_OUT == 1 and step.others_cores <= QUIET_CORES
+        if place % _HELD_OUT == 1
+        and step.others_cores <= QUIET_CORES
+        # A step may have come before any row of the host's was ready.
+        and step.shape.num_lane_rows
     )
 
 
