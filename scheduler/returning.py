@@ -82,7 +82,9 @@ class Returner:
     def _num_wanted(self, request: Request) -> int:
         blocks = self._device.blocks
         margin = max(_MIN_MARGIN, blocks.num_granted // _MARGIN_SHARE)
-        return blocks.num_needed(request.num_computed + 1) + margin
+        num_wanted = blocks.num_needed(request.num_computed + 1) + margin
+        # One that nothing else is left for may have all of the pool.
+        return num_wanted if self._boundary.is_open else min(num_wanted, blocks.num_blocks)
 
     def _may_stay_too(self, request: Request) -> bool:
         if not self._limits.is_device_limited or not self._boundary.is_open:

@@ -12,6 +12,7 @@ from scheduler import PlannedRows, Request, Scheduler, StepPlan
 from scheduler.fair_share import OUTPUT_TOKEN, PROMPT_TOKEN
 from scheduler.pace import Allowed
 from scheduler.plan_shape import shape_of
+from scheduler.preemption import Room
 from scheduler.step_books import KINDS
 from scheduler.step_builder import StepBuilder
 from scheduler.step_load import StepLoad
@@ -76,6 +77,14 @@ class ControlChecks:
             return self._least_chunk
 
         planner._hold_to_objectives = watched_hold  # type: ignore[method-assign, assignment]
+        let_go_on = planner._let_prompts_go_on
+
+        def watched_going_on(step: StepBuilder, *arguments: Any) -> Room:
+            # Of decodes that find no room none is delayed.
+            self._urgent_budget_s = inf
+            return let_go_on(step, *arguments)
+
+        planner._let_prompts_go_on = watched_going_on  # type: ignore[method-assign, assignment]
 
     def look(self, now_s: float) -> Before:
         queues = self.scheduler._queues

@@ -235,3 +235,13 @@ def test_limit_of_the_device_keeps_nobody_where_it_would_stand_still(limit: dict
     assert driver.step() == "nothing <be1"
     driver.land("be1")
     assert driver.step() == "be1@5+1*"
+
+
+def test_who_would_stand_still_needs_no_more_than_there_is() -> None:
+    """Its two blocks and a margin of two are more than the pool has."""
+    driver = make_driver("be1", num_blocks=3, max_model_len=13, prefix_caching=False)
+    driver.scheduler.offload_allowed = False
+    assert driver.step("be1") == "be1^4"
+    assert driver.step("be1") == "be1^5"
+    driver.scheduler.lanes_open = False
+    assert driver.step() == "nothing <be1"
