@@ -1,9 +1,11 @@
 """Builders for engines, requests and runs of them."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from oracle import Oracle
 
 from omniserve.devices.device import open_device
 from omniserve.engine.core import Engine
@@ -107,3 +109,15 @@ def run_all(
         # Steps say nothing: where all is on the host, an engine looks there again and again.
         assert time.monotonic() < last_output_s + PATIENCE_S, "the engine makes no progress"
     return results
+
+
+def is_any_wrong(
+    oracles: Mapping[str, Oracle], requests: Iterable[EngineRequest], results: dict[str, Collected]
+) -> bool:
+    """Whether some token is not what its model's oracle says."""
+    return any(
+        oracles[each.model]
+        .compare(each.prompt_token_ids, results[each.request_id].token_ids)
+        .num_wrong
+        for each in requests
+    )

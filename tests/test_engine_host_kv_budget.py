@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_builders import GREEDY, make_model_settings, make_request, run_all
+from engine_builders import GREEDY, is_any_wrong, make_model_settings, make_request, run_all
 from host_attention_builders import until
 from oracle import Oracle
 from piggyback_builders import ARCHITECTURES
@@ -252,13 +252,7 @@ def test_pages_given_back_while_they_are_read_are_noticed(
 
     def is_noticed(seed: int) -> bool:
         requests = [*prompts(6, "a", seed), *prompts(6, "b", seed + 1)]
-        ended = run_all(engine, requests, arrivals_per_step=1)
-        return any(
-            oracles[each.model]
-            .compare(each.prompt_token_ids, ended[each.request_id].token_ids)
-            .num_wrong
-            for each in requests
-        )
+        return is_any_wrong(oracles, requests, run_all(engine, requests, arrivals_per_step=1))
 
     # Which blocks are in use as others go depends on when the host's results come.
     assert any(is_noticed(seed) for seed in range(11, 31, 2))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_builders import GREEDY, make_model_settings, make_request, run_all
+from engine_builders import GREEDY, is_any_wrong, make_model_settings, make_request, run_all
 from oracle import Oracle
 
 from omniserve.devices.device import open_device
@@ -165,13 +165,7 @@ def test_memory_given_back_while_it_is_read_is_noticed(
     def is_noticed(seed: int) -> bool:
         engine = make_shared(*(model_of(path) for path in checkpoints.values()), kv_bytes=KV_BYTES)
         requests = tides(40, seed)
-        results = run_all(engine, requests, arrivals_per_step=1)
-        return any(
-            oracles[each.model]
-            .compare(each.prompt_token_ids, results[each.request_id].token_ids)
-            .num_wrong
-            for each in requests
-        )
+        return is_any_wrong(oracles, requests, run_all(engine, requests, arrivals_per_step=1))
 
     # Which memory is in use as other memory goes depends on how long steps take.
     assert any(is_noticed(seed) for seed in range(1, 9))
